@@ -75,7 +75,10 @@ class PermittedUnits:
         return sum(self._at[pk] for pk in {*gateways} if pk in self._at)
 
     def by_person(self, pairs: Iterable[Pair]) -> dict[UUID, int]:
-        """Return, by person, all access units (AccessUnit) of the gateways paired with the person, as bits."""
+        """Return each person's access units (AccessUnit), as bits.
+
+        These are all units of the gateways that `pairs` lists for the person.
+        """
         found = defaultdict[UUID, int](int)
         for person, gateway in pairs:
             found[person] |= self._at.get(gateway, 0)
@@ -121,7 +124,10 @@ class PermittedUnits:
 
 
 def _units(known: InForce, features: FeatureQuerySet | None) -> Sequence[AccessUnit]:
-    """Return the gateways, sorted by name; with `features`, return these tools, sorted by gateway and name."""
+    """Return the gateways, sorted by name.
+
+    If `features` are given, return these features instead, sorted by gateway and name.
+    """
     if features is None:
         return [AccessUnit(each.pk) for each in known.gateways]
     place = {each.pk: number for number, each in enumerate(known.gateways)}

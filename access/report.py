@@ -163,11 +163,11 @@ class AccessReport:
         return rows.order_by().values_list("user_id", "gateway_id")
 
     def _unused(self) -> Any:
-        """Return a function that takes a person's id and access units as bits, and returns the unused units as bits.
+        """Return a function that picks the unused units among the access units of a person.
 
-        A unit is unused if the person could already use it `asked.unused` days ago, and has not used its gateway
-        since that time. If `asked.unused` is not set, or the report is about a past moment, the function returns all
-        units.
+        The function takes the person's id and the units, and returns units. Units are given as bits. A unit is unused
+        if the person could already use the unit `asked.unused` days ago, and has not used the unit's gateway since that
+        time. If `asked.unused` is not set, all units are returned. A report about a past moment also gets all units.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

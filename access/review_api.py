@@ -48,7 +48,7 @@ class ReviewSerializer(serializers.Serializer[Any]):
     id = Id()
     name = serializers.CharField(help_text="Its name.")
     scope = serializers.ChoiceField(
-        ReviewScope.choices, help_text="The kind of `subjects`; `everything` if the review has none."
+        ReviewScope.choices, help_text="The kind of `subjects`; `everything` if the review has no subjects."
     )
     subjects = serializers.ListField(
         child=serializers.CharField(),

@@ -137,8 +137,8 @@ SUBJECTS: Mapping[str, ScopeRows] = {
 }
 EXPLAINED = {
     Unanswered.LIST: "The access in these lines stays. The result lists the lines.",
-    Unanswered.END: "The access in these lines ends a day after the due date. Access that you may not end at "
-    "that time stays, and the result lists it.",
+    Unanswered.END: "The access in these lines ends a day after the due date. If you lack the permission "
+    "to end an access at that time, this access stays, and the result lists it.",
 }
 
 
@@ -191,7 +191,10 @@ class StartForm(forms.Form):
         words = [line.strip() for line in values.get("subjects", "").splitlines() if line.strip()]
         scope = str(values.get("scope"))
         if scope == ReviewScope.EVERYTHING and words:
-            wrong = "To review everything, leave this empty. To review only what you entered, choose its kind above."
+            wrong = (
+                "To review everything, leave this empty. "
+                "To review only the entered gateways, teams or people, choose their kind above."
+            )
             self.add_error("subjects", wrong)
         elif scope in SUBJECTS and not words:
             self.add_error("subjects", "Enter at least one gateway, team or person.")

@@ -207,7 +207,7 @@ def _with_people(rows: Any) -> Any:
 
 
 def _may(review: Review, viewer: User) -> dict[str, bool]:
-    """Return, by name of the action, whether the viewer may take this action on the review."""
+    """Return the actions on the review by name, each with True if the viewer may take the action, otherwise False."""
     is_manager = review.is_open and may_start(viewer)
     may_answer = review.is_open and review.names_reviewer(viewer)
     return {
@@ -226,9 +226,10 @@ def _shown(listed: ReviewLineQuerySet, viewer: User) -> dict[str, int]:
 
 
 def progress_of(review: Review) -> dict[str, Any]:
-    """Return numbers that show the review's progress, and the reviewers who have open lines (none if it is closed).
+    """Return numbers that show the review's progress, and the reviewers who have open lines.
 
-    The numbers count lines (all, and by answer) and people (all, and those without open lines).
+    The numbers count lines (all, and by answer) and people (all, and people without open lines). If the review is
+    closed, the list of reviewers is empty.
     """
     counts = Counter(dict(review.lines.order_by().values("answer").annotate(n=Count("pk")).values_list("answer", "n")))
     people = review.lines.order_by().aggregate(
@@ -260,7 +261,7 @@ def given_since(review: Review) -> int:
 @require_http_methods(["POST"])
 @reads
 def answer(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Save the answers for a page, a person, or all lines that the filters show. Asks before access is ended."""
+    """Save the answers for a page, a person, or all lines that match the filters. Ask before an answer ends access."""
     review = review_or_404(pk)
     filters = _line_filter(review, request.user, request.POST)
     form = AnswerForm(request.POST, review, filters.narrow(_lines(review, request.user)), request.user)

@@ -24,7 +24,7 @@ EXTENDED = timedelta(seconds=5)  # Longest time between the end of a grant and t
 
 @dataclass(frozen=True, slots=True)
 class AccessSource:
-    """A reason why a person may use a gateway, or a tool set there."""
+    """A reason why a person may use a gateway, or may use a tool set on a gateway."""
 
     kind: str  # `everyone`, `superuser`, `role`, `team`, `grant` or `tools`.
     name: str

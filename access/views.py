@@ -142,7 +142,7 @@ class ReportFilter(ListFilter):
 
 @dataclass(frozen=True)
 class Side:
-    """The person, gateway or tool from whose page the report was opened, and to which the report is limited.
+    """The person, gateway or tool from whose page the report was opened. The report is limited to this object.
 
     All fields are None if the report was opened from another page.
     """

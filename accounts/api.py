@@ -352,8 +352,8 @@ class Me(Resource):
     def ask_for(self, request: Request) -> Response:
         """Ask for a capability that you lack.
 
-        People with `people:manage` are notified. Does nothing if you have it, have asked for it within a day, or have
-        asked for five capabilities within a day.
+        People with `people:manage` are notified. Nothing happens if you already have the capability, if you asked for
+        the capability in the last day, or if you asked for five capabilities in the last day.
         """
         [capability] = Capability.named([self.body()["capability"]])
         self.me.ask_for(capability)

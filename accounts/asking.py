@@ -52,9 +52,9 @@ def asked_lately(events: Iterable[Event]) -> set[str]:
 
 
 def state_of(capability: Capability, events: Iterable[Event]) -> tuple[bool, datetime | None]:
-    """Return whether `capability` was requested in the last day, and when the newest request was declined, or None.
+    """Return whether `capability` was requested in the last day, and when the newest request was declined.
 
-    `events` is the result of `requests(of=person)`.
+    The second value is None if the newest request was not declined. `events` is the result of `requests(of=person)`.
     """
     of_it = [event for event in events if capability.slug in _slugs(event)]
     declined = of_it and of_it[0].action == Action.USER_REQUEST_DECLINED
@@ -73,9 +73,9 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
 
 
 def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
-    """Return each active person's newest open request as (person, capability, time), at most `most`.
+    """Return the newest open request of at most `most` active people, as (person, capability, time).
 
-    A request is open for a week, unless it was declined or granted, or the person has the capability.
+    A request is open for a week. It ends earlier if it is declined or granted, or if the person gets the capability.
     """
     asked = list(still_open(requests()[:MOST_OPEN]))
     people = get_user_model().objects.select_related("role").filter(is_active=True)

@@ -109,7 +109,7 @@ def _withheld(editor: User, capability: Capability) -> str:
 
 
 class ChecksCapabilities(forms.Form):
-    """A form with a check-list of capabilities. Those in `at_first` are ticked when the form is first shown."""
+    """A form with a check-list of capabilities. At first, the form ticks the capabilities in `at_first`."""
 
     at_first: frozenset[Capability] = frozenset()
     capabilities = forms.MultipleChoiceField(

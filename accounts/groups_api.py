@@ -249,12 +249,12 @@ class WorkspaceSerializer(WorkspaceChanges):
         allow_null=True, help_text="When the requested shorter retention takes effect; null if none is pending."
     )
     shorter_retention_drops = serializers.SerializerMethodField(
-        help_text="Estimated number of calls that the requested shorter retention will delete; null if none is pending."
+        help_text="Estimated number of calls that the requested shorter retention will delete; null without a request."
     )
     public_url = serializers.SerializerMethodField(help_text="Address of this installation.")
     private_upstreams = serializers.SerializerMethodField(help_text="Private networks in which servers may be.")
     archive = serializers.SerializerMethodField(
-        help_text="Folder or bucket of calls older than the retention, as set for this process; null means none."
+        help_text="Archive of this process for calls older than the retention: a folder or bucket; null if none is set."
     )
 
     def get_shorter_retention_drops(self, workspace: WorkspaceSettings) -> int | None:

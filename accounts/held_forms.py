@@ -33,9 +33,9 @@ MOST_CHARACTERS = 56 * 1024  # Per form, compressed and encrypted. Every request
 
 
 def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Store the form when a view raises ReauthenticationRequired, and restore its data when it is resubmitted.
+    """Store the form when a view raises ReauthenticationRequired, and restore the data when the form is resubmitted.
 
-    Place this middleware after AccountMiddleware, which would otherwise store the data unencrypted.
+    Place this middleware after AccountMiddleware. Otherwise AccountMiddleware stores the data unencrypted.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

@@ -52,7 +52,7 @@ class LinkTokens(PasswordResetTokenGenerator):
 class JoinTokens(LinkTokens):
     """Single-use tokens of invitations, valid until the person's `invitation_expires_at`.
 
-    People who must sign in at the organisation join by signing in there; for them, the token only identifies the
+    Some people must sign in at the organisation. They join by signing in there, and their token only identifies the
     invitation.
     """
 

@@ -254,7 +254,9 @@ class RoleForm(ChecksCapabilities):
         label="Required of people with this role",
         required=False,
         choices=RequiredSignIn.choices,
-        help_text="Pages ask for it before they open. Tokens and API keys of these people work without it.",
+        help_text=(
+            "Pages ask for this sign-in before they open. These people's tokens and API keys work without this sign-in."
+        ),
     )
     only_looks = forms.BooleanField(
         label="People with this role only look",

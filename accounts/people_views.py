@@ -308,7 +308,7 @@ def decline_request(request: AppRequest, pk: UUID) -> HttpResponse:
         act,
         title="Decline request",
         text=f"Decline the request of {person.email} for “{capability.label}”?",
-        more="The person sees that the request was declined, and can ask again one day after making it.",
+        more="The person sees that the request was declined. One day after the request, the person can ask again.",
         kind="primary",
         hidden=[("capability", capability.slug)],
     )
@@ -400,7 +400,8 @@ def send_reset(request: AppRequest, pk: UUID) -> HttpResponse:
         lambda: leave(request, page_url(person), _reset_sent(request, person)),
         title="Send password reset",
         text=f"Send {person.email} a link to set a new password?",
-        more="The link works once, for one hour. Using it revokes all their API tokens, API keys and app connections.",
+        more="The link works once, for one hour. When the person sets a new password with the link, all API tokens, "
+        "API keys and app connections of the person are revoked.",
         icon="mail",
         kind="primary",
     )

@@ -36,9 +36,10 @@ _for_a_stranger: ContextVar[bool] = ContextVar("_for_a_stranger", default=False)
 
 
 def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Serve one request to PATH at a time for people who are not signed in; answer 429 after LONGEST_TURN_WAIT_S.
+    """Serve requests to PATH one at a time if they come from people who are not signed in.
 
-    Place this middleware after authentication, and before slow middleware.
+    A request that has waited for LONGEST_TURN_WAIT_S gets 429. Place this middleware after authentication, and before
+    slow middleware.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -94,9 +95,9 @@ class HashingBusy(TryLater):
 
 
 class Queue:
-    """A queue that admits `at_once` callers at a time, and lets `waiting` others wait.
+    """A queue that admits at most `at_once` callers at a time. At most `waiting` further callers can wait.
 
-    Of all callers admitted or waiting, at most `at_once + of_strangers` may be strangers (see `for_a_stranger`). `turn`
+    At most `at_once + of_strangers` of the admitted and waiting callers may be strangers (see `for_a_stranger`). `turn`
     raises HashingBusy if the queue has no room for the caller, or if the caller has waited for `seconds`.
     """
 

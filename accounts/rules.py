@@ -71,7 +71,7 @@ class Outranked(BeyondYours):
 
 
 class InvitesOthers(BeyondYours):
-    """An API key cannot invite people who may invite others: they could do so even after the key has ended."""
+    """An API key cannot invite people who may invite others, because these people could invite after the key ends."""
 
 
 class NotStaff(BeyondYours):
@@ -146,7 +146,7 @@ def one_at_a_time() -> None:
 
 
 def acting_now(by: Grantor | None) -> Any:
-    """Return the actor as stored now; for a request with an API key, with only the key's permissions.
+    """Return the actor as stored now. In a request with an API key, the actor has only the key's permissions.
 
     Return None if `by` is None, which means the system.
     """
@@ -254,7 +254,10 @@ def must_keep_break_glass() -> None:
 
 
 def must_be_possible(required: str) -> None:
-    """Raise NoOrganisation if `required` is ORGANISATION, but it is not offered or no break-glass owner exists."""
+    """Raise NoOrganisation if `required` is ORGANISATION, but cannot be required now.
+
+    ORGANISATION requires that the organisation's sign-in is offered, and that a break-glass owner exists.
+    """
     if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
         raise NoOrganisation(NoOrganisation.__doc__)
 
@@ -266,7 +269,10 @@ def is_required_somewhere(required: str) -> bool:
 
 
 def required_of(person: Any) -> set[str]:
-    """Return what role and workspace require, as values of RequiredSignIn; "" for a missing role or setting."""
+    """Return the sign-ins that the person's role and the workspace require, as values of RequiredSignIn.
+
+    A missing role or setting gives "".
+    """
     if hasattr(person, "required_of_all"):  # Loaded with the session's person (accounts.backend).
         of_all = person.required_of_all or ""
     else:

@@ -145,7 +145,7 @@ def has_second_factor(person: User) -> bool:
 
 
 def with_second_factor(people: QuerySet[User]) -> QuerySet[User]:
-    """Annotate people with `second_factor`, which is `has_second_factor` of each, in one query for all."""
+    """Annotate each person with `second_factor`, the result of `has_second_factor`. One query serves all people."""
     factors = Authenticator.objects.filter(user=OuterRef("pk"), type__in=SECOND_FACTORS)
     return people.annotate(second_factor=Exists(factors))
 
@@ -196,7 +196,10 @@ def second_factor_key_uses() -> Counter[str]:
 
 
 def reseal_second_factors() -> Resealed:
-    """Re-encrypt with the newest encryption key all secrets that use older keys, one authenticator at a time."""
+    """Re-encrypt all second-factor secrets that use older encryption keys, with the newest key.
+
+    Each authenticator is re-encrypted in a transaction of its own.
+    """
     pks = list(Authenticator.objects.order_by("pk").values_list("pk", flat=True))
     results = [result for pk in pks for result in _moved(pk)]
     return Resealed(moved=results.count(True), unreadable=results.count(False))

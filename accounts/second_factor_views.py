@@ -63,7 +63,7 @@ def _left(codes: Any) -> int:
 
 
 def _added(request: Any, *, is_first: bool, **changes: Any) -> None:
-    """Record the new factor. If it is the person's first factor, end their other sessions, which began without it."""
+    """Record the new factor. If `is_first`, end the person's other sessions, which began without a second factor."""
     _record(request, Action.SECOND_FACTOR_ADDED, **changes)
     if is_first:
         request.user.end_sessions(by=request.user, but=request.session)

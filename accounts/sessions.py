@@ -75,7 +75,7 @@ def open_sessions(person: User, this: str | None = None) -> list[WebSession]:
 
 
 def still_open(rows: Iterable[UserSession]) -> list[UserSession]:
-    """Return those of the sessions that still sign their person in."""
+    """Return the sessions in `rows` that have not ended."""
     rows = list(rows)
     keys = [row.session_key for row in rows]
     stored = Session.objects.filter(session_key__in=keys, expire_date__gt=timezone.now())

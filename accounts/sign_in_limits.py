@@ -156,7 +156,10 @@ def _posts(action: str, sender: Callable[[HttpRequest], str]) -> Callable[[View]
 
 
 def _signer(person: User) -> TimestampSigner:
-    """Return a signer whose signatures become invalid with a new password or when the person signs out everywhere."""
+    """Return a signer for the ids of this person's browsers.
+
+    The signatures become invalid if the person sets a new password, or signs out everywhere.
+    """
     return TimestampSigner(salt=f"accounts.known-browser {person.pk} {person.get_session_auth_hash()}")
 
 

@@ -115,7 +115,7 @@ NOT_DONE = "not_done"  # Parameter of the sign-in URL: the submitted form was no
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """LoginRequiredMiddleware that, for a submitted form, makes the sign-in lead back to the form's page."""
+    """LoginRequiredMiddleware that leads back to the page of a form if the form was submitted without a sign-in."""
 
     def handle_no_permission(
         self, request: HttpRequest, view_func: Callable[..., HttpResponseBase]

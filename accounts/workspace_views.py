@@ -43,7 +43,7 @@ class WorkspaceForm(forms.Form):
     required_sign_in = forms.ChoiceField(
         label="Required of everybody",
         choices=RequiredSignIn.choices,
-        help_text="Pages ask for it before they open. Tokens and API keys work without it. A role can require it, too.",
+        help_text="Pages open only after this sign-in. Tokens and API keys work without it. Roles can also require it.",
     )
     zone = forms.CharField(
         label="Time zone",
@@ -81,9 +81,9 @@ class WorkspaceForm(forms.Form):
         min_value=1,
         max_value=3650,
         help_text=(
-            "Days, from 1 to 3650. Calls are deleted one whole day at a time. If you keep them for more than 100 days, "
-            "they are deleted one week at a time; for more than 730 days, one month at a time. Admin events are kept "
-            "for ever. If you shorten the time, the change takes effect after a day."
+            "Days, from 1 to 3650. Up to 100 days, calls are deleted one whole day at a time; up to 730 days, one week "
+            "at a time; above 730 days, one month at a time. Admin events are kept for ever. If you shorten the time, "
+            "the change takes effect after a day."
         ),
     )
     record_payloads = forms.BooleanField(

@@ -74,7 +74,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
     asked_at = UtcDateTimeField(help_text="When the call was made.")
     fallback_at = UtcDateTimeField(help_text="From this time on, everybody with `approvals:decide` may decide.")
     ends_at = UtcDateTimeField(
-        help_text="When the time to decide ends; after a decision, when the decision stops applying."
+        help_text="End of the time to decide. Once somebody has decided, end of the time in which the decision applies."
     )
     decided_by = serializers.EmailField(
         source="decided_by.email",
@@ -120,7 +120,8 @@ class DenyBody(RequestBody):
         max_length=LONGEST_SENTENCE,
         required=False,
         allow_blank=True,
-        help_text="Sentence for the agent, which gets it if the call is denied. After an approval, only people see it.",
+        help_text="Sentence about the decision. If the call is denied, the agent gets the sentence. If the call is "
+        "approved, only people see the sentence.",
     )
 
 

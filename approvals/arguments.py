@@ -61,7 +61,8 @@ class ShownArguments(NamedTuple):
 def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArguments:
     """Return the arguments of a hold, compared with those of `earlier`; recognisable secrets are replaced.
 
-    A viewer whom the hold does not concern gets nothing; one who may not read values gets names, kinds and sizes.
+    If the hold does not concern the viewer, no arguments are returned. If the viewer may not read values, only names,
+    kinds and sizes are returned.
     """
     if not hold.concerns_viewer:
         return ShownArguments([], is_withheld=True)
@@ -92,7 +93,7 @@ def _compared(arguments: dict[str, Any], before: dict[str, Any] | None) -> Shown
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    """Compare two values as the digest of a call does: 1 is the same as 1.0, but not as true."""
+    """Compare two values as the digest of a call does: 1 and 1.0 are the same, but 1 and true are different."""
     return value is other or (value == other and canonical_json.canonical(value) == canonical_json.canonical(other))
 
 

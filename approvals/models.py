@@ -81,7 +81,10 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.exclude(state=HoldState.WAITING, ends_at__gt=Now())
 
     def with_details(self, viewer: User) -> HoldQuerySet:
-        """Load what pages and answers show of each hold, and `concerns_viewer`: whether it concerns `viewer`."""
+        """Load the related rows that pages and answers show with each hold.
+
+        Add `concerns_viewer`, which is True if the hold concerns `viewer`.
+        """
         concerns = Exists(Hold.objects.concerning(viewer).filter(pk=OuterRef("pk")))
         rows: Any = self.select_related(
             "connection__host", "connection__gateway", "server", "user", "team", "decided_by"
@@ -116,8 +119,8 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def decidable_by(self, person: User) -> HoldQuerySet:
         """Return the holds, waiting or not, of which `person` is now an approver.
 
-        With APPROVALS_DECIDE, these include holds whose rule names nobody, holds whose team was deleted, and all holds
-        past `fallback_at`. A rule can exclude the person for whom the agent acts.
+        If `person` has APPROVALS_DECIDE, these are added: holds whose rule names nobody, holds whose team was deleted,
+        and all holds past `fallback_at`. A rule can exclude the person for whom the agent acts.
         """
         if not person.is_active:
             return self.none()
@@ -336,7 +339,7 @@ class Hold(models.Model):
 
 
 def hold_of(call: Call, viewer: User) -> Hold | None:
-    """Return the hold that stopped the call, or was approved for it; None if none exists or `viewer` may not see it."""
+    """Return the hold that stopped or allowed the call; None without a hold, or if `viewer` may not see the hold."""
     if call.hold_id is None:
         return None
     return Hold.objects.visible_to(viewer).with_details(viewer).filter(pk=call.hold_id).first()
@@ -435,7 +438,7 @@ class Allowance(models.Model):
         return self.connection.owner_email
 
     def may_be_ended_by(self, person: User) -> bool:
-        """True if `person` may end the permission: with APPROVALS_DECIDE, or if the agent acts for them."""
+        """True if `person` may end the permission: `person` has APPROVALS_DECIDE, or owns the agent's connection."""
         is_own = person.narrowed_to is None and person.pk == self.connection.user_id
         return is_own or person.has_perm(Capability.APPROVALS_DECIDE)
 

@@ -41,7 +41,9 @@ class ChannelSerializer(serializers.Serializer[Channel]):
     owner = serializers.EmailField(
         source="owner.email", default=None, help_text="E-mail address of the owner; null for the workspace's channels."
     )
-    address = serializers.SerializerMethodField(help_text="Where messages go, without the path, which may be a secret.")
+    address = serializers.SerializerMethodField(
+        help_text="Address that gets the messages. Its path is left out, because it may be a secret."
+    )
     enabled = serializers.BooleanField(help_text="Whether messages are sent.")
     matters = serializers.SerializerMethodField(help_text=MATTERS)
     quiet_from = serializers.TimeField(

@@ -1,6 +1,7 @@
-"""Delivery of messages: by mail, or by a POST to a webhook, Slack or Microsoft Teams, if a Guard allows the address.
+"""Delivery of messages: by mail, or by a POST to a webhook, Slack or Microsoft Teams.
 
-A new kind of channel needs a member of ChannelKind, and a function for its messages in BODIES.
+A POST is sent only if a Guard allows its address. A new kind of channel needs a member of ChannelKind, and a
+function for its messages in BODIES.
 """
 
 from __future__ import annotations

@@ -78,7 +78,10 @@ class ChannelManager(models.Manager["Channel"]):
         return self.get_or_create(owner=person, kind=ChannelKind.MAIL)[0]
 
     def open_to(self, person: User) -> models.QuerySet[Channel]:
-        """Return the channels that `person` may see: their own, and the workspace's if they may see its settings."""
+        """Return the channels that `person` may see.
+
+        Everybody sees their own channels. People with WORKSPACE_READ also see the workspace's channels.
+        """
         mine = Q(owner=person)
         if person.has_perm(Capability.WORKSPACE_READ):
             mine |= Q(owner=None)
@@ -128,7 +131,10 @@ class Channel(Versioned, models.Model):
 
     @property
     def is_stored(self) -> bool:
-        """False for a new channel, and for a mail channel until it is first changed or needed."""
+        """True if the channel has a row in the database.
+
+        A new channel has no row. A mail channel gets its row when the channel is first changed or needed.
+        """
         return not self._state.adding
 
     @property
@@ -165,7 +171,7 @@ class Channel(Versioned, models.Model):
             setattr(self, name, value)
 
     def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
-        """Return the columns to save for this address and secret; {} if none changes. Raises ChannelError.
+        """Return the columns to save for this address and secret; {} if there is nothing to save. Raises ChannelError.
 
         An empty address or secret means the current one. Do not call this in a transaction: resolving the host may take
         seconds.
@@ -241,9 +247,9 @@ class Channel(Versioned, models.Model):
     def send(self, matter: str, subject: str, text: str, link: str, **more: Any) -> Notification | None:
         """Queue a message, and return it.
 
-        Return None if the channel is disabled or mutes the matter, and for mail without a mail server. `more` may have
-        `key` (messages with the same key are queued once), `at_once` (ignore quiet hours), and fields of the
-        Notification.
+        Queue nothing and return None if the channel is disabled, if the channel mutes the matter, or if the channel
+        sends mail and there is no mail server. `more` may have `key` (messages with the same key are queued once),
+        `at_once` (ignore quiet hours), and fields of the Notification.
         """
         key, at_once = more.pop("key", None), more.pop("at_once", False)
         if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):

@@ -70,7 +70,7 @@ def unusual() -> Unusual:
 
 
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
-    """Return each agent's refusals in the clock hour of `since` or in the next one, whichever has more.
+    """Return each agent's number of refusals in the worse of two clock hours: the hour of `since` and the next hour.
 
     Return None if there are too many calls to count.
     """

@@ -217,7 +217,10 @@ def _to_who_asked(event: Event, subject: str, text: str) -> Answer:
 
 
 def _capability_given(event: Event) -> Answer:
-    """Return the message to a person whose new role has capabilities that they asked for; None if they lost them."""
+    """Return the message to a person whose new role has capabilities that the person asked for.
+
+    Return None if the person has lost all these capabilities.
+    """
     person = _other_than_actor(event, event.target_id)
     granted = Capability.named(event.changes["granted"][1])
     labels = [one.label for one in granted if person and person.has_perm(one)]
@@ -353,7 +356,11 @@ def _claimed() -> Iterator[tuple[Notification, Parcel]]:
 
 
 def _is_wanted(message: Notification) -> bool:
-    """False if, while the message waited, the channel was disabled, the matter muted, or the owner lost permissions."""
+    """Return whether a message that waited may still be sent.
+
+    Return False if its channel is now disabled, if the channel now mutes the matter, or if the channel's owner may no
+    longer act on the matter.
+    """
     channel, matter = message.channel, BY_NAME.get(message.matter)
     if not channel.enabled or message.matter in channel.muted:
         return False
@@ -415,7 +422,10 @@ def send_test(channel: Channel, *, by: User) -> str:
 
 
 def drop_old(now: datetime) -> int:
-    """Delete sent and given-up messages after 30 days. Things that still need attention are then reported again."""
+    """Delete messages that are over 30 days old, and were sent or given up.
+
+    Things that still need attention are then reported again.
+    """
     return int(Notification.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
 
 

@@ -77,7 +77,10 @@ class ChannelForm(forms.Form):
         required=False,
         label="Quiet until",
         widget=forms.TimeInput(attrs={"type": "time"}),
-        help_text="In quiet hours, all messages but incidents and approvals wait. Leave empty for no quiet hours.",
+        help_text=(
+            "In quiet hours, only messages about incidents and approvals are sent. Other messages wait. Leave empty "
+            "for no quiet hours."
+        ),
     )
     zone = forms.CharField(label="Time zone", max_length=64, help_text="Such as Europe/Berlin.")
 
@@ -135,7 +138,7 @@ def _home() -> str:
 @require_GET
 @own_resource(OWN)
 def notifications(request: AppRequest) -> HttpResponse:
-    """List the person's own channels, and the workspace's if they may see its settings."""
+    """List the person's own channels. For people with WORKSPACE_READ, also list the workspace's channels."""
     stored = list(Channel.objects.open_to(request.user))
     own = [channel for channel in stored if channel.owner_id]
     if not any(channel.is_own_mail for channel in own):

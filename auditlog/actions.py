@@ -387,7 +387,7 @@ class Action(StrEnum):
     SERVER_ENABLED = "server.enabled", "{actor} enabled the server {target}."
     SERVER_ISSUER_CHANGED = (
         "server.issuer_changed",
-        "{actor} signed in at another issuer of the server {target}, which ended other sign-ins.",
+        "{actor} ended other sign-ins at the server {target} by signing in at another issuer.",
     )
     SERVER_UPDATED = (
         "server.updated",

@@ -54,7 +54,7 @@ CALL_HELP = {
     "feature_type": "Kind of feature that was used, such as a tool.",
     "feature_name": "Name of the tool, prompt or resource, as clients see it.",
     "outcome": "How the call ended.",
-    "deny_reason": "Why the call was refused, as an error code; empty if it was not.",
+    "deny_reason": "Error code of the refusal; empty if the call was not refused.",
     "http_status": "HTTP status of the answer.",
     "rpc_error_code": "JSON-RPC error code of the answer; null if none.",
     "host_id": "Id of the app or agent.",
@@ -64,7 +64,7 @@ CALL_HELP = {
     "token_id": "Id of the token.",
     "server_id": "Id of the server.",
     "identity_id": "Id of the credential that was sent to the server.",
-    "session_id": "Id of the MCP session, which is the id of the `initialize` call that opened it; null outside a "
+    "session_id": "Id of the MCP session: the id of the `initialize` call that opened the session. Null outside a "
     "session.",
     "host_name": "Name of the app or agent at the time.",
     "gateway_name": "Name of the gateway at the time.",
@@ -86,9 +86,9 @@ CALL_HELP = {
     "error_text": "Text of the error without secrets, 300 characters at most; empty if none.",
     "trace_id": "Trace of the call (W3C Trace Context), 32 hexadecimal digits; empty if none.",
     "labels": "Labels that rules gave the call, separated by commas; empty if none.",
-    "rule_id": "Id of the rule that refused or held the call. If no rule did, the id of the first rule whose condition "
-    "had no result; null if there is none.",
-    "hold_id": "Id of the hold that stopped the call, or whose approval let it run; null if none.",
+    "rule_id": "Id of the rule that refused or held the call. If no rule refused or held it, id of the first rule "
+    "whose condition had no result. Null if there is no such rule either.",
+    "hold_id": "Id of the hold that stopped the call, or of the hold whose approval let the call run; null if none.",
     "request_payload": "Arguments, if they were recorded and you may see them.",
     "response_payload": "Result, if it was recorded and you may see it.",
     "payload_truncated": "Whether the recorded payload was cut.",
@@ -296,7 +296,8 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     target_id = serializers.CharField(
         required=False,
         help_text="Only events about the object with this id. For a person, also events that name the person's present "
-        "e-mail: about what the person owns, such as tokens, and about the person joining or leaving a team.",
+        "e-mail. These are events about objects that the person owns, such as tokens, and events about the person "
+        "joining or leaving a team.",
     )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(
@@ -324,7 +325,7 @@ class StopSerializer(serializers.Serializer[Any]):
     )
     about = CauseField(
         source="cause.subject",
-        help_text="Id of the object that `act` changes; null if there is no `act`, or if it only opens a page.",
+        help_text="Id of the object that `act` changes; null if `act` is null or only opens a page.",
     )
     who = CauseField(source="cause.who", help_text="Who can remove the obstacle, if you cannot; otherwise null.")
 
@@ -357,7 +358,7 @@ class TrailSerializer(serializers.Serializer[Trail]):
         child=serializers.CharField(), help_text="Names of the checks that were not made because an earlier one failed."
     )
     near = serializers.ListField(
-        child=serializers.CharField(), help_text="Tools that you may see and whose name is similar."
+        child=serializers.CharField(), help_text="Tools that you may see, with a name similar to the unknown name."
     )
     notes = serializers.ListField(
         child=serializers.CharField(), help_text="Remarks on the decision, such as the labels that rules would give."

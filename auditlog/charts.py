@@ -77,7 +77,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars over periods of length `each`. The first period may be shorter, the last one shorter or longer."""
+    """Bars over periods of length `each`.
+
+    The first period may be shorter than `each`. The last period may be shorter or longer than `each`.
+    """
 
     bars: list[Bar]
     each: timedelta
@@ -166,9 +169,10 @@ class Histogram:
 
 
 def histogram(search: Search, *, timed: bool = False) -> Histogram:
-    """Return the histogram of a search; from the roll-ups, if it has too many calls to count each.
+    """Return the histogram of a search.
 
-    If the roll-ups cannot answer, only the newest calls are counted. Latencies from roll-ups are only read if `timed`.
+    If the search has too many calls to count each call, the histogram is made from the roll-ups. If the roll-ups cannot
+    answer, only the newest calls are counted. Latencies from roll-ups are only read if `timed`.
     """
     until = min(search.until or timezone.now(), timezone.now())
     since = search.since or Call.objects.oldest() or until - timedelta(hours=1)
@@ -199,13 +203,16 @@ def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
 
 
 def _end_of_last(search: Search, until: datetime) -> datetime:
-    """Return the end of the last bar: `until` if the search sets this end, otherwise the end of the current minute."""
+    """Return the end of the last bar.
+
+    If the search itself ends at `until`, return `until`. Otherwise return the end of the minute that contains `until`.
+    """
     # The whole minute lets the bar's link include new calls.
     return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
 
 
 def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]]:
-    """Return counts and percentiles of the newest calls by bar. The bar number `last` also has all later calls."""
+    """Return counts and percentiles of the newest calls for each bar. Calls after the bar `last` count in this bar."""
     rows = search.newest().order_by().values("created_at", "outcome", "duration_ms")
     (inner, parameters), (bar, span) = rows.query.sql_with_params(), bars.number_of("r.created_at")
     with connection.cursor() as cursor:
@@ -214,9 +221,9 @@ def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]
 
 
 def _of_rollups(where: Where, search: Search, since: datetime, until: datetime, *, timed: bool) -> Histogram | None:
-    """Return the histogram from the roll-ups, or None.
+    """Return the histogram from the roll-ups.
 
-    It is None if the roll-ups cannot answer, if they give too few bars, or if the period is short.
+    Return None if the roll-ups cannot answer, if the roll-ups give too few bars, or if the period is short.
     """
     grain = finest({*where} & {*DIMENSIONS}, timezone.now() - since)
     begin, end = grain.begin(since), grain.begin(until)

@@ -165,7 +165,7 @@ def _attributes(column: LogColumn, call: Call, *, usual: bool) -> SafeString:
 
 
 def _arguments(calls: Sequence[Call]) -> dict[int, str]:
-    """Return the start of the arguments of tool and prompt calls that have a payload, by primary key."""
+    """Return, by primary key, the start of a call's arguments, for tool and prompt calls that have a payload."""
     named = {call.pk: call.created_at for call in calls if call.feature_name}
     if not named:
         return {}

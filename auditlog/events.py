@@ -164,7 +164,7 @@ def target_urls(events: Iterable[Event], viewer: User) -> TargetUrls:
 
 
 def page_urls(wanted: Mapping[str, set[UUID]], viewer: User) -> TargetUrls:
-    """Return the page URLs of the objects in `wanted`, which has ids by kind, with one query."""
+    """Return the page URLs of the objects in `wanted`, with one query. `wanted` maps kinds to sets of ids."""
     may_open = (kind for kind in sorted(wanted) if _may_open(_PAGES[kind], viewer))
     parts = [_pages_of(kind, wanted[kind], viewer) for kind in may_open]
     if not parts:
@@ -216,7 +216,7 @@ def membership_of(email: str) -> Q:
 def naming(email: str) -> Q:
     """Return a filter for the events whose changes name the person with this address.
 
-    The changes name them as the owner of the target, or as somebody who joined or left a team.
+    In such an event, the person is the owner of the target, or joined or left a team.
     """
     return Q(changes__owner=email.strip().lower()) | membership_of(email)
 
@@ -317,9 +317,9 @@ class ChangedField(NamedTuple):
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[ChangedField]:
-    """Return the changes in an event, one per field; values that are not changes, such as the owner, are last.
+    """Return the changes in an event, one per field. Facts beside the changes (ASIDE), such as the owner, come last.
 
-    Changes between values with the same text are left out.
+    A field is left out if its values before and after the change have the same text.
     """
     told = sorted(masked(changes).items(), key=lambda one: one[0] in ASIDE)  # Older events were stored unmasked.
     changed = [_change(name, value) for name, value in told]

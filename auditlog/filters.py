@@ -90,7 +90,7 @@ def stamp(at: datetime) -> str:
 
 
 class Chip(NamedTuple):
-    """One active filter; `link` is the query string of the list without it."""
+    """One active filter. `link` is the query string of the list without this filter."""
 
     name: str
     label: str
@@ -293,7 +293,7 @@ class CallFilter(forms.Form):
 
     @property
     def is_live(self) -> bool:
-        """True if the list follows new calls; never with an end time, another order or a syntax error."""
+        """True if the list follows new calls; always False with an end time, another order or a syntax error."""
         return bool(self.values["live"]) and not (self.values["to"] or self.values["order"] or self.error)
 
     def search(self, *, apart_from: str = "") -> Search:

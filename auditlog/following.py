@@ -58,9 +58,9 @@ class NewCalls(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Return the state that the page should display: `live` or `paused`, and the number of calls.
+        """Return the state that the page should display: `live` or `paused`, and the number of new calls.
 
-        It is compared with `shown`, the state that the page displays.
+        `shown` is the state that the page displays now. `is_shown` compares the two states.
         """
         return f"{'paused' if self.is_paused else 'live'}{self.number}"
 

@@ -49,9 +49,10 @@ NAMED_MODELS = {
 
 
 def ids_named(kind: str, name: str, *, part: bool, called: bool = False) -> list[UUID]:
-    """Return the ids of objects with this name; with `part`, of objects whose name contains it. At most MAX_IDS + 1.
+    """Return the ids of at most MAX_IDS + 1 objects with this name.
 
-    With `called`, objects that occur in no call are left out, so that readers of the log do not learn of them.
+    With `part`, return the ids of objects whose name contains `name`. With `called`, objects that occur in no call are
+    left out, so that readers of the log do not learn of these objects.
     """
     if kind not in NAMED_MODELS:
         return []
@@ -69,7 +70,7 @@ def exposed_names(name: str) -> list[str]:
 
 
 def newest_names(field: LogField, ids: Iterable[UUID]) -> dict[UUID, str]:
-    """Return the name of each object in its newest call; objects that occur in no call are left out."""
+    """Return the name that each object had in its newest call. Objects that occur in no call are left out."""
     found, left = dict[UUID, str](), list(ids)
     for since in (timezone.now() - RECENT, EPOCH):
         if left and field.id_column:

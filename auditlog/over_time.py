@@ -76,7 +76,7 @@ def would_refuse(
 ) -> str:
     """Return a sentence about the number of calls from `refused()`.
 
-    Empty if the viewer may not read the log, unless the calls are the viewer's own (`is_own`).
+    Return "" if the viewer may not read the log, and the calls are not the viewer's own (`is_own`).
     """
     if not is_own and not viewer.has_perm(Capability.LOGS_READ):
         return ""
@@ -84,9 +84,9 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the calls of the last seven days that a change would have refused.
+    """Count the calls of the last seven days that would have been refused after a change.
 
-    These calls match `where`, were not denied, and were not made by people in `not_of`.
+    These are all calls that match `where`, except denied calls and calls by people in `not_of`.
     """
     since = range_start(timezone.now(), PERIOD)
     read = in_time(lambda: _callers(where, not_of, since), LOG_MS)
@@ -102,8 +102,8 @@ def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCal
 def _callers(where: Where, not_of: QuerySet[User] | None, since: datetime) -> Counter[Caller]:
     """Return the number of calls by caller, reading at most MOST_READ + 1 calls.
 
-    If `where` selects an app or agent, calls count for their person. If it selects a person, calls count for their app
-    or agent. Otherwise, a call through an app counts for the person, and a call by an agent for the agent.
+    If `where` selects an app or agent, the callers are people. If `where` selects a person, the callers are apps and
+    agents. Otherwise, the caller is the person for a call through an app, and the agent for a call by an agent.
     """
     columns = {f"{column}__in": values for column, values in where.items()}
     rows = Call.objects.filter(created_at__gte=since, **columns).exclude(outcome__in=ENDINGS["denied"])

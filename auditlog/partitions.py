@@ -41,7 +41,7 @@ DETACHING = {True: "CONCURRENTLY", False: "FINALIZE", None: ""}
 def longest_partition(kept_days: int) -> int:
     """Return the maximum number of days per partition for a retention of `kept_days`.
 
-    Rows may be retained longer by this number, because a partition is dropped as a whole.
+    A partition is dropped as a whole. So rows may be kept up to this number of days longer than `kept_days`.
     """
     return next((length for most, length in LENGTHS if kept_days <= most), MONTHS)
 
@@ -122,9 +122,9 @@ class Partitions:
     def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
         """Drop the partitions in which all rows are older than `limit`, and return their names.
 
-        Calls are not blocked. A partition that is read for too long, and all later ones, are left for the next run.
-        Does nothing if the database role does not own the table. `note` is called with a partition's name, days and
-        number of rows, in the transaction that drops it.
+        Calls are not blocked. If a partition is read for too long, this and all later partitions are left for the
+        next run. Does nothing if the database role does not own the table. `note` is called with a partition's name,
+        days and number of rows, in the transaction that drops the partition.
         """
         if not self.is_owner():
             return []
@@ -277,7 +277,10 @@ def _longest_free(day: date, longest: int, existing: Sequence[PartitionDays]) ->
 
 @contextmanager
 def limited_lock_wait(cursor: Any, longest: str) -> Iterator[None]:
-    """Limit lock waits inside the block, because other statements queue behind a waiting statement; "0" is no limit."""
+    """Limit the time for which statements inside the block wait for locks. If `longest` is "0", there is no limit.
+
+    There is a limit because other statements queue behind a statement that waits.
+    """
     cursor.execute(f"SET lock_timeout = '{longest}'")
     try:
         yield

@@ -80,7 +80,7 @@ def _context(request: AppRequest, form: ProofForm) -> dict[str, Any]:
 @require_GET
 @requires(*READS.values())
 def export_proof(request: AppRequest) -> HttpResponse:
-    """Download the rows and checkpoints, or with `only=checkpoints` the checkpoints alone, and record the export."""
+    """Download the rows and checkpoints, and record the export. With `only=checkpoints`, leave out the rows."""
     form, only = ProofForm(request.GET), request.GET.get("only") == "checkpoints"
     if not form.is_valid():
         return show(request, "auditlog/proof.html", _context(request, form), status=422)

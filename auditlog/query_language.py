@@ -138,7 +138,7 @@ class _Reader:
         self._at = 0
 
     def alternatives(self) -> list[tuple[Condition, ...]]:
-        """Return the alternatives, which `or` separates, each as the list of its conditions."""
+        """Return the conditions of each alternative. In the search, `or` separates the alternatives."""
         found: list[list[Condition]] = [[]]
         while self._at < len(self._tokens):
             if sum(map(len, found)) == MOST_CONDITIONS:

@@ -63,7 +63,10 @@ def _named(actions: Iterable[str]) -> str:
 
 
 def _meaning(action: Action) -> str:
-    """Return the action's last and most general sentence; or all, if they have different meanings."""
+    """Return the action's last sentence, which is the most general one.
+
+    If the action's sentences have different meanings, return all sentences.
+    """
     words = action.sentences if action in SEVERAL else action.sentences[-1:]
     return " / ".join(_shortened(one) for one in words)
 

@@ -205,7 +205,7 @@ def _wrapper() -> Any:
 
 
 def connector() -> Callable[[], psycopg.Connection[Any]] | None:
-    """Return a function that connects to the replica, or None if this thread does not read from it."""
+    """Return a function that connects to the replica; None if this thread does not read from the replica."""
     return _connect if connections[DEFAULT_DB_ALIAS].alias == ALIAS else None
 
 

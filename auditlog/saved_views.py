@@ -40,7 +40,10 @@ class ListedView(NamedTuple):
 
 
 def listed(user: User, call_filter: CallFilter) -> list[ListedView]:
-    """Return the first MOST_LISTED saved views that `user` may open, own ones first; none on an object's log tab."""
+    """Return the first MOST_LISTED saved views that `user` may open. The user's own views come first.
+
+    Return no views for the log tab of an object.
+    """
     if call_filter.scope:
         return []
     views = SavedView.objects.seen_by(user).order_by(ExpressionWrapper(Q(owner=user), BooleanField()).desc(), "name")

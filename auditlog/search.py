@@ -58,9 +58,10 @@ class Criterion:
 
     @property
     def is_indexed(self) -> bool:
-        """True if indexes find the rows; False if indexes leave out one of the values.
+        """True if indexes find the rows.
 
-        They leave out empty values and, in the columns of COMMON, the most common value.
+        False if there are no `values`, if a column has no index, or if an index leaves out one of the values. Indexes
+        leave out empty values. In the columns of COMMON, indexes also leave out the most common value.
         """
         return self.values is not None and all(
             column in INDEXES and not {COMMON.get(column), ""} & {*values} for column, values in self.values.items()
@@ -155,7 +156,7 @@ def _with_ids(field: LogField, ids: Sequence[UUID]) -> Criterion:
 
 
 def _named(field: LogField, text: str, *, part: bool) -> Criterion:
-    """Return a criterion that matches calls of the objects named `text` now, or of the object with the id `text`.
+    """Return a criterion that matches calls of all objects whose present name is `text`, or whose id is `text`.
 
     With `part`, the name only has to contain `text`. If no object or too many objects have the name, the
     criterion compares the names recorded with the calls.
@@ -184,8 +185,8 @@ def _of_anything(pk: UUID) -> Criterion:
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
     """Return criteria that match calls in which `field` is exactly `value`. Pass only fields with an API parameter.
 
-    If `value` is a list, the criteria match calls in which the field is one of its items. For Comparison.NAME, `value`
-    is always a list of ids. For Comparison.LIST, the field is a list, and they match calls whose list has `value`.
+    If `value` is a list, the criteria match calls in which the field is any item of `value`. For Comparison.NAME,
+    `value` is always a list of ids. For Comparison.LIST, the field is a list, and must contain `value`.
     """
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
@@ -316,7 +317,7 @@ class Search:
         return RowCount(min(self.newest().count(), SEARCH_LIMIT), is_all=self.floor is None)
 
     def equalities(self) -> dict[str, list[Any]] | None:
-        """Return the conditions as values by column, or None if the roll-ups cannot test one of them."""
+        """Return the searched values of each column; None if there is a condition that the roll-ups cannot test."""
         where: dict[str, list[Any]] = {}
         for values in (each.values for each in self.criteria):
             if values is None or len(values) != 1 or not values.keys() <= {*DIMENSIONS, *ENDS}:
@@ -363,7 +364,7 @@ class Search:
         return self._end(rows, cursor)
 
     def _end(self, rows: QuerySet[Call], cursor: Cursor | None) -> datetime | None:
-        """Return the time of the row at which the page must stop reading; None if it may read all of `rows`."""
+        """Return the time of the row at which the page must stop reading; None if the page may read all of `rows`."""
         rows = rows.order_by("created_at" if is_newer(cursor) else "-created_at")
         near, far = (min, max) if is_newer(cursor) else (max, min)
         if not self._indexed:

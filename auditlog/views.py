@@ -170,7 +170,10 @@ def _call(request: AppRequest, uid: UUID, *, asks: bool) -> HttpResponse:
 @requires(Capability.LOGS_READ)
 @replica.from_replica
 def facet(request: AppRequest, name: str) -> HttpResponse:
-    """Render the values of one filter, each with the number of calls that have it and match all other filters."""
+    """Render the values of one filter, each value with its number of calls.
+
+    Only calls that match all other filters are counted.
+    """
     tab = request.GET.get("tab", "")
     scope = {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None
     call_filter = _filter(request, scope)

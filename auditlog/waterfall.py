@@ -150,7 +150,7 @@ def _period(call: Call, first: datetime) -> Period:
 
 
 def _waits(calls: Sequence[Call], first: datetime) -> Mapping[UUID, list[Period]]:
-    """Return, by uid, the periods in which each call waited for the client to answer a server's request."""
+    """Map each call's uid to the periods in which the call waited for the client to answer a server's request."""
     until = max(call.created_at + timedelta(milliseconds=call.duration_ms) for call in calls)
     rows = Call.objects.filter(
         correlation_id__in=[call.uid for call in calls], method__in=CAPABILITIES, created_at__range=(first, until)

@@ -46,8 +46,8 @@ class TrailLine(NamedTuple):
 class Trail:
     """The current decision (`answer`), as shown to `reader`.
 
-    `lines` has the checks up to the first that stops the call, `further` the other checks that stop it, and `near` the
-    names of similar tools.
+    `lines` has the checks up to the first check that stops the call. `further` has the other checks that stop the call.
+    `near` has the names of similar tools.
     """
 
     answer: CurrentDecision
@@ -157,7 +157,7 @@ def _token_text(answer: CurrentDecision, reader: User) -> str:
 def _notes(answer: CurrentDecision) -> Iterator[str]:
     came_with: Token | None = answer.question.token
     if came_with is not None and came_with.kind == TokenKind.ACCESS and answer.token != came_with:
-        yield "Checked with the token that passes the most checks; the token of the call passes fewer."
+        yield "The token that passes the most checks was used. The call came with another token, which passes fewer."
     if unread := answer.verdict.unread:
         names = first_names([rule.name for rule in unread])
         yield f"The result also depends on the arguments, because these rules read them: {names}."
@@ -192,7 +192,7 @@ class WhatIfQuery(Query):
         required=False,
         allow_blank=True,
         max_length=LONGEST_TOOL,
-        help_text="Tool, by its name for clients; without one, only the access is checked.",
+        help_text="Name by which clients call the tool; without a tool, only access to the gateway is checked.",
     )
     address = serializers.IPAddressField(required=False, help_text="Address of the client; by default an allowed one.")
 
@@ -208,7 +208,7 @@ class WhatIfBody(RequestBody, WhatIfQuery):
     arguments = serializers.JSONField(
         required=False,
         allow_null=True,
-        help_text="Arguments of the tool, an object; without them, rules on arguments are left open.",
+        help_text="Arguments of the tool, as an object. Without arguments, the result of rules on arguments is open.",
     )
 
     def validate_arguments(self, arguments: Any) -> dict[str, Any] | None:
@@ -267,7 +267,7 @@ PICKERS = (
     Picker("host", "App or agent"),
     Picker("user", "Person"),
     Picker("gateway", "Gateway"),
-    Picker("tool", "Tool", "The name clients use. Without one, only the access is checked.", optional=True),
+    Picker("tool", "Tool", "The tool's name as clients see it. If empty, only the access is checked.", optional=True),
     Picker("arguments", "Arguments", 'A JSON object, for rules: {"amount": 600}', optional=True),
     Picker("address", "From address", "For tokens limited to some addresses.", optional=True),
 )
@@ -276,7 +276,10 @@ PICKERS = (
 @require_http_methods(["GET", "POST"])
 @requires(Capability.LOGS_READ)
 def what_if(request: AppRequest) -> HttpResponse:
-    """Show the current decision for the question in the URL, or for a posted one, which can include tool arguments."""
+    """Show the current decision for the question in the URL or in a posted form.
+
+    Only a posted form can contain tool arguments.
+    """
     given = request.POST if request.method == "POST" else request.GET
     values = {picker.name: text for picker in PICKERS if (text := given.get(picker.name, "").strip())}
     if request.method == "GET":
@@ -312,7 +315,7 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return the texts that name the answered question's user, gateway and host in the form; {} without an answer."""
+    """Return the form's texts for the user, gateway and host of the answered question; {} without an answer."""
     if trail is None:
         return {}
     question = trail.answer.question

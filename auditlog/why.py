@@ -53,7 +53,10 @@ CURL_CLIENT = {"capabilities": {}, "clientInfo": {"name": "curl", "version": "8"
 
 
 class TimingPart(NamedTuple):
-    """A segment of a timing bar. `start` and `width` are percentages; in a waterfall, 0 to waterfall.WIDTH."""
+    """A segment of a timing bar.
+
+    `start` and `width` are percentages. In a waterfall, they are numbers from 0 to waterfall.WIDTH instead.
+    """
 
     name: str
     label: str
@@ -190,7 +193,7 @@ def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator
 def curl(call: Call, *, payload: bool) -> str:
     """Return a curl command that repeats the call; empty if the gateway was removed or the call has no method.
 
-    The params are minimal; with `payload`, they are the recorded ones if these are complete.
+    The params are minimal. With `payload`, the recorded params are used if they are complete.
     """
     gateway = Gateway.objects.live().filter(pk=call.gateway_id).first() if call.gateway_id else None
     if gateway is None or not call.method:
@@ -236,7 +239,7 @@ NO_TOKEN = TokenDigests((None,), (None,))
 
 
 class Credential(NamedTuple):
-    """A token to test, as digests of its secret. `token` is its row, or None for an OAuth access token."""
+    """A token to test, as digests of its secret. `token` is the token's row; None for an OAuth access token."""
 
     token: Token | None
     digests: TokenDigests
@@ -269,7 +272,10 @@ class CurrentDecision:
 
     @property
     def works(self) -> bool | None:
-        """True if the call would reach its server, False if not; None if only the server knows if the tool exists."""
+        """True if the call would reach its server, otherwise False.
+
+        None if the tool is not listed: then only the server knows whether the tool exists.
+        """
         if self.verdict.obstacles:
             return False
         return None if self.verdict.unlisted else True

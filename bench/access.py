@@ -1,9 +1,9 @@
 """Measure the access report with 5,000 people and 300 gateways: `python -m bench.access --keep FOLDER`.
 
 The database is a new one on the embedded PostgreSQL in that folder. It gets 5,000 people and 50 teams, and each person
-is in four teams. Of the 300 gateways, 120 are open to everyone, and each of the others to three teams. There are 55
-tools per gateway, 200 tool sets with 400 grants, 2,000 grants of a gateway to a person, and 50,000 connections. The
-report then has more than 800,000 lines.
+is in four teams. Of the 300 gateways, 120 are open to everyone. Each of the other 180 is open to three teams. There
+are 55 tools per gateway, 200 tool sets with 400 grants, 2,000 grants of a gateway to a person, and 50,000 connections.
+The report then has more than 800,000 lines.
 
 Pages are measured in the same way as by `bench.pages`. The columns `python` and `sql` are milliseconds of processor
 time.

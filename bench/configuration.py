@@ -42,7 +42,7 @@ def bench_owner() -> "User":
 
 
 def measure_apply(text: str) -> None:
-    """Apply the export to a workspace without its objects, and compare the exports."""
+    """Apply the export `text` to a workspace without the exported objects. Compare a new export with `text`."""
     from configuration import document  # noqa: PLC0415
     from configuration.apply import apply  # noqa: PLC0415
     from configuration.export import export  # noqa: PLC0415

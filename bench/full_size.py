@@ -1,9 +1,10 @@
 """Fill a workspace to its maximum supported size, and count its calls: `python -m bench.full_size --keep FOLDER`.
 
-The database is a new one on the embedded PostgreSQL in that folder, or the empty one of DATABASE_URL. It gets ten
-million calls over ninety days, 5,000 hosts, 50,000 connections, 5,000 people, 200 gateways, 100 servers of 50 tools
-each with their definitions, and events. SQL statements generate all rows, one day of calls per transaction; then the
-roll-ups are computed as in a running server. A second run continues where the first stopped.
+The database is a new database on the embedded PostgreSQL in that folder. If DATABASE_URL is set, the database is the
+empty database at that URL. The database gets ten million calls over ninety days, 5,000 hosts, 50,000 connections, 5,000
+people, 200 gateways, 100 servers of 50 tools each with their definitions, and events. SQL statements generate all rows,
+one day of calls per transaction; then the roll-ups are computed as in a running server. A second run continues where
+the first stopped.
 """
 
 import argparse
@@ -284,7 +285,7 @@ def _events() -> Iterator[tuple[str, list[Any]]]:
 
 
 def make_calls(rows: int, days: int) -> None:
-    """Create the calls of each day that has none, oldest day first."""
+    """Create calls for each day that has no calls, oldest day first."""
     from django.db import connection  # noqa: PLC0415
 
     from auditlog.models import Call  # noqa: PLC0415

@@ -6,8 +6,9 @@ Part 1: four clients ping and call a small tool. The p99 of these requests is me
 while other clients fetch answers of 30 MB (40 KB compressed). Each answer has 100,000 URIs, and the gateway rewrites
 each URI. Fails if the p99 of pings or calls grows by more than 50 ms.
 
-Part 2: as many sockets as `--unread` says, with one token, request answers of 8 MB and never read them. Fails if the
-worker's memory grows by more than 100 MB while the answers are unread, or is more than 100 MB larger afterwards.
+Part 2: several sockets (their number is `--unread`) use one token. Each socket requests an answer of 8 MB, and never
+reads the answer. Fails if the worker's memory grows by more than 100 MB while the answers are unread, or is more than
+100 MB larger afterwards.
 
 Part 3: two servers trickle large answers to eight people each, which fills the memory budget, while another person
 fetches answers of 8 MB from a third server. Fails if an answer of 8 MB takes more than 15 s.
@@ -135,7 +136,10 @@ def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
 
 
 async def fetch_in_turn(url: str, token: str, seconds: float) -> list[float]:
-    """Fetch large answers for `seconds`; return the seconds each took. Raises TimeoutError or RuntimeError."""
+    """Fetch large answers for `seconds`, and return how many seconds each answer took.
+
+    Raises TimeoutError or RuntimeError.
+    """
     taken = []
     ends = time.monotonic() + seconds
     while (began := time.monotonic()) < ends:

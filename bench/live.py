@@ -2,10 +2,10 @@
 
 A gateway with two workers answers real calls at each rate, while one Chromium shows the log, an agent's calls and the
 dashboard. Every half second the rows on each page are read. A line for each rate says how many calls were recorded. A
-line for each page says how many of these calls the page left out in all, and how many without a notice such as "80 new
-calls arrived together: the newest 50 are shown". The line of a page also has its smallest numbers of nodes
-and listeners and its least memory in each third of the time. The smallest values count, because a page that replaces
-its rows has old and new ones for a moment.
+line for each page says how many of these calls the page left out. The line also says how many calls the page left out
+without a notice such as "80 new calls arrived together: the newest 50 are shown". For each third of the time, the line
+also has the page's smallest number of nodes, smallest number of listeners and smallest memory. The smallest values
+count, because a page that replaces its rows has old and new ones for a moment.
 
 Half-way through each rate, the pointer rests on the log for twenty seconds: the rows of the log must not move, and the
 log must say that it is paused.

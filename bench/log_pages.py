@@ -220,7 +220,10 @@ def signed_in() -> "Client":
 
 
 def timed(client: "Client", path: str, times: int) -> tuple[float, float, float, int]:
-    """Return median and 95th percentile of the answer in ms, the median of its database time, and its bytes."""
+    """Return three times in ms, and the size of the answer in bytes.
+
+    The times are the median and the 95th percentile of the request, and the median of its database time.
+    """
     from django.db import connection  # noqa: PLC0415
 
     wholes, asked, size = [], [], 0

@@ -43,7 +43,7 @@ def pk(kind: str, n: int) -> UUID:
 
 
 def grow(before: Size | None, size: Size) -> None:
-    """Create the rows of `size` that are missing in `before`."""
+    """Add rows until the tables have the size `size`. `before` is their present size; None if they are empty."""
     from django.db import connection  # noqa: PLC0415
 
     had = before or Size(0, 0, 0, 0, 0, 0)
@@ -172,9 +172,10 @@ def _statements(had: Size, size: Size) -> list[tuple[str, list[Any]]]:
 
 
 def series(model: "type[Model]", first: int, end: int, **told: str) -> tuple[str, list[Any]]:
-    """Return the SQL that inserts rows `first` to `end` - 1 of a model, and its parameters.
+    """Return the SQL that inserts rows `first` to `end` - 1 of a model, and the parameters of the SQL.
 
-    `told` has SQL expressions by column, in which `n` is the row's number. Other columns get a key or their default.
+    `told` maps columns to SQL expressions. In an expression, `n` is the row's number. In columns that `told` does not
+    name, rows get a new key or the default of the column.
     """
     columns, values, parameters = list[str](), list[str](), list[Any]()
     for one in model._meta.concrete_fields:

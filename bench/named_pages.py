@@ -27,7 +27,10 @@ def named_pages() -> Iterator[str]:
 
 
 def busy_objects() -> dict[str, Any]:
-    """Return, by kind (a value of `PLACES`), the id or slug of an object, if possible of a much used one."""
+    """Return the id or slug of one object of each kind. Much used objects are preferred.
+
+    The kinds are values of `PLACES`.
+    """
     from accounts.models import ApiKey, Role, SavedView  # noqa: PLC0415
     from auditlog.models import Call, Event  # noqa: PLC0415
     from gateways.models import Feature  # noqa: PLC0415

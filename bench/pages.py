@@ -10,9 +10,9 @@ lengthens processor time too, sometimes by half. So a fixed loop is timed before
 are scaled to the fastest twentieth of all runs of the loop; the slowdown has its own column. The loop measures one
 processor only, so the database must run on the same processor (`taskset`).
 
-An address is marked if its 95th percentile is above 150 ms or its page above 30 KB compressed. Marked addresses are
-measured again at the end. The command fails if an address is marked every time. Before the first measurement, the
-command updates the roll-ups and their table statistics.
+An address is marked if the 95th percentile of its times is above 150 ms, or if its compressed page is above 30 KB.
+Marked addresses are measured again at the end. The command fails if an address is marked in every measurement. Before
+the first measurement, the command updates the roll-ups and their table statistics.
 """
 
 import argparse
@@ -49,7 +49,10 @@ SLUG = re.compile(r"(?<=^/gateways/)(?!(?:add|find)/)[^/?]+|(?<=^/servers/)(?!(?
 
 
 class Pace:
-    """The speed of this processor: milliseconds of a fixed loop, now and in its fastest twentieth of runs."""
+    """The speed of this processor: the milliseconds that a fixed loop takes.
+
+    `now` measures one run. `best` is the 5 % quantile of all runs.
+    """
 
     def __init__(self) -> None:
         self._taken = list[float]()
@@ -173,7 +176,7 @@ def asked(only: str, *, named: bool) -> Iterator[Asked]:
 
 
 def named_addresses(client: "Client") -> Iterator[str]:
-    """Yield the lists and named pages that the client may open, without those of the API and the Django admin."""
+    """Yield the lists and named pages that the client may open. Paths of the API and the Django admin are left out."""
     paths = {*named_pages(), *lists(), *large(), *filtered()}
     pages = sorted(path for path in paths if not path.startswith(("/api/", "/admin/")))
     yield from (path for path in pages if client.get(path).status_code == 200)
@@ -226,7 +229,7 @@ def crawled(client: "Client") -> Iterator[str]:
 
 
 def large() -> Iterator[str]:
-    """Yield the pages of the objects with the most rows, even if no link leads there."""
+    """Yield the pages of the objects with the most rows, including pages to which no link leads."""
     host, app, gateway, server = pk("Host", 0), pk("Host", 1), "gateway-0", "server-0"
     for one in (host, app):
         yield from (f"/hosts/{one}/{tab}" for tab in ("", "connections/", "enrolled/", "logs/", "?range=30d"))

@@ -82,7 +82,7 @@ def count(gateways: list[str]) -> int:
 
 
 def rule(rules: int) -> int:
-    """Create this many rules. Each call of `echo` is compared with all their conditions, and matches none."""
+    """Create this many rules. Each call of `echo` is compared with the conditions of all rules, and matches no rule."""
     from rules.models import Rule  # noqa: PLC0415 - older checkouts have no rules
 
     for number in range(rules):

@@ -1,7 +1,7 @@
 """Measure how much processor time rules add to a call, and the slowest decision that an attacker can cause.
 
-The first table has the time that N conditions add to a call: if they are evaluated one by one, and if they are
-evaluated all together, as the gateway does.
+The first table has the time that N conditions add to a call. For the column `one by one`, each condition is evaluated
+by itself. For the column `together`, all conditions are evaluated at once, as in the gateway.
 The second table compares measured times with the gateway's estimate of the longest time (proxy.access.expression_cost).
 """
 

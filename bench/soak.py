@@ -2,8 +2,8 @@
 
 Two gateways with one worker each share one database, behind nginx as documented; both are replaced periodically, one
 after the other. Clients of both protocol eras call tools, subscribe, listen, break off streams, leave servers' requests
-unanswered and never end a session. With `--real`, the clients of the compatibility table also use its servers, one
-client after the other: everything that worked in a client's first round must work in each later round.
+unanswered and never end a session. With `--real`, the clients of the compatibility table also use the servers of
+this table, one client after the other. Everything that worked in a client's first round must work in later rounds.
 
 Every half minute a line reports memory and open files of the gateways, rows of the session tables, open sessions at the
 upstream servers and the median duration of a call.
@@ -161,7 +161,7 @@ class Client:
 
 
 async def session_life(client: Client) -> None:
-    """Act as one client of protocol 2025-11-25, which never ends its session."""
+    """Act as one client of protocol 2025-11-25. The client never ends its session."""
     info = {"name": "soak", "version": "1"}
     params = {"protocolVersion": "2025-11-25", "capabilities": {"elicitation": {}}, "clientInfo": info}
     body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
@@ -441,7 +441,10 @@ async def fill(url: str, token: str, tool: str) -> None:
 
 
 async def agent(client: Client) -> None:
-    """Call the echo tool, at random without protocol headers or as a client of protocol 2026-07-28."""
+    """Call the echo tool once, in one of two ways, chosen at random.
+
+    The ways are: without protocol headers, and as a client of protocol 2026-07-28.
+    """
     if client.pause and random.random() < 0.5:
         await client.post(client.call("echo", text="hello"), client.headers(), plain=True)
         return
@@ -492,7 +495,8 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
     """Yield a sentence for each value that grew.
 
     Two growths are checked: from the second third of the time to the last third, and within the last third. Memory
-    and files count as grown only if they show both; numbers of rows and sessions, if they show either.
+    and files are reported only if they show both growths. Numbers of rows and sessions are reported if they show
+    either growth.
     """
     if len(samples) < 6:
         yield "Too short to tell."

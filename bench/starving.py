@@ -136,7 +136,10 @@ def workspace(code: Path, number: int) -> Iterator[tuple[Site, Site]]:
 
 
 def measure(name: str, mine: Site, others: Site, seconds: float) -> tuple[list[float], int]:
-    """Open pages under this load for `seconds`; return their milliseconds, and the number of failures."""
+    """Open pages under the load `name` for `seconds`.
+
+    Return the sorted milliseconds of the pages, and the number of failures.
+    """
     stop = threading.Event()
     load = threading.Thread(target=LOADS[name], args=[others, stop], daemon=True)
     load.start()

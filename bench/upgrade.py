@@ -159,8 +159,8 @@ def embedded(home: Path) -> Iterator[str]:
 def prepared(code: Path, home: Path, admin: str, rows: int, *, again: bool) -> dict[str, str]:
     """Create a database of the release in `code` with `rows` calls in the log; return the environment of its gateway.
 
-    With `again`, this run works on a copy of the filled database, so that the next run can use the filled database too.
-    Both databases need disk space.
+    If `again` is true, the next run needs the filled database, too. This run then uses a copy of the filled database,
+    and both databases need disk space.
     """
     keys = {"GATEWAY_SECRET_KEY": uuid4().hex * 2, "GATEWAY_TOKEN_KEYS": uuid4().hex * 2}
     keys["GATEWAY_ENCRYPTION_KEYS"] = Fernet.generate_key().decode()

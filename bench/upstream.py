@@ -131,14 +131,17 @@ async def call(message: Json, receive: Receive, send: Send) -> None:
 
 @cache
 def links(count: int, size: int) -> bytes:
-    """Return the compressed rest of an answer: `count` links, uncompressed about `size` bytes."""
+    """Return the compressed rest of an answer: `count` links, which have about `size` bytes before compression."""
     link = b'{"type":"resource_link","uri":"bench://pages/one?x=%%20","name":"%b"}'
     padding = b"x" * max(0, size // count - len(link))
     return packed(b",".join([link % padding] * count) + b"]}}", zlib.Z_FINISH)
 
 
 async def trickle(receive: Receive, send: Send, size: int, at_once: int, seconds: float) -> None:
-    """Announce `size` bytes, send `at_once` of them, then ten per second for `seconds` or until a disconnect."""
+    """Announce `size` bytes, and send `at_once` of them. Then send ten bytes per second.
+
+    Stop after `seconds`, or earlier if the client disconnects.
+    """
     leaves = asyncio.create_task(left(receive))
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % size)]
     await send({"type": "http.response.start", "status": 200, "headers": headers})

@@ -69,8 +69,8 @@ def capability_or_404(slug: str) -> Capability:
 def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[View], View]:
     """Require any one of `capabilities` for a view; raise CapabilityRequired for users who have none of them.
 
-    If a view has this decorator twice, the user needs one capability of each. With `to_change`, GET and HEAD need none,
-    so that the view can show its page read-only.
+    If a view has this decorator twice, the user needs one capability of each decorator. With `to_change`, GET and HEAD
+    need no capability: the view can show its page read-only.
     """
     name = "change_rule" if to_change else "rule"
 

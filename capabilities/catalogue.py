@@ -86,7 +86,7 @@ class Capability(StrEnum):
         "gateways.view_gateway",
         "gateways:use",
         "Use all gateways",
-        "Connect to and call through every gateway, without being in its teams.",
+        "Connect to every gateway and make calls through it, without being in its teams.",
     )
     GATEWAYS_MANAGE = (
         "gateways.manage_gateway",
@@ -229,7 +229,7 @@ class Capability(StrEnum):
 
     @property
     def beside(self) -> "tuple[tuple[str, tuple[Capability, ...]], ...]":
-        """Pairs: an action that needs more than this capability, and the other capabilities that the action needs."""
+        """Pairs of an action and further capabilities: the action needs both this capability and the further ones."""
         return BESIDE.get(self, ())
 
 

@@ -40,9 +40,9 @@ class Own:
 class HasCapability(BasePermission):
     """Checks the rule of a REST operation, declared with `@operation(needs=Capability.HOSTS_READ)`.
 
-    The rule is one capability, a tuple of alternatives, a frozenset of which all are required, None for every signed-in
-    user, or `Own`. A method without `@operation` is refused. API access tokens are accepted only with
-    `access_tokens=True`. API keys are refused with `api_keys=False`.
+    The rule is one capability, a tuple of alternatives, a frozenset of capabilities that are all required, or `Own`.
+    The rule None lets every signed-in user pass. A method without `@operation` is refused. API access tokens are
+    accepted only with `access_tokens=True`. API keys are refused with `api_keys=False`.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

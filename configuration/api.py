@@ -52,7 +52,8 @@ class ConfigFiles(RequestBody):
     )
     prune = serializers.BooleanField(
         default=False,
-        help_text="Whether to disable objects that have the files' `source` but are missing from the files' lists.",
+        help_text="If true, disable every object that has the same `source` as the files "
+        "but is missing from the lists in the files.",
     )
 
     def validate_files(self, files: list[dict[str, str]]) -> list[dict[str, str]]:
@@ -67,8 +68,8 @@ class ConfigApply(ConfigFiles):
     digest = serializers.CharField(
         required=False,
         max_length=64,
-        help_text="Digest of the plan that you reviewed; if the plan has changed since, it is refused. Without a "
-        "digest, any plan is applied.",
+        help_text="Digest of the plan that you reviewed. If the plan has changed since then, nothing is applied. "
+        "Without a digest, any plan is applied.",
     )
     commit = serializers.CharField(
         required=False,
@@ -92,12 +93,12 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     kind = serializers.CharField(help_text="Kind of object, such as `gateways.servers`.")
     object = serializers.CharField(help_text="The object in words.")
     key = serializers.ListField(
-        child=serializers.CharField(), help_text="Name or slug of the object, after the name or slug of its parent."
+        child=serializers.CharField(), help_text="Name or slug of the parent, if any, then name or slug of the object."
     )
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
     cuts = serializers.CharField(
-        help_text="The people and things that the change cuts off, in words, or a note that these were not counted. "
-        "Empty if none are known, and always empty in the answer of `apply`."
+        help_text="The people and things that the change cuts off, in words. If they were not counted, a note says so. "
+        "Empty if no such people and things are known, and always empty in the answer of `apply`."
     )
 
 

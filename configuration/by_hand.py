@@ -79,7 +79,10 @@ def ask_before_hand_changes(
 
 
 def changed_by_hand(row: Model, managed: ManagedObject) -> Event | None:
-    """Return the newest change by hand of `row` or its parts since the file was last applied; None if there is none."""
+    """Return the newest change that was made to `row` or its parts by hand. Return None if there is no such change.
+
+    Changes before the file was last applied are ignored.
+    """
     events = Event.objects.filter(
         target_type__in=(row._meta.model_name, *PARTS),
         target_id__in=map(str, (row.pk, *_parts(row))),
@@ -134,7 +137,7 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield each target, and each owner of a target, that a file governs. A tool set's owner is its gateway."""
+    """Check the targets and their owners, and yield each one that a file governs. A tool set's owner is its gateway."""
     rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
     for row in rows.values():
         if managed := ManagedObject.objects.of(row):

@@ -92,7 +92,7 @@ class _EntryReader:
         return None
 
     def _old_parent(self, kind: Kind, parent: Key) -> Key:
-        """Return the key that the parent has before the document is applied, which may rename the parent."""
+        """Return the parent's key before the document is applied. Applying the document may rename the parent."""
         entry = self._world.entries.get((kind.parent, parent))
         return entry.was if entry and entry.was else parent
 

@@ -31,8 +31,8 @@ def export_recorded(viewer: User) -> str:
 def export_one(name: str, key: str, viewer: User) -> str | None:
     """Return the object `key` of the kind `name` as a file.
 
-    Return None if it does not exist, cannot be in files, or `viewer` may not see it. For a kind with a single object,
-    such as the workspace, `key` is “”.
+    Return None if the object does not exist, if files cannot contain it, or if `viewer` may not see it. For a kind
+    with a single object, such as the workspace, `key` is “”.
     """
     world = World(KINDS, only=key or None)
     path = (key,) if key else ()

@@ -18,7 +18,10 @@ class UnreadableFile(Exception):
 
 
 def texts(place: Path) -> dict[str, str]:
-    """Return the text of a file, or of the .yaml and .yml files of a folder, by name. Raises UnreadableFile."""
+    """Return the text of the file `place` by its name, or the texts of all .yaml and .yml files in the folder `place`.
+
+    Raises UnreadableFile.
+    """
     try:
         if not place.is_dir():
             return {place.name: place.read_text("utf-8")}

@@ -1,4 +1,4 @@
-"""The objects that configuration files govern. Each has one source, a named set of files."""
+"""The objects that configuration files govern. Each object has one source: a named set of files."""
 
 from __future__ import annotations
 

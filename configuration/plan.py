@@ -60,8 +60,8 @@ def plan(
 ) -> Plan:
     """Return the changes that applying `document` as `viewer` would make.
 
-    `secrets` maps references to the resolved secrets. With `prune`, the changes also disable enabled objects that have
-    the document's source but are missing from its lists. With `cuts`, each change says which access it ends.
+    `secrets` maps references to the resolved secrets. With `prune`, the changes also disable enabled objects that the
+    document manages (by its source), but no longer lists. With `cuts`, each change says which access it ends.
     Raises ConfigurationError with all mistakes of the first failing check.
     """
     must_be_right(mistakes_of(document))
@@ -85,7 +85,7 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Set `cuts` of each change to what it cuts off, or to NOT_COUNTED once COUNTING_S seconds have passed."""
+    """Store what each change cuts off in its `cuts`. After COUNTING_S seconds, store NOT_COUNTED instead."""
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:

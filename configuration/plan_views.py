@@ -100,7 +100,7 @@ def _page(
 
 
 def _plan_context(made: Plan) -> dict[str, Any]:
-    """Return the context of the page that shows a plan. Changes with `cuts` come first."""
+    """Return the context of the page that shows a plan. Changes that end access (`cuts`) come first."""
     changes = sorted(made.changes, key=lambda change: not change.cuts)
     return {
         "plan": made,

@@ -80,7 +80,8 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     )
     blocked_reason = CauseField(
         source="connection.blocked_reason",
-        help_text="Why it is blocked, as an error code of the log; null if nothing blocks it. Ignores `enabled`.",
+        help_text="Why the connection is blocked, as an error code of the log; null if nothing blocks the connection. "
+        "A connection that is only disabled (`enabled`) is not blocked.",
     )
     needs_identity = serializers.BooleanField(help_text="Whether it works but lacks a credential for a server.")
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
@@ -91,7 +92,8 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     last_token_at = UtcDateTimeField(
         source="connection.last_token_at",
         allow_null=True,
-        help_text="When an app's access token was last refreshed, or an agent's token last regenerated; null if never.",
+        help_text="Time of the last refresh of an app's access token, or of the last regeneration of an agent's token; "
+        "null if there was none.",
     )
     last_used_at = UtcDateTimeField(
         source="connection.last_used_at", allow_null=True, help_text="When it was last used."
@@ -118,8 +120,8 @@ class GatewayConnectionQuery(ListQuery):
     )
     q = serializers.CharField(
         required=False,
-        help_text="Text in the owner's e-mail address or the name of the app, agent or gateway, or the start of the "
-        "prefix of a token or key.",
+        help_text="Text in the owner's e-mail address, or in the name of the app, agent or gateway. The start of the "
+        "prefix of a token or key also matches.",
     )
 
 
@@ -223,7 +225,8 @@ class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
 
     host = Reference(help_text="The app or agent.")
     allowed = serializers.BooleanField(
-        allow_null=True, help_text="Whether it is listed (true) or blocked (false); null if it is neither."
+        allow_null=True,
+        help_text="Whether the app or agent is listed (true) or blocked (false); null if neither listed nor blocked.",
     )
     tool_set = Reference(allow_null=True, help_text="The tool set it is limited to; null if it has no limit.")
     set_by = serializers.EmailField(
@@ -235,7 +238,9 @@ class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
 class HostAtGatewayQuery(ListQuery):
     """Filters of the apps and agents of a gateway."""
 
-    allowed = serializers.BooleanField(required=False, help_text="Only listed ones, or only blocked ones.")
+    allowed = serializers.BooleanField(
+        required=False, help_text="Only listed (true) or only blocked (false) apps and agents."
+    )
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
 
 
@@ -243,7 +248,7 @@ class HostAtGatewayBody(RequestBody):
     """The decision of a gateway about an app or agent. Omitted fields are not changed."""
 
     allowed = serializers.BooleanField(
-        required=False, help_text="True puts it on the list of allowed ones, false blocks it."
+        required=False, help_text="True lists the app or agent as allowed; false blocks the app or agent."
     )
     tool_set_id = serializers.UUIDField(
         required=False, allow_null=True, help_text="The set of tools to limit it to; null lifts the limit."
@@ -319,7 +324,7 @@ class CutOffSerializer(serializers.Serializer[Any]):
 
 
 class Endings(Resource):
-    """Archive hosts and gateways for good, or cut people off. This revokes all their connections."""
+    """Archive a host or gateway for good, or cut a person off. Each operation revokes all connections of its object."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
 
@@ -414,7 +419,8 @@ class IdentityToCarry(RequestBody):
 class ConnectionIdentities(Resource):
     """Identities that a connection uses at servers where each person has their own.
 
-    Changing them creates no new token. The owner needs no capability for it, but an API key needs `servers:manage`.
+    A change of identities creates no new token. The owner needs no capability to change identities, but an API key
+    needs `servers:manage`.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

@@ -1,4 +1,4 @@
-"""A connection's identities (credentials) at servers where each person needs their own, and the state of each."""
+"""A connection's identities (credentials) for per-user servers, and the state of each identity."""
 
 from __future__ import annotations
 
@@ -251,7 +251,10 @@ def _detailed(rows: ConnectionQuerySet) -> Any:
 
 
 def _order(first: str) -> list[Any]:
-    """Return the sort order: the connection with the id `first` (linked from an agent's error), then the newest."""
+    """Return the sort order: the connection with the id `first`, then the newest connections.
+
+    Errors that agents get link to this page with such an id.
+    """
     try:
         named = [Case(When(pk=UUID(first), then=Value(0)), default=Value(1))]
     except ValueError:
@@ -264,7 +267,10 @@ def own_connection(user: User, pk: UUID) -> OwnConnection:
 
 
 def _find(user: User, pk: UUID, assignment: UUID) -> CarriedRow:
-    """Return the row for this connection of `user` and this assigned server. Raises Http404."""
+    """Return the row for the connection `pk` and the assigned server `assignment`. `user` must own the connection.
+
+    Raises Http404.
+    """
     connection = own_connection(user, pk).connection
     gateway: Any = connection.gateway
     asking = get_object_or_404(Assignment.objects.per_user().select_related("server", "gateway"), pk=assignment)

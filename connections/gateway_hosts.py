@@ -60,8 +60,8 @@ TABLE = Table(
     row_id="host.pk",
 )
 EXPLAINED = {
-    HostsAllowed.ALL: "Includes new ones. Blocked ones are refused.",
-    HostsAllowed.LISTED: "Others are refused, even at their first sign-in.",
+    HostsAllowed.ALL: "Also allows new apps and agents. Blocked apps and agents are refused.",
+    HostsAllowed.LISTED: "Other apps and agents are refused, even at their first sign-in.",
 }
 
 
@@ -74,7 +74,10 @@ class HostRow:
 
     @property
     def state(self) -> str:
-        """`allowed`, `blocked`, or `unlisted` if the gateway allows only listed hosts and this host is not listed."""
+        """`allowed`, `blocked` or `unlisted`.
+
+        A host is `unlisted` if it is neither listed nor blocked, and the gateway allows only listed hosts.
+        """
         if self.host.decided is None:
             return "allowed" if self.gateway.hosts_allowed == HostsAllowed.ALL else "unlisted"
         return "allowed" if self.host.decided else "blocked"
@@ -173,7 +176,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
-    """Show the apps and agents that the choice made in the form would refuse."""
+    """Show the apps and agents that the gateway would refuse after the choice in the form."""
     form, refused = HostsAllowedForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["hosts_allowed"] == HostsAllowed.LISTED:
         refused = refused_unlisted(gateway, request.user, list_used=form.cleaned_data["list_used"])
@@ -230,7 +233,7 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     """Remove the decision that allows or blocks the app or agent.
 
-    The Undo button of a first decision calls this view, because there was no decision before.
+    After a first decision, the Undo button calls this view: there is no earlier decision to restore.
     """
     row, back = _find(request, slug, host)
     return _decide(row, "reset", "is neither listed nor blocked", back=back, request=request)

@@ -60,7 +60,7 @@ def given_to(
 
 @dataclass(frozen=True)
 class GivenTools:
-    """The tools and prompts of a gateway that people and hosts may use, by exposed name."""
+    """The tools and prompts that people and hosts may use on one gateway, by exposed name."""
 
     asks_grants: bool
     names: Mapping[UUID, Collection[str]]  # The names in each set. A set that was added during the read is missing.
@@ -86,7 +86,7 @@ class GivenTools:
 
 
 def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:
-    """Return who may use which of the tools and prompts `asked` on `gateway` now."""
+    """Return who may now use which tools and prompts on `gateway`, for the tools and prompts named in `asked`."""
     grants = list(ToolGrant.objects.live().filter(gateway=gateway))
     limits = HostAtGateway.objects.filter(gateway=gateway, tool_set__isnull=False)
     sets = [*ToolSet.objects.live().filter(gateway=gateway).values_list("pk", flat=True)]

@@ -111,9 +111,9 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return a sentence about calls of the last seven days that disabling `targets` (of one model) would have refused.
+    """Return a sentence: how many calls of the last seven days would have been refused with `targets` disabled.
 
-    Empty if the viewer may not read these calls. Raises NothingGoesThrough.
+    All targets are of one model. Return "" if the viewer may not read these calls. Raises NothingGoesThrough.
     """
     where: dict[str, list[Any]] = {}
     for target in targets:
@@ -137,10 +137,10 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 
 
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
-    """Return sentences that say what happens to apps and agents in use if `gateway` allows only listed ones.
+    """Return sentences about the effect on used apps and agents if `gateway` allows only listed apps and agents.
 
-    With `list_used`, saving the form adds them to the list unless they are blocked. Empty if the viewer may not see all
-    connections.
+    With `list_used`, saving the form adds used apps and agents to the list unless they are blocked. Return an empty
+    text if the viewer may not see all connections.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
@@ -168,7 +168,7 @@ def archived_with(target: Host | Gateway) -> str:
 
 
 def ended_together(which: Q) -> str:
-    """Return a sentence that says how many connections and tokens end if connections that match `which` are revoked."""
+    """Return a sentence about revoking the connections that match `which`: how many connections and tokens end."""
     live = Connection.objects.live().filter(which)
     now = Q(tokens__revoked_at=None) & (Q(tokens__expires_at=None) | Q(tokens__expires_at__gt=timezone.now()))
     totals = live.aggregate(

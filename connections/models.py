@@ -193,7 +193,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         refusal: str = "",
         instead_of: Identity | None = None,
     ) -> Identity:
-        """Store a credential of `by` for `server`, and use it on the connections of `by` as `carry` does.
+        """Store a credential of `by` for `server`, and call `carry` to use the credential on connections of `by`.
 
         Raises IntegrityError if the label is taken, or AnotherPlace if the server's address has just been changed.
         """
@@ -243,7 +243,8 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def archive_host(self, host: Host, *, by: User) -> None:
         """Archive a disabled or pending host and revoke its connections.
 
-        Raises StillEnabled for any other host, and always for the Playground, which could not be created again.
+        Raises StillEnabled if the host is neither disabled nor pending. Always raises StillEnabled for the Playground,
+        because the Playground could not be created again.
         """
         if host.is_playground:
             raise StillEnabled("The Playground is part of the gateway and cannot be archived. Disable it instead.")
@@ -296,7 +297,10 @@ def _with_details() -> ConnectionQuerySet:
 
 
 def _lacking() -> models.QuerySet[Assignment]:
-    """Return, as a subquery, the enabled per-user assignments for which the outer connection has no usable identity."""
+    """Return a subquery for a query of connections.
+
+    The subquery finds the enabled per-user assignments for which the connection has no usable identity.
+    """
     carried = ConnectionIdentity.objects.filter(
         connection=OuterRef(OuterRef("pk")), identity__in=Identity.objects.usable()
     )
@@ -519,7 +523,7 @@ class Connection(Versioned, Switchable):
             self.rebind({assignment: identity}, by=by)
 
     def rebind(self, identities: Mapping[Assignment, Identity], *, by: User) -> None:
-        """Use these identities as `bind` does, and record each change."""
+        """Use these identities for the connection (see `bind`), and record each change."""
         for assignment, identity in identities.items():
             before = self._carried(assignment)
             self.bind({assignment: identity})
@@ -550,9 +554,9 @@ class Connection(Versioned, Switchable):
         Event.objects.record(Action.CONNECTION_IDENTITY_CHANGED, self, by=by, changes=changes)
 
     def end_sessions(self, *sessions: UUID, by: User) -> int:
-        """End these MCP sessions of the client, or all if none is given; return the number ended.
+        """End these MCP sessions of the client, or all if no session is given. Return the number of ended sessions.
 
-        Their calls and streams end at once; the corresponding sessions at servers end within two minutes.
+        The calls and streams of the sessions end at once. The corresponding sessions at servers end within two minutes.
         """
         with transaction.atomic():
             rows = Session.objects.select_for_update().filter(connection=self)
@@ -729,7 +733,7 @@ class HostAtGateway(Versioned, models.Model):
         return self._decide(Action.HOST_BLOCKED_AT_GATEWAY, allowed=False, by=by)
 
     def allow(self, *, by: User) -> bool:
-        """Put the host on the list of allowed hosts, and unblock it. Returns False if it was listed already."""
+        """Add the host to the list of allowed hosts, and end a block. Returns False if the host was listed already."""
         return self._decide(Action.HOST_ALLOWED_AT_GATEWAY, allowed=True, by=by)
 
     def reset(self, *, by: User) -> bool:

@@ -126,8 +126,8 @@ class ConnectionRow:
     def status_text(self) -> str:
         """The status in words.
 
-        "expired" becomes "new token not collected" if a token waits to be collected, or "no active token" if all tokens
-        are revoked.
+        In place of "expired", the text is "new token not collected" if a token waits to be collected. If all tokens are
+        revoked, the text is "no active token".
         """
         if self.status != "expired":
             return self.status
@@ -148,7 +148,11 @@ class ConnectionRow:
 
     @property
     def prefix(self) -> str:
-        """The prefix of the newest token or key; a revoked one only if all are revoked."""
+        """The prefix of the newest unrevoked token or key.
+
+        If all tokens and keys are revoked, it is the prefix of the newest token or key. If the connection has no token
+        or key, it is empty.
+        """
         newest = next(iter(self.tokens or self._all_tokens), None)
         return newest.prefix if newest else ""
 
@@ -199,7 +203,10 @@ class ConnectionRow:
 
     @property
     def may_add_token(self) -> bool:
-        """True if the viewer may add a token; only to their own connection, because a token acts as its creator."""
+        """True if the viewer may add a token to the connection.
+
+        People add tokens only to their own connections, because a token acts as its creator.
+        """
         host = self.connection.host
         may_make_tokens = host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_CREATE)
         return self.is_own and self.connection.enabled and host.enabled and may_make_tokens

@@ -29,7 +29,7 @@ def _holds(view: Resource, *capabilities: Capability) -> bool:
 def _listed_connections(view: Resource) -> QuerySet[Any]:
     """Return all connections if the caller has a capability to see them.
 
-    Other callers get their own and, if they may read the log, all that were ever used.
+    Other callers get their own connections. Callers who may read the log also get all connections that were ever used.
     """
     if _holds(view, Capability.MCP_CONNECTIONS_READ, Capability.API_TOKENS_READ):
         return Connection.objects.all()
@@ -44,7 +44,7 @@ def _own_or_logged(view: Resource, own: Q) -> Q:
 def _listed_people(view: Resource) -> QuerySet[Any]:
     """Return all people if the caller has a capability to see them.
 
-    Other callers get themselves, and the owners of connections and identities that they may see.
+    Other callers get their own row, and the owners of those connections and identities that the caller may see.
     """
     if _holds(view, Capability.PEOPLE_READ, Capability.AUDIT_READ):
         return User.objects.all()
@@ -57,7 +57,7 @@ def _listed_people(view: Resource) -> QuerySet[Any]:
 def _listed_tokens(view: Resource) -> QuerySet[Any]:
     """Return all tokens if the caller has a capability to see them.
 
-    Other callers get their own and, if they may read the log, all that were ever used.
+    Other callers get their own tokens. If they may read the log, they also get all tokens that were ever used.
     """
     if _holds(view, *SEES_TOKENS):
         return Token.objects.all()
@@ -77,7 +77,7 @@ def _listed_hosts(view: Resource) -> QuerySet[Any]:
 def _listed_gateways(view: Resource) -> QuerySet[Any]:
     """Return all gateways if the caller has a capability to see them.
 
-    Other callers get the gateways that they may use, and those of connections that they may see.
+    Other callers get the gateways that they may use, and the gateways of connections that they may see.
     """
     if _holds(view, Capability.GATEWAYS_READ):
         return Gateway.objects.all()
@@ -88,7 +88,7 @@ def _listed_gateways(view: Resource) -> QuerySet[Any]:
 def _listed_servers(view: Resource) -> QuerySet[Any]:
     """Return all servers if the caller has a capability to see them.
 
-    Other callers get the servers of gateways that they may see, and of their own identities.
+    Other callers get the servers of gateways that they may see, and the servers of their own identities.
     """
     if _holds(view, Capability.SERVERS_READ, Capability.GATEWAYS_MANAGE):
         return Server.objects.all()
@@ -104,8 +104,8 @@ def _known(
     """Return a function that takes an API view and returns the objects that a filter may name.
 
     These are the objects that `listed` returns. If the caller may read the log, the objects of logged calls are added.
-    `column` is the column of `Call` with the object's id. `shared` names columns that must be equal in `Call` and in
-    the object's row.
+    The `column` of a call contains the object's id. The columns in `shared` have the same values in the call's row and
+    in the object's row.
     """
 
     def things(view: Resource) -> QuerySet[Any]:

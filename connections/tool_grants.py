@@ -21,7 +21,7 @@ from ui.pages import AppRequest
 from ui.tables import Column, Table
 from ui.viewset import Picked, end_picked, list_page
 
-USED = "Last use of the gateway by a person who has the set, even with tools outside the set."
+USED = "Last use of the gateway by a person who has the set. Calls of tools outside the set count, too."
 GRANTS = Table(
     "grants",
     "Grants",
@@ -113,7 +113,7 @@ def end_selected(request: AppRequest) -> HttpResponse:
         lambda grant: grant.end(by=request.user),
         GatewayError,
         lambda grants: (
-            "The tools of these grants are refused from the next request on, unless another grant gives them or the "
-            "gateway allows all its tools."
+            "The tools of these grants are refused from the next request on. A tool stays usable if another grant "
+            "gives the tool, or if its gateway allows all tools."
         ),
     )

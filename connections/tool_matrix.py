@@ -101,7 +101,7 @@ class MatrixFilter(ListFilter):
 
 
 def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
-    """Return the columns that the filters choose; without a choice, all columns, but at most MOST_COLUMNS + 1."""
+    """Return the columns that the filters choose. Without such a filter, return the first MOST_COLUMNS + 1 columns."""
     told: Any = filters.values
     if not any(told.get(name) for name in ("person", "team", "agent")):
         return [*islice(_all_columns(gateway), MOST_COLUMNS + 1)]

@@ -110,7 +110,7 @@ class CopyForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def copy(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Copy a set to the same or another gateway, where its members are found by their exposed names."""
+    """Copy a set to the same or another gateway. Another gateway's tools are matched by their exposed names."""
     tool_set = find_set(request, pk)
     gateways = Gateway.objects.visible_to(request.user).live().order_by(Lower("name"), "pk")
     if is_for(request, "would-have"):
@@ -133,7 +133,10 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _members_at(tool_set: ToolSet, gateway: Gateway) -> tuple[list[Feature], str]:
-    """Return the gateway's features named like the set's members, and a sentence about missing ones (“” if none)."""
+    """Return the features of `gateway` that have the names of the set's members.
+
+    Also return a sentence about the names that `gateway` lacks; “” if no name is missing.
+    """
     if gateway.pk == tool_set.gateway_id:
         return [*tool_set.members.all()], ""
     names = [*tool_set.members.order_by("exposed_name").values_list("exposed_name", flat=True)]

@@ -145,7 +145,7 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
         allow_null=True, help_text="The team; null if the recipient is not a team, or if the team was deleted."
     )
     team_name = serializers.CharField(
-        help_text="Name of the team when the grant ended; empty before that, and for other recipients."
+        help_text="Name of the team when the grant ended; empty while the grant lasts, or if it is not for a team."
     )
     email = serializers.EmailField(
         source="user.email", allow_null=True, help_text="E-mail address of the person; null for other recipients."
@@ -165,12 +165,12 @@ class ToolGrantQuery(ListQuery):
     """Filters of the grants of a gateway."""
 
     ended = serializers.BooleanField(
-        required=False, help_text="True returns ended grants; otherwise those in force are returned."
+        required=False, help_text="True returns ended grants. False, the default, returns the grants in force."
     )
 
 
 class ToolGrantBody(RequestBody):
-    """A tool set to give to a team or a person; if neither is named, to everybody."""
+    """A tool set to give to a team or a person. If the body names no team and no person, everybody gets the set."""
 
     tool_set_id = serializers.UUIDField(help_text="The set.")
     team_id = serializers.UUIDField(required=False, allow_null=True, help_text="The team.")

@@ -392,7 +392,10 @@ def _filled(tool_set: ToolSet) -> dict[str, Any]:
 
 
 def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None) -> HttpResponse:
-    """Show the size of the set in the form and, if it is in use, the recent calls the change would have refused."""
+    """Show the size that the set would have with the choices in the form.
+
+    If the set is in use, also show the recent calls that the change would have refused.
+    """
     form, told = ToolSetForm(request.POST, gateway=gateway, tool_set=tool_set), ""
     form.fields["name"].required = False
     if form.is_valid():

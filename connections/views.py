@@ -417,7 +417,7 @@ class McpFilter(ConnectionFilter):
 
 
 def _number(viewer: User, filters: McpFilter) -> dict[str, Any]:
-    """Return the number of listed connections, and a URL that tells how many are active and how many blocked."""
+    """Return the number of listed connections, and the URL of the numbers of active and of blocked connections."""
     rows = filters.narrow(connections_visible_to(viewer)).count()
     # Separate, because active and blocked connections take longer to count.
     counts_url = f"{reverse('connections:mcp_counts')}?{urlencode(filters.data, doseq=True)}"

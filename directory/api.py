@@ -34,7 +34,7 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
     id = Id()
     team = Reference(
         allow_null=True,
-        help_text="The team whose gateways the address lists; null if it lists the gateways open to everyone.",
+        help_text="The address lists the gateways of this team; null: the gateways that are open to everyone.",
     )
     url = serializers.CharField(
         help_text="Address for clients, which add `/v0.1/servers`. Anybody who has it can read the list."

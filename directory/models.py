@@ -56,7 +56,7 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
     def matching(self, words: str) -> DirectoryAddressQuerySet:
         """Return the addresses whose team name contains `words`; all addresses if `words` is empty.
 
-        The address for everyone counts as that of a team named EVERYONE.
+        The address for everyone is found as if it had a team named EVERYONE.
         """
         if not words:
             return self
@@ -64,7 +64,10 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
 
 
 class DirectoryAddress(Versioned, Switchable):
-    """An address that lists, to anybody who has it, the gateways that everybody in `team` may use."""
+    """An address with the list of the gateways that everybody in `team` may use.
+
+    Anybody who has the address can read the list.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     team = models.OneToOneField(Team, models.CASCADE, null=True, related_name="directory_address")  # NULL: everyone.
@@ -104,7 +107,10 @@ class DirectoryAddress(Versioned, Switchable):
         return {"enabled": self.enabled, "regenerated_at": self.regenerated_at and self.regenerated_at.isoformat()}
 
     def gateways(self) -> GatewayQuerySet:
-        """Return the enabled gateways that all people of the team may use; without a team, those open to everyone."""
+        """Return the enabled gateways that all people of the team may use.
+
+        If the address has no team, return the enabled gateways that are open to everyone.
+        """
         return Gateway.objects.open_to_all_of(self.team).filter(enabled=True)
 
     def regenerate(self, *, by: User) -> None:

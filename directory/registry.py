@@ -128,7 +128,7 @@ def versions_of(gateways: GatewayQuerySet, name: str) -> dict[str, Any] | None:
 
 
 def server_version(gateways: GatewayQuerySet, name: str, version: str) -> dict[str, Any] | None:
-    """Return one version of the server `name` as a ServerResponse; None if there is none."""
+    """Return one version of the server `name` as a ServerResponse; None if there is no such version."""
     space, _, slug = name.partition("/")
     if space != namespace() or version not in (LATEST, VERSION):
         return None
@@ -223,5 +223,5 @@ def versions(gateways: GatewayQuerySet, request: HttpRequest, name: str) -> dict
 
 @public
 def version(gateways: GatewayQuerySet, request: HttpRequest, name: str, version: str) -> dict[str, Any] | None:
-    """Get a version of a gateway; None if there is none."""
+    """Get a version of a gateway; None if the gateway or the version does not exist."""
     return server_version(gateways, name, version)

@@ -55,7 +55,10 @@ class Setup:
 
     @classmethod
     def of(cls, viewer: User, until: datetime | None = None) -> Setup | None:
-        """Return the steps; None if all are done, if they were dismissed, or if the viewer lacks all of SETS_UP."""
+        """Return the steps; None if all steps are done, or if the steps were dismissed.
+
+        Also return None if the viewer has no capability in SETS_UP.
+        """
         if not any(map(viewer.has_perm, SETS_UP)):
             return None
         facts: Any = WorkspaceSettings.objects.annotate(**_facts(viewer)).filter(pk=1, setup_steps=True).first()
@@ -79,7 +82,7 @@ class Setup:
             SetupStep(
                 "gateway", "Put the server on a gateway",
                 "A gateway is one address for its servers. You choose who can use the gateway. Open "
-                "or add one, and press “Assign a server” on its Servers tab.",
+                "or add a gateway, and press “Assign a server” on its Servers tab.",
                 facts.has_place, reverse("gateways:list"), "Open gateways", Capability.GATEWAYS_MANAGE,
             ),
             SetupStep(

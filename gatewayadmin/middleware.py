@@ -141,9 +141,10 @@ class OuterMiddleware:
 
     Answers itself in these cases:
     - 400: the Host is not ours, except at `unchecked` paths.
-    - 413: the body is above LARGEST_BODY or, without a session or token, above `largest_anonymous_body`.
-    - 401: the body is above `largest_anonymous_body`, and `is_known` rejects the session or token. Without a
-      Content-Length, the answer is 413 instead.
+    - 413: the body is above LARGEST_BODY.
+    - 413: the body is above `largest_anonymous_body`, and the request has no session or token.
+    - 401: the body is above `largest_anonymous_body`, and `is_known` rejects the session or token. If the request has
+      no Content-Length, the answer is 413 instead.
     - 429: `is_known` raises SenderBusy.
     """
 
@@ -401,8 +402,8 @@ class SenderBusy(Exception):
 class FairShares:
     """Lets at most `most` requests of each sender into `app` at a time. A request counts until its answer begins.
 
-    Up to MOST_WAITING further requests of the sender wait. Any more get 429 immediately, and so does a request that
-    has waited for LONGEST_WAIT_S. Paths below `free` are not limited. Of each sender, only one heavy request is in
+    Up to MOST_WAITING further requests of the sender wait. Requests beyond these get 429 immediately. A waiting request
+    gets 429 after LONGEST_WAIT_S. Paths below `free` are not limited. Of each sender, only one heavy request is in
     `app` at a time. A request is heavy if its path matches `heavy`, or if it asks for a file (`?format=`).
     """
 

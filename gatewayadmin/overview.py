@@ -177,8 +177,8 @@ class ServerTraffic:
     def drawn(self) -> list[tuple[str, str]]:
         """Pairs of a state and an SVG path.
 
-        "none" is the ground line. "ok" has a bar for each hour with calls but no failure, "down"
-        one for each with failures.
+        The path of "none" is the ground line. The path of "ok" has a bar for each hour with calls but no failure. The
+        path of "down" has a bar for each hour with failures.
         """
         paths = {"none": GROUND, "ok": "", "down": ""}
         for n, hour in enumerate(self.hours):
@@ -257,7 +257,10 @@ def overview(request: AppRequest) -> HttpResponse:
 
 
 def _new_calls(request: AppRequest, new: NewCalls) -> HttpResponse:
-    """Return the live parts with the new calls, or only their number if the page is paused; 204 if nothing changed."""
+    """Return the live parts of the dashboard with the new calls.
+
+    If the page is paused, return only the number of new calls. If nothing changed, return 204.
+    """
     return answer(
         request, _live_list(request), new, lambda: show(request, "overview.html#traffic", _traffic(request, new))
     )
@@ -307,13 +310,19 @@ def _newest(links: list[Any]) -> list[Connection]:
 
 
 def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
-    """Return rows for the servers that need the user's identity on these connections; first those that need action."""
+    """Return rows for the servers that need the user's identity on these connections.
+
+    Rows that need action come first.
+    """
     rows = [row for one in newest for row in OwnConnection(one, user).carried]
     return sorted(rows, key=lambda row: row.state in ("active", "blocked"))[:SHOWN]
 
 
 def _refused(user: User) -> list[Identity]:
-    """Return identities refused by their servers; only the user's own if the user may not see all connections."""
+    """Return identities that their servers refuse.
+
+    If the user may not see all connections, return only the user's own identities.
+    """
     refused = Identity.objects.refused().select_related("server", "owner")
     return list((refused if user.has_perm(Capability.MCP_CONNECTIONS_READ) else refused.own(user))[:SHOWN])
 
@@ -359,7 +368,11 @@ def _numbers(request: AppRequest) -> dict[str, Any]:
 
 
 def _stock(user: User) -> dict[str, Any]:
-    """Return the number of hosts if the user may toggle hosts, and of connections if the user may see all of them."""
+    """Return the numbers of hosts and of connections.
+
+    Hosts are left out if the user may not toggle hosts. Connections are left out if the user may not see all
+    connections.
+    """
     numbers: dict[str, Any] = {}
     if user.has_perm(Capability.HOSTS_TOGGLE):  # Not useful to members, who can only see hosts.
         states = {f"{state}_count": Count("pk", filter=which) for state, which in HOST_STATES.items()}

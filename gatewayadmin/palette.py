@@ -160,9 +160,10 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 
 
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
-    """Return the entry to disable a thing that is enabled (`on`), or to enable one that is disabled.
+    """Return the entry that disables an enabled thing (`on`), or the entry that enables a disabled thing.
 
-    An entry to enable acts at once, but opens the app's page if `is_known` is False (the app chose its own name).
+    The entry that enables a thing acts at once. But if `is_known` is False, the app chose its own name: then the entry
+    opens the app's page.
     """
     if on:
         return _to(f"{room}:disable", key, f"Disable {name}", "pause", kind)

@@ -40,7 +40,10 @@ _OUTCOMES: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def _days(before: int, length: int) -> Callable[[datetime], dict[str, str]]:
-    """Return a function that builds a filter for `length` whole days, the first of which is `before` days ago."""
+    """Return a function that builds a filter for `length` whole days.
+
+    The first of these days is `before` days ago.
+    """
 
     def between(midnight: datetime) -> dict[str, str]:
         begin = midnight - before * _DAY

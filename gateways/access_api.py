@@ -95,7 +95,7 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
     email = serializers.EmailField(source="user.email", help_text="E-mail address of the person who asked.")
     reason = serializers.CharField(help_text="What the person needs the access for.")
     days = serializers.IntegerField(
-        help_text="Days of access from the approval on: the number requested or, once approved, the number given."
+        help_text="Number of requested days. An approval replaces this number by the given days, from the approval on."
     )
     state = serializers.ChoiceField(RequestState.choices, help_text="Its state.")
     approvers = serializers.SerializerMethodField(
@@ -155,7 +155,7 @@ class ApproveBody(DeclineBody):
     """The decision to approve."""
 
     days = serializers.IntegerField(
-        required=False, min_value=1, help_text="For how many days from now on; by default the days asked for."
+        required=False, min_value=1, help_text="Number of days from now on; by default the requested number."
     )
 
 

@@ -53,7 +53,7 @@ class CatalogueAccessFilter(ListFilter):
 
 
 class RequestFilter(ListFilter):
-    """Filter requests by state and words, and by whether they wait for the person or are the person's own."""
+    """Filter requests by words, and by a choice: waiting for the viewer, all waiting, the viewer's own, or decided."""
 
     radios: ClassVar[tuple[str, ...]] = ("show",)
     SHOWS = (("decide", "Waiting for you"), ("open", "Waiting"), ("own", "Yours"), ("decided", "Decided"))
@@ -145,8 +145,8 @@ class TakesRequestsForm(forms.Form):
         max_length=MOST_APPROVERS * 255,
         widget=forms.Textarea(attrs={"rows": 3}),
         help_text="E-mail addresses, one per line. If empty, people with Basic gateway management decide. If you name "
-        "approvers, people with that permission are notified only of requests that the approvers cannot decide, or "
-        "have not decided after 3 days.",
+        "approvers, the approvers are notified instead. People with Basic gateway management are notified only if no "
+        "approver can decide, or after 3 days without a decision.",
     )
 
     def clean_approvers(self) -> list[User]:

@@ -180,7 +180,7 @@ def gateway(request: AppRequest, slug: str) -> HttpResponse:
 def set_state(tool_set: ToolSet, grants: list[ToolGrant]) -> tuple[bool, datetime | None]:
     """Return whether any of the person's live `grants` gives the set, and the date when this access ends.
 
-    The date is None if no grant gives the set, or if one without an end date does.
+    The date is None if no grant gives the set, or if a grant without an end date gives the set.
     """
     ends = [grant.ends_at for grant in grants if grant.tool_set_id == tool_set.pk]
     dates = [end for end in ends if end]

@@ -83,8 +83,8 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
         help_text="`all`, or `granted`: whether people can use all its tools, or only those given to them."
     )
     takes_requests = serializers.BooleanField(help_text=TAKES_REQUESTS)
-    request_days = serializers.IntegerField(help_text="Usual period of access by request, in days.")
-    most_request_days = serializers.IntegerField(help_text="Longest period of access by request, in days.")
+    request_days = serializers.IntegerField(help_text="Usual period of requested access, in days.")
+    most_request_days = serializers.IntegerField(help_text="Longest period of requested access, in days.")
     approvers = serializers.ListField(source="editable.approvers", child=serializers.EmailField(), help_text=APPROVERS)
     calls_per_minute = Limit()
     new_definitions = serializers.CharField(help_text="`approve` or `wait`: what happens with a new definition.")
@@ -124,11 +124,11 @@ class GatewayChanges(RequestBody):
     )
     hosts_allowed = serializers.ChoiceField(
         HostsAllowed.choices,
-        help_text="Apps and agents that may use it; with `listed`, only those whose entry in the gateway's `/hosts` "
-        "has `allowed` true.",
+        help_text="Apps and agents that may use the gateway. If `listed`, an app or agent needs an entry with "
+        "`allowed` true in the gateway's `/hosts`.",
     )
     tools_given = serializers.ChoiceField(
-        ToolsGiven.choices, help_text="Whether people can use all its tools, or only those given to them."
+        ToolsGiven.choices, help_text="Whether people can use all tools of the gateway, or only tools given to them."
     )
     takes_requests = serializers.BooleanField(help_text=TAKES_REQUESTS)
     request_days = serializers.IntegerField(min_value=1, max_value=MOST_DAYS)

@@ -111,7 +111,7 @@ class Place(NamedTuple):
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server, with its features: one for each assignment of the server that has the tool."""
+    """One tool of a server, with the tool's features. Each assignment with the tool has one feature for the tool."""
 
     feature: Feature  # The oldest of `found`.
     calls: int = 0  # Calls of the features in `found`.
@@ -174,8 +174,8 @@ class Catalogue:
     """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
     With `tells_use`, calls in the last SPAN are counted if the viewer may read the log. Sorting and filtering by use
-    need these numbers. `page` is the number, as text, of the page that the caller will probably read. None, or text
-    that is not a page number, means 1.
+    need these numbers. `page` is the number, as text, of the page that the caller will probably read. If `page` is
+    None, or is not a page number, it stands for page 1.
     """
 
     ordered = True
@@ -242,7 +242,10 @@ class Catalogue:
         return self._entries(self._read(0, 1)[0])[0]
 
     def _read(self, start: int, most: int | None) -> tuple[list[tuple[UUID, str]], int]:
-        """Return a pair: a slice of the entries as (server, name), and the total, or 0 if `start` is beyond the end."""
+        """Return a slice of the entries as (server, name), and the total number of entries.
+
+        The total is 0 if `start` is beyond the last entry.
+        """
         by = self.sort.removeprefix("-")
         by = "tool" if self.only_unused and by in BY_USE else by
         joins_use = self.joins_use

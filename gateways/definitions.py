@@ -33,7 +33,7 @@ class DiffPart(NamedTuple):
 class DiffLine(NamedTuple):
     """A line of the old version, of the new version or of both.
 
-    With the mark `gap`, it is not such a line, but a note on how many lines are omitted.
+    With the mark `gap`, it is a note that tells how many lines are omitted.
     """
 
     mark: Mark
@@ -164,7 +164,10 @@ def _shortened(lines: list[str], *, is_first: bool, is_last: bool) -> Iterator[D
 
 
 def _replaced(old: list[str], new: list[str], *, marked: bool) -> Iterator[DiffLine]:
-    """Yield the old lines, then the new lines. With `marked` and equally many lines, mark the changed words."""
+    """Yield the old lines, then the new lines.
+
+    Mark the changed words if `marked` is True and there are as many new lines as old lines.
+    """
     if not marked or len(old) != len(new):
         yield from (DiffLine.of("old", line) for line in old)
         yield from (DiffLine.of("new", line) for line in new)
@@ -243,7 +246,10 @@ def _arguments(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
 
 
 def resolved(schema: Any, whole: Any) -> dict[str, Any]:
-    """Return `schema`, with its `$ref` replaced by the part of `whole` that it names; {} if the result is no schema."""
+    """Return `schema`; if it has a `$ref`, replace the `$ref` by the part of `whole` to which it leads.
+
+    Return {} if the result is no schema.
+    """
     reference = schema.get("$ref") if isinstance(schema, dict) else None
     if isinstance(reference, str) and reference.startswith("#/"):
         found = whole

@@ -431,7 +431,7 @@ def effect(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def texts(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Set the title and description that clients see instead of those that the server gives for the tool."""
+    """Set the tool's title and description for clients, in place of the server's title and description."""
     tool = feature_or_404(request, pk)
     if tool.kind != FeatureKind.TOOL:
         raise Http404

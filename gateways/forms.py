@@ -175,7 +175,8 @@ class AssignmentForm(forms.Form):
     def _alias(self, values: dict[str, Any]) -> str:
         """Return the alias to save: by default the server's slug; empty if `bare` (“Without alias”) is ticked.
 
-        Raises ValidationError if the alias is taken, needed but missing, or entered although `bare` is ticked.
+        Raises ValidationError if another server of the gateway has the alias, if `bare` is ticked but the gateway needs
+        an alias, or if `bare` is ticked but an alias was entered.
         """
         alias, bare = values["alias"], values.pop("bare", False)
         others = self._others()
@@ -235,7 +236,10 @@ class GatewayFilter(ListFilter):
 
 
 def listed_kind(asked: str) -> FeatureKind | None:
-    """Return the kind of features to list: None for "all", the kind that `asked` names, otherwise tools."""
+    """Return the kind of features to list, or None to list all kinds.
+
+    `asked` is "all" or the name of a kind. For any other text, return the kind of tools.
+    """
     if asked == "all":
         return None
     return FeatureKind(asked) if asked in FeatureKind.values else FeatureKind.TOOL
@@ -256,7 +260,7 @@ class FeatureFilter(ListFilter):
 
     @property
     def facets(self) -> list[FilterMenu]:
-        """The filter menus except the server menu, which the template renders with counts."""
+        """The filter menus without the server menu. The template renders the server menu, with counts."""
         return [facet for facet in super().facets if facet.name != "server"]
 
     @property

@@ -73,7 +73,10 @@ class PeopleForm(forms.Form):
     )
 
     def clean_emails(self) -> list[User]:
-        """Return the people with these addresses. Raises ValidationError for no address, too many or an unknown one."""
+        """Return the people with these addresses.
+
+        Raises ValidationError if there is no address, if there are too many, or if nobody has one of the addresses.
+        """
         emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
         if not emails:
             raise ValidationError("Enter at least one e-mail.")

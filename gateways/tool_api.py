@@ -41,7 +41,7 @@ from ui.rest import Id, Problem, Resource, SubjectField, UtcDateTimeField, match
 
 
 class ToolSerializer(serializers.Serializer[Feature]):
-    """A tool, with its approved definition; while none is approved, with its current one."""
+    """A tool with its approved definition, or with its current definition while no definition is approved."""
 
     id = Id()
     name = serializers.CharField(help_text="Name at its server.")
@@ -54,16 +54,17 @@ class ToolSerializer(serializers.Serializer[Feature]):
     )
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
     effect = serializers.ChoiceField(
-        Effect.choices, help_text="Effect that an administrator states, otherwise the one its server claims."
+        Effect.choices, help_text="Effect as an administrator states it, otherwise as the server claims it."
     )
     said_effect = serializers.ChoiceField(
-        SAID_EFFECTS, help_text="Effect that an administrator states; if empty, the server's claim applies."
+        SAID_EFFECTS,
+        help_text="Effect that an administrator states. If it is empty, the effect that the server claims applies.",
     )
     said_title = serializers.CharField(
-        help_text="Title that an administrator states for clients; if empty, clients get the server's."
+        help_text="Title that an administrator states for clients. If empty, clients get that of the server."
     )
     said_description = serializers.CharField(
-        help_text="Description that an administrator states for clients; if empty, clients get the server's."
+        help_text="Description that an administrator states for clients. If empty, clients get that of the server."
     )
     tool_policy = serializers.CharField(
         source="assignment.tool_policy", help_text="`allow_all`, `selected` or `block_all`."
@@ -79,7 +80,7 @@ class ToolSerializer(serializers.Serializer[Feature]):
 
 
 class FeatureSerializer(ToolSerializer):
-    """A tool, prompt, resource or template, with its approved definition and the one that its server offers."""
+    """A tool, prompt, resource or template, with its approved definition and its server's current definition."""
 
     kind = serializers.ChoiceField(FeatureKind.choices, help_text="Tool, prompt, resource or template.")
     state = serializers.ChoiceField(
@@ -131,7 +132,7 @@ class FeatureQuery(ToolQuery):
     """Filters of the list of features."""
 
     kind = serializers.ChoiceField(FeatureKind.choices, required=False, help_text="Only this kind.")
-    state = serializers.ChoiceField(FeatureState.choices, required=False, help_text="Only those in this state.")
+    state = serializers.ChoiceField(FeatureState.choices, required=False, help_text="Only features in this state.")
 
 
 class ToolChanges(RequestBody):
@@ -307,8 +308,8 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
 
     id = Id(
         source="feature.pk",
-        help_text="Id of the tool on the gateway where it was first seen, among the gateways where it matches the "
-        "filters.",
+        help_text="Id of the tool on a gateway where the tool matches the filters. If several gateways "
+        "match, the gateway where the tool was first seen is taken.",
     )
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
@@ -316,7 +317,7 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     effect = serializers.ChoiceField(
         Effect.choices,
         source="feature.effect",
-        help_text="Effect that an administrator states, otherwise the one its server claims.",
+        help_text="Effect as an administrator states it, otherwise as the server claims it.",
     )
     places = PlaceSerializer(many=True, help_text="Gateways that have it.")
     calls = serializers.SerializerMethodField(

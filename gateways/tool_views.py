@@ -208,7 +208,7 @@ class RefreshSummary(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """True while the first answer is awaited: no request was answered, and none has failed (see also `is_lost`)."""
+        """True while the first answer is awaited: no request was answered, and no request failed (see `is_lost`)."""
         return not (self.failing or self.learnt_at)
 
     @property
@@ -305,7 +305,7 @@ def _tabs(gateway: Any, chosen: FeatureKind | None) -> list[Tab]:
 
 
 def _given(features: list[Feature], viewer: User) -> set[UUID]:
-    """Return the ids of those `features` for which `viewer` needs no grant, or has one."""
+    """Return the ids of those `features` that need no grant, or for which `viewer` has a grant."""
     asked = Feature.objects.filter(pk__in=[feature.pk for feature in features])
     pairs = {(feature.assignment.gateway_id, viewer.pk) for feature in features}
     return {*given_to(asked, pairs).values_list("pk", flat=True)}

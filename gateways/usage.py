@@ -248,8 +248,8 @@ class PersonUse(NamedTuple):
 def matrix(gateway: Gateway, chosen: str) -> dict[str, Any]:
     """Return the numbers of calls by person and tool in the time range `chosen`, a key of RANGES.
 
-    Only the newest MOST_READ calls are counted. If there are more, `since` in the result is the time of the oldest
-    counted call; if all calls were counted, it is None.
+    Only the newest MOST_READ calls are counted. If there are more calls, `since` in the result is the time of the
+    oldest counted call. If all calls were counted, `since` is None.
     """
     until = timezone.now()
     since = range_start(until, RANGES[chosen].length)

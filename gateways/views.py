@@ -111,7 +111,10 @@ WITHIN_REACH = "lists only gateways within one's reach"
 
 
 def counted(gateways: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
-    """Annotate gateways with their numbers of servers and tools, and of live connections that `viewer` may see."""
+    """Annotate each gateway with the numbers of its servers, tools and connections.
+
+    Only live connections that `viewer` may see are counted.
+    """
     tools = Feature.objects.tools().offered().filter(assignment__removed_at=None)
     return gateways.annotate(
         server_count=count_of(Assignment.objects.filter(removed_at=None), "gateway"),
@@ -433,7 +436,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
 
 
 def _left_to_bring(assignment: Assignment) -> str:
-    """Return a text to append: the number of live connections that now need an identity; empty if none do."""
+    """Return a text to append: the number of live connections that now need an identity; empty if the number is 0."""
     if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
         return ""
     count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
@@ -443,7 +446,7 @@ def _left_to_bring(assignment: Assignment) -> str:
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
     """Return the server to preselect, or None.
 
-    It is the server named in the form or URL; if none is named, preferably one not yet on this gateway.
+    This is the server that the form or URL names. If they name no server, prefer a server that is not on this gateway.
     """
     reference = text_of(request.POST, "server") or text_of(request.GET, "server")
     live = Server.objects.live()

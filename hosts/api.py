@@ -61,7 +61,7 @@ class HostQuery(ListQuery):
 
     kind = serializers.ChoiceField(HostKind.choices, required=False, help_text="Apps (`headed`), or agents (`token`).")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
-    status = serializers.ChoiceField(list(STATUSES), required=False, help_text="Only those with this status.")
+    status = serializers.ChoiceField(list(STATUSES), required=False, help_text="Only hosts with this status.")
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
 
 

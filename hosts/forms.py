@@ -51,7 +51,8 @@ class HostFilter(ListFilter):
     def narrow(self, rows: HostQuerySet) -> HostQuerySet:
         """Return the matching hosts.
 
-        The playground is left out unless it is pending, a name is searched for, or the type `built-in` is selected.
+        Leave out the playground, except in three cases: the playground is pending, a name is searched for, or the type
+        `built-in` is selected.
         """
         hosts = rows.matching(words := self.values.get("q", ""))
         if self.values.get("type") == "built-in":

@@ -106,7 +106,10 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 
 
 def host_or_404(viewer: User, pk: UUID) -> Host:
-    """Return the live host, annotated as by `counted`; `row_count` also counts ended connections. Raises Http404."""
+    """Return the live host with the numbers that `counted` adds. Raises Http404.
+
+    The host also has `row_count`: the number of its connections, including ended connections.
+    """
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
 
@@ -241,7 +244,7 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive_picked(request: AppRequest) -> HttpResponse:
-    """Archive the selected hosts, except the Playground and those still enabled."""
+    """Archive the selected hosts, except the Playground and hosts that are still enabled."""
 
     def refused(host: Host) -> str:
         if host.is_playground:

@@ -81,7 +81,7 @@ def only_loopback(uris: Iterable[str]) -> bool:
 
 
 class ClientSecretHasher(PBKDF2PasswordHasher):
-    """One round of PBKDF2, because 128 random characters cannot be guessed."""
+    """PBKDF2 with one round. This is enough, because nobody can guess a client secret of 128 random characters."""
 
     algorithm = "client_secret"
     # With a slow hash at each token request, anybody who knows a client_id could exhaust our CPUs.

@@ -76,7 +76,7 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
 
 
 def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
-    """Return a page that forwards to the app at `url`; if `url` is None, a page for a flow that is over (410)."""
+    """Return a page that forwards to the app at `url`. If `url` is None, the page says that the flow is over (410)."""
     if url is None:
         return render(request, "oauth/expired.html", {"flow": flow}, status=410)
     response = render(request, "oauth/sent.html", {"flow": flow, "url": url, "denied": bool(flow.error)})

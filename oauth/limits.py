@@ -46,7 +46,7 @@ def limit_exceeded(sentence: str) -> HttpResponse:
 
 
 def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Limit token requests from one address, per client and in total.
+    """Limit the token requests that one address may send for one client, and for all clients together.
 
     A limit per client alone would have no effect, because anybody may register more clients.
     """

@@ -23,7 +23,7 @@ SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.
 
 
 def codes(now: datetime) -> int:
-    """Delete expired codes that were not used. A code is deleted when it is used; only its digest stays stored."""
+    """Delete expired codes that were not used. The use of a code deletes the code, and keeps only the code's digest."""
     return _delete(Grant.objects.filter(expires__lt=now))
 
 

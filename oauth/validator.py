@@ -181,7 +181,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         request.resource = [url]
 
     def revoke_token(self, token: str, token_type_hint: str, request: Request, *_: Any, **__: Any) -> None:
-        """Revoke the token family this access or refresh token belongs to (RFC 7009)."""
+        """Revoke the token family to which this access or refresh token belongs (RFC 7009)."""
         row = _refresh_token(token, request.client)
         if row is None:
             access = AccessToken.objects.filter(token_checksum=_sha256(token), application=request.client).first()
@@ -194,7 +194,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
 def _use_up(request: Request) -> tuple[RefreshToken | None, bytes | None]:
     """Mark the refresh token as used, or delete the code. Raises InvalidGrantError.
 
-    Return the refresh token and None, or None and the code's digest.
+    Return a pair: the refresh token (None for a code), and the code's digest (None for a refresh token).
     """
     if request.grant_type == "refresh_token":
         row = RefreshToken.objects.select_for_update().get(pk=request.refresh_token_instance.pk)
@@ -219,7 +219,7 @@ def _note_use(client: Any) -> None:
 
 
 def _refresh_token(text: str, client: Any) -> RefreshToken | None:
-    """Return this client's refresh token with this text; None if there is none or it has no connection."""
+    """Return this client's refresh token with this text. Return None if no such token has a connection."""
     return (
         RefreshToken.objects.filter(token_checksum=_sha256(text), application=client, binding__isnull=False)
         .select_related("user", "binding__connection__user", "binding__connection__gateway")
@@ -231,7 +231,7 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 def _is_usable(connection: Connection) -> bool:
     """True if tokens may be issued.
 
-    Tokens are issued even if the host, gateway or connection is disabled, because each MCP request checks that.
+    Tokens are issued even for a disabled host, gateway or connection: each MCP request checks if these are enabled.
     """
     return connection.revoked_at is None and connection.user.is_active
 

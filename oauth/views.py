@@ -54,8 +54,8 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 def connect(request: AppRequest) -> HttpResponse:
     """Start the flow for the agent `?host=`; without it, redirect to the page that asks for an agent.
 
-    `?gateway=` preselects a gateway, `?client=` the client for the instructions at the end. This URL is also the
-    enrolment link.
+    `?gateway=` preselects a gateway. `?client=` preselects the client for the instructions at the end. This URL is also
+    the enrolment link.
     """
     if "host" not in request.GET:
         return redirect(reverse("tokens:create", query=request.GET))
@@ -340,7 +340,7 @@ def _usable(request: AppRequest) -> list[Gateway]:
 
 
 def _instructions(request: AppRequest, gateway: Gateway, connection: Connection | None, how: str) -> dict[str, Any]:
-    """Return the instructions for the chosen client. If it does not support the method `how`, use another method."""
+    """Return the instructions for the chosen client. If this client lacks the method `how`, use another one."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
     may = {"browser": request.user.has_perm(Capability.OAUTH_CONNECT), "token": may_create(request.user)}
@@ -359,7 +359,7 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """Return, as text, the names of the servers for which `connection` lacks an identity; empty if there are none.
+    """Return the servers for which `connection` lacks an identity: a text with their names, or an empty text.
 
     If `connection` is None, use one of the person's connections to this gateway that lack an identity.
     """

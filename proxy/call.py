@@ -179,7 +179,10 @@ type Handler = Callable[[McpRequest, AccessRow, Message, Stream | None], Awaitab
 
 
 class TokenPlaces:
-    """Limits how many calls each token may have open in this process. A second instance limits streams."""
+    """Limits how many calls or standing streams each token may have open in this process.
+
+    The process has one instance for calls, and another instance for standing streams.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -813,7 +816,10 @@ class Endpoint:
     async def _target(
         self, request: McpRequest, grant: AccessRow, resolved: Resolved, message: Message, stream: Stream | None
     ) -> Target:
-        """Return the server to call, in the client's era of MCP if the server supports it. Raises an UpstreamError."""
+        """Return the server to call, with the era of MCP to use. Raises an UpstreamError.
+
+        This is the client's era if the server supports the client's era.
+        """
         level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         target = target_of(
             resolved.assigned,
@@ -951,7 +957,10 @@ class Endpoint:
             await self._record_end(request, ending, standing.sent)
 
     async def _record_end(self, request: McpRequest, ending: StopReason | None, sent: int) -> None:
-        """Write the row for the end of a standing stream. Its correlation id is the id of the row for the beginning."""
+        """Write a row for the end of a standing stream.
+
+        The row's correlation id is the id of the row that was written at the beginning of the stream.
+        """
         now = time.time()
         denied = ending.denied if ending is not None else None
         row = replace(request.row, uid=new_uid(now), created_at=now, correlation_id=request.uid, response_bytes=sent)
@@ -1033,7 +1042,7 @@ def _verb_refusal(request: McpRequest, public_url: str) -> Response | None:
 
 
 def _session_refusal(request: McpRequest, public_url: str) -> Response | None:
-    """Return 404 when the session is unknown, ended, lost, or another connection's; None otherwise."""
+    """Return 404 if the session is unknown, ended or lost, or belongs to another connection. Otherwise return None."""
     session = request.grant.session if request.grant is not None else None
     if (session is not None and not session.is_lost) or request.parsed_headers.session_digest is None:
         return None
@@ -1096,8 +1105,9 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 
 
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
-    """Return the result of `resolve_call`; None for an unknown name that may be a server's own name, without the alias.
+    """Return the result of `resolve_call`.
 
+    Return None if the name is unknown, but may be the name that a server itself uses, without the server's alias.
     Raises OutOfScope, Refusal or UnknownFeature.
     """
     try:
@@ -1282,7 +1292,10 @@ class _Sent:
         await self.parts.requests.carry(self.asking, asked, answer)
 
     async def on_notification(self, notification: Object) -> None:
-        """Forward a notification of the server: list changes to all clients of the gateway, others to this client."""
+        """Forward a notification of the server to this client.
+
+        A notification that a list has changed goes to all clients of the gateway instead.
+        """
         if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
             self.parts.server_streams.list_changed(self.resolved.assigned, self.grant, changed)
         elif self.stream is not None and await self._may_pass_on(notification):
@@ -1297,7 +1310,10 @@ class _Sent:
             )
 
     async def _may_pass_on(self, notification: Object) -> bool:
-        """Return False if a client of the session era would get an update of a resource it may not subscribe to."""
+        """Return whether the client may get this notification.
+
+        Return False if the client is of the session era, and may not subscribe to the resource that was updated.
+        """
         uri = params_of(notification).get("uri")
         if self.request.modern or notification.get("method") != UPDATED or not isinstance(uri, str):
             return True
@@ -1351,7 +1367,7 @@ def _params(
 
 
 def _with_trace(params: Object, trace: Trace, *, in_modern_era: bool) -> Object:
-    """Return the params with this trace context; in the session era, only if the client sent a trace context."""
+    """Return the params with this trace context. In the session era, params without a trace context stay unchanged."""
     meta: Object = params.get("_meta", {})
     if not in_modern_era and trace_context.PARENT not in meta:
         return params
@@ -1403,7 +1419,7 @@ async def _result_answer(request: McpRequest, resolved: Resolved, message: Messa
 
 
 def _members_of_era(request: McpRequest, message: Message, result: Object, era: str) -> tuple[frozenset[str], Object]:
-    """Return the names of members to drop from a result for the client's era, and the members to add."""
+    """Return how to adapt a result to the client's era: the names of members to drop, and the members to add."""
     if not request.modern:
         return MODERN_MEMBERS & result.keys() if era == MODERN else NO_MEMBERS, {}
     add = {} if era == MODERN and "resultType" in result else COMPLETE

@@ -73,7 +73,10 @@ def wanted_for(feature: Named | None) -> Wanted:
 
 
 class CallTrial(NamedTuple):
-    """The assumptions of a dry run about a call: its arguments (None: unknown), and its time, by default now."""
+    """The assumptions of a dry run about a call.
+
+    `arguments` is None if the arguments are unknown. `at` is the time of the call; None means now.
+    """
 
     arguments: dict[str, Any] | None = None
     at: float | None = None

@@ -208,9 +208,9 @@ class Handshake:
         return Response(200, jsonrpc.result(message.id, {}))
 
     async def note_subscription(self, grant: AccessRow, message: Message) -> bool:
-        """Store or remove the session's subscription to a resource. Return False if there are too many, otherwise True.
+        """Store or remove the session's subscription to a resource. Raises DatabaseUnavailable.
 
-        Raises DatabaseUnavailable.
+        Return False if the session has too many subscriptions or has ended, otherwise True.
         """
         if grant.session is None:
             return True  # Without a session the client has no stream for notifications.
@@ -237,7 +237,7 @@ def _said(grant: AccessRow, *, modern: bool) -> Object:
 
 
 def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
-    """Return the union of the servers' capabilities, always with tools, and with `listChanged` for each list."""
+    """Return the union of the servers' capabilities. `tools` is always present, and each list has `listChanged`."""
     union: dict[str, set[str]] = {"tools": set()}
     extensions: Object = {}
     for capabilities in offered:
@@ -260,7 +260,10 @@ def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
 
 
 def instructions(description: str, assignments: Sequence[AssignedServer]) -> str:
-    """Return the gateway's description and each server's instructions under its name, cut if too long."""
+    """Return the gateway's description, and the instructions of each server below the server's name.
+
+    The whole text is cut if it is too long.
+    """
     parts = [description] if description else []
     seen: set[str] = set()  # A gateway may have a server twice, with different identities.
     for assigned in assignments:
@@ -274,7 +277,10 @@ def instructions(description: str, assignments: Sequence[AssignedServer]) -> str
 
 
 def _kept(capabilities: object) -> Object:
-    """Return a client's capabilities for storage; if they are too large, only those passed to servers."""
+    """Return a client's capabilities for storage.
+
+    If the capabilities are too large, return only the capabilities that are passed to servers.
+    """
     if not isinstance(capabilities, dict):
         return {}
     if is_shallow(capabilities) and len(jsonrpc.dumps(capabilities)) <= MOST_CAPABILITIES:

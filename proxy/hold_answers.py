@@ -37,7 +37,7 @@ class FoundHold(NamedTuple):
 
 
 class HoldAnswer(NamedTuple):
-    """A kind of answer to a call that is not sent to its server because a rule holds it."""
+    """A kind of answer to a held call. A rule holds the call, so the call is not sent to its server."""
 
     reason: str  # For the log.
     state: str  # Of the hold; empty if the call has none.

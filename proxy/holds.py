@@ -1,9 +1,9 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
-A hold is a row for one connection, tool and arguments; it outlives the request. The database function `approvals_ask`
-uses the approval of a hold. Without an approval, it finds the current hold or makes a new one. All this is one
-transaction, so each approval is used only once. While a hold waits, the request stays open for some time, without a
-database connection.
+A hold is a row for one connection, tool and arguments. The row outlives the request. The database function
+`approvals_ask` uses the approval of a hold. Without an approval, the function finds the current hold or makes a new
+hold. All this is one transaction, so each approval is used only once. While a hold waits, the request stays open for
+some time, without a database connection.
 """
 
 import asyncio
@@ -119,7 +119,7 @@ class HeldCall:
     client_left: bool = False
 
     def waits(self, patience: int | None) -> float:
-        """Return how many seconds the request stays open: `patience`, or a default if it is None.
+        """Return how many seconds the request stays open: `patience`, or a default if `patience` is None.
 
         `patience` was learned from earlier calls of the connection.
         """
@@ -184,10 +184,10 @@ class Holds:
         return canonical_json.digest(arguments), self._cipher.seal(jsonrpc.dumps(arguments).decode())
 
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
-        """Use an approval and return True. Without approval, wait until the hold changes, and return False.
+        """Return True after using up an approval. Without an approval, wait until the hold changes, and return False.
 
-        After False, the call has to be decided again. Raises NotApproved or DatabaseUnavailable. Raises BadState for a
-        retry that does not continue an approved call.
+        After False, the caller must decide the call again. Raises NotApproved or DatabaseUnavailable. Raises BadState
+        for a retry that does not continue an approved call.
         """
         query = self._query(call, rule)
         if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
@@ -365,7 +365,7 @@ class Holds:
 
     @contextmanager
     def _listening(self, hold: str) -> Iterator[asyncio.Event]:
-        """Yield an event that is set when there is news of this hold, or news may have been missed."""
+        """Yield an event. The event is set when this hold has news, and when news may have been missed."""
         event = asyncio.Event()
         self._news.setdefault(hold, set()).add(event)
         try:
@@ -401,14 +401,17 @@ class Holds:
     # The page of the hold, for clients that open URLs
 
     async def _offers_page(self, call: HeldCall, found: FoundHold) -> bool:
-        """True if the client supports opening URLs, and this call created the hold. So each page is offered once."""
+        """True if the client can open URLs, and this call created the hold. So the page of a hold is offered once."""
         if not can_answer(call.capabilities, page_request(found, "")):
             return False
         return bool(await self._state.fetch(IS_FIRST, (found.id, call.request.uid)))
 
     @asynccontextmanager
     async def _page_open(self, call: HeldCall, found: FoundHold, *, offers: bool) -> AsyncIterator[None]:
-        """If `offers`, ask the client to open the page of the hold; after the block, tell it that the wait is over."""
+        """Ask the client to open the page of the hold. After the block, tell the client that the wait is over.
+
+        If `offers` is False, do neither.
+        """
         grant, stream = call.request.grant, call.stream
         if not offers or grant is None or grant.session is None or stream is None:
             yield
@@ -427,7 +430,7 @@ class Holds:
     def note_answered(self, request: McpRequest, seconds: float) -> None:
         """Note that the client waited `seconds` for its answer.
 
-        After more than PATIENCE_SHOWN, store PATIENT as the connection's `hold_wait`, unless it already has one.
+        If this is longer than PATIENCE_SHOWN, and the connection has no `hold_wait` yet, store PATIENT there.
         """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)

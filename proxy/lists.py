@@ -118,9 +118,9 @@ class Position(NamedTuple):
     digest: str
 
     def next_in(self, keys: Sequence[str]) -> int:
-        """Return the index in `keys` at which the next page begins: the index after the last definition sent.
+        """Return the index in `keys` at which the next page begins: directly after the last definition of this page.
 
-        If that definition was removed, return the index that the definition had.
+        If the last definition was removed from the list, the next page begins at the former index of that definition.
         """
         if self.at < len(keys) and _digest(keys[self.at]) == self.digest:
             return self.at + 1
@@ -241,7 +241,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Return the re-read grant, with the features named `feature.name` (without an alias) at their servers."""
+        """Return the re-read grant. Its features have the name `feature.name` at their servers, without an alias."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
@@ -255,9 +255,9 @@ class Lists:
             self._start(asked, assigned, grant, NONE, self._seconds)
 
     async def introduced(self, request: McpRequest, grant: AccessRow) -> AccessRow:
-        """Return the grant with the servers' capabilities and instructions. Missing ones are requested.
+        """Return the grant with the servers' capabilities and instructions.
 
-        Those that do not arrive within WAIT_SECONDS are left out.
+        Missing capabilities and instructions are requested. They are left out if they do not arrive in WAIT_SECONDS.
         """
 
         async def introduce(assigned: AssignedServer) -> AssignedServer:
@@ -311,9 +311,9 @@ class Lists:
     async def _wait_for(
         self, assignments: Sequence[AssignedServer], grant: AccessRow, kind: str, request: McpRequest
     ) -> Sequence[list[Definition] | UpstreamError]:
-        """Return each server's list or error; TimedOut for a list that takes longer than a client may wait.
+        """Return the list of each server, or an error. If a list takes longer than a client may wait, return TimedOut.
 
-        The request for this list continues in the background.
+        The request for the late list continues in the background.
         """
 
         async def ask(assigned: AssignedServer) -> list[Definition] | UpstreamError:

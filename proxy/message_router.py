@@ -61,7 +61,7 @@ class SessionCall:
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Register the call, and wait a short time for the session's stream from the server to open."""
+        """Register the call. Then wait a short time until the session's stream from the server is open."""
         self.end()
         if not session.id or not session.row:
             return
@@ -302,10 +302,10 @@ class Courier:
 
 
 def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
-    """Return the destination of a message that names no call: a running call, else a standing stream, else None.
+    """Return the destination of a message that names no call, or None if there is no destination.
 
-    A call is chosen if it has a stream and no other call runs in the session. A standing stream of this worker (`own`)
-    is preferred to those of other workers.
+    The destination is the running call of the session if no other call runs and the call has a stream. Otherwise, the
+    destination is a standing stream, preferably of this worker (`own`).
     """
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)
@@ -335,7 +335,7 @@ async def relay(
     progress_token: int | None,
     notification: Object,
 ) -> None:
-    """Rewrite a notification that arrived during a call and forward it, or drop it if it is not for this client."""
+    """Rewrite and forward a notification that arrived during a call. Drop it if it is not for this client."""
     own, method = notification.get("params"), notification.get("method")
     if not isinstance(own, dict) or not isinstance(method, str):
         return
@@ -358,7 +358,7 @@ async def relay(
 
 
 def _is_passed_on(request: McpRequest, method: str, params: Object) -> bool:
-    """Return whether the client of this request gets this notification. For clients of MCP versions with sessions."""
+    """Return whether the client gets this notification. The client speaks an MCP version with sessions."""
     if method == tasks.STATUS:
         return request.mcp_task is not None and params.get("taskId") == request.mcp_task.own_id
     return method in PASSED_ON
@@ -373,9 +373,9 @@ def _level(request: McpRequest, grant: AccessRow, message: Message) -> str:
 
 
 def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, message: Message) -> str:
-    """Return the client's log level, to send to the server; empty if none is set.
+    """Return the log level to send to the server: the level that the client set, or "" if the client set none.
 
-    For clients of MCP versions with sessions, it is also empty if the server cannot log.
+    For clients of MCP versions with sessions, also return "" if the server cannot log.
     """
     return _level(request, grant, message) if request.modern or resolved.assigned.logs else ""
 
@@ -469,7 +469,7 @@ class Carrier:
     async def _ask_call(self, heard: Heard, asked: Object, answer: Answer) -> bool:
         """Forward a server's request on the stream of the oldest call of this worker in the session.
 
-        Return False if this call cannot carry the request, or if there is none.
+        Return False if this worker has no call in the session, or if the oldest call cannot carry the request.
         """
         call = next(iter(self.calls.of(heard.row)), None)
         if call is None or call.on_request is None or not call.has_stream:
@@ -489,8 +489,8 @@ class Carrier:
     async def tell(self, held: OpenServerStream, message: Object) -> None:
         """Forward a server's notification to the client, here or through another worker.
 
-        Progress goes to the call that has the progress token. Another notification goes to the session's
-        call if there is only one and it has a stream, otherwise to a standing stream.
+        Progress goes to the call that has the progress token. If the session has exactly one call, and this call has a
+        stream, other notifications go to this call. Otherwise, they go to a standing stream (see `_deliver`).
         """
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
@@ -574,8 +574,8 @@ class Carrier:
     def _put(self, heard: Heard, message: Object) -> None:
         """Rewrite a notification for the client, and send it on the client's standing stream.
 
-        Without such a stream, store the notification for the client's session; but drop it if it is an update of a
-        resource, or if the client has no session.
+        If the client has no standing stream, store the notification for the client's session. In this case, drop an
+        update of a resource, and drop any notification to a client without a session.
         """
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)

@@ -205,7 +205,7 @@ REASONS = {
         page=APPROVALS,
     ),
     "credential_refused": Reason(Step.UPSTREAM, "The server refused the credential stored for it.", page=IDENTITIES),
-    "address_blocked": Reason(Step.UPSTREAM, "The server's address is one the gateway may not call."),
+    "address_blocked": Reason(Step.UPSTREAM, "The gateway may not call the server's address."),
     "unreachable": Reason(
         Step.UPSTREAM, "The server could not be reached, or closed the connection before it answered."
     ),
@@ -232,8 +232,8 @@ REASONS = {
     "open_files": Reason(Step.REQUEST, "The gateway had too many open files to open another stream."),
     "busy": Reason(
         Step.UPSTREAM,
-        "Too many calls were running with the token or at the server, or the person's clients had not read earlier "
-        "large answers. The call was not executed.",
+        "The call was not executed. Either too many calls were running with the token or at the server, or the "
+        "person's clients had not read earlier large answers.",
     ),
 }
 

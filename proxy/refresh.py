@@ -92,9 +92,10 @@ class Refresher:
         return assigned._replace(ciphertext=ciphertext, sign_in=SignInState(False, None))
 
     async def after(self, refusal: AccessRefused, assigned: AssignedServer) -> AssignedServer | None:
-        """Renew the token that this server refused, and return the server with the new token; None if that cannot help.
+        """Renew the token that this server refused, and return the server with the new token.
 
-        Raises Refusal if a person has to sign in again, or IdentityUnavailable.
+        Return None if a new token cannot help. Raises IdentityUnavailable. Raises Refusal if a person has to sign in
+        again.
         """
         if assigned.sign_in is None:
             return None
@@ -307,8 +308,9 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Store that the person has to sign in again, and raise NotRenewed.
 
-    Store nothing if the refusal counts as temporary, or if another process is renewing the token; NotRenewed then has
-    the reason `identity_unavailable`. If another process has replaced the token, return the new ciphertext.
+    In two cases, do not store this, and give NotRenewed the reason `identity_unavailable`: the refusal counts as
+    temporary, or another process is renewing the token. If another process has already replaced the token, return the
+    new ciphertext.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)
@@ -383,7 +385,8 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
     """Count a refusal that may be temporary, and raise NotRenewed.
 
-    After UNCLEAR_REFUSALS refusals in succession, return instead. The refusal then counts as final.
+    Raise nothing if at least UNCLEAR_REFUSALS refusals came in succession. The refusal then counts as final, and the
+    caller stores it.
     """
     rows = yield Statement(STATEMENTS["wait"], parameters | {"is_refusal": True})
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:

@@ -147,7 +147,10 @@ def accepted_formats(value: bytes | None) -> Accepted:
 
 
 def _token(header_pairs: Iterable[Pair]) -> str | None:
-    """Return the token of the Authorization header; None if it is malformed or there are several such headers."""
+    """Return the token of the Authorization header.
+
+    Return None if the token is malformed, or if the request has several such headers.
+    """
     values = [value for name, value in header_pairs if name == b"authorization"]
     text = values[0][7:].strip().decode("latin-1")
     return text if len(values) == 1 and token_text.well_formed(text, MCP_TOKEN_KINDS) else None
@@ -177,7 +180,7 @@ UNAUTHENTICATED_BODY = 64 * 1024
 class Continued(NamedTuple):
     """An approved call whose server asked for input.
 
-    `hold` is the id of its hold, `before` the id of the request whose answer asked for the input.
+    `hold` is the id of the call's hold. `before` is the id of the request whose answer asked for the input.
     """
 
     hold: str

@@ -1,8 +1,8 @@
 """Requests of servers to clients during a call: elicitation, sampling, roots.
 
-In the session era, the client gets the request on the call's stream, and posts the answer to any worker. In MCP
-2026-07-28, the request is the result of the call, and the call is sent again with the answer. SuspendedCalls is for
-calls from clients of MCP 2026-07-28 to servers of the session era.
+A client of the session era gets the server's request on the call's stream, and posts the answer to any worker. A
+client of MCP 2026-07-28 gets the server's request as the result of the call. This client then sends the call again,
+with the answer. SuspendedCalls is for calls from clients of MCP 2026-07-28 to servers of the session era.
 """
 
 import asyncio
@@ -148,7 +148,10 @@ class ServerRequests:
         await answer(answered)
 
     async def ask_client(self, asking: InteractiveCall, asked: Object) -> Object:
-        """Return the client's answer, `{"result": ...}` or `{"error": ...}`; an error if none came in time."""
+        """Return the client's answer, `{"result": ...}` or `{"error": ...}`.
+
+        If the client does not answer in time, return an error.
+        """
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
         assert session is not None
@@ -170,7 +173,7 @@ class ServerRequests:
     ) -> Object:
         """Call `send` and log the request.
 
-        Return the answer of `owner`, or an error object if none comes or logging fails.
+        Return the answer of `owner`. If no answer comes, or if logging fails, return an error object.
         """
         row = _row(asking, asked)
         began = time.perf_counter()
@@ -197,7 +200,10 @@ class ServerRequests:
     async def _end(
         self, asking: InteractiveCall, asked: Object, uid: str, row: CallRow, answered: Object | None
     ) -> Object:
-        """Delete a request and write its log row. Return `answered` or {}; an error if the row cannot be written."""
+        """Delete a request and write its log row. Return `answered`, or {} if there is no answer.
+
+        If the row cannot be written, return an error instead.
+        """
         if answered is TIMED_OUT:
             row.outcome = "timeout"
         elif answered is not None and "error" in answered:
@@ -219,9 +225,9 @@ class ServerRequests:
         return answered or {}
 
     async def take_answer(self, request: McpRequest, grant: AccessRow) -> None:
-        """Store a response posted by a client, so that the waiting worker finds it. If no worker waits, ignore it.
+        """Store a response posted by a client, so that the waiting worker finds the response.
 
-        Raises DatabaseUnavailable.
+        If no worker waits for the response, ignore the response. Raises DatabaseUnavailable.
         """
         message = request.message
         uid = as_uuid(message.id) if message is not None else None
@@ -245,7 +251,7 @@ class ServerRequests:
     async def give_input(
         self, asking: InteractiveCall, answer: RpcResponse, again: Callable[[Object], Awaitable[RpcResponse]]
     ) -> RpcResponse:
-        """Ask the client for the input the server wants, and send the call again until it returns a final answer.
+        """Ask the client for input that the server wants. Send the call again until the server gives a final answer.
 
         `again(more)` sends the call with the members of `more` added to the params. Raises an UpstreamError.
         """
@@ -397,7 +403,11 @@ END = "DELETE FROM proxy_suspendedcall WHERE id = %s"
 
 
 class BadState(UpstreamError):
-    """The requestState belongs to another request or connection, was used, is too old, or its call cannot continue."""
+    """The requestState is refused.
+
+    The requestState is unknown, belongs to another request or connection, was used before, or is too old. Or the call
+    of the requestState cannot continue.
+    """
 
     code = jsonrpc.INVALID_PARAMS
     outcome = "rpc_error"
@@ -470,7 +480,10 @@ class SuspendedCalls:
         self._background.forever("suspended calls", self._beat, every(BEAT_SECONDS))
 
     async def stop(self) -> None:
-        """End the suspended calls of this worker. A retry that already waits gets CallLost, a later one BadState."""
+        """End the suspended calls of this worker.
+
+        A retry that already waits gets CallLost. A later retry gets BadState.
+        """
         await self._background.stop()
         tasks = [task for _, task in self._held.values()]
         for task in tasks:
@@ -519,9 +532,9 @@ class SuspendedCalls:
         return self._input_required(asking.request, message, call.uid, 0, asked)
 
     async def resume(self, asking: InteractiveCall, message: Message) -> RpcResponse:
-        """Return the outcome of the call that this request retries, or `input_required` if the server asks again.
+        """Continue the call that `message` retries, and return the call's outcome.
 
-        Raises BadState, CallLost, or the error of the call.
+        If the server asks again, return `input_required`. Raises BadState, CallLost, or the error of the call.
         """
         grant, server = asking.grant, asking.server_name
         uid, turn = self._checked_state(message, grant.connection_id)
@@ -555,9 +568,9 @@ class SuspendedCalls:
     # In the worker that runs the call
 
     async def _carry(self, call: _Call, asked: Object, answer: Answer) -> None:
-        """Send a request of a server to the client as `input_required`.
+        """Pass a server's request on to the client as `input_required`.
 
-        The client's retry has the answer, which is then sent to the server.
+        The client's retry contains the client's answer. Send this answer to the server.
         """
         asking = call.asking
 
@@ -646,9 +659,9 @@ class SuspendedCalls:
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """Return, from the requestState, the id of the suspended call and its turn: the number of earlier retries.
+        """Return the id and the turn of the suspended call, as the requestState has them.
 
-        Raises BadState if the requestState is not valid for this request.
+        The turn is the number of earlier retries. Raises BadState if the requestState is not valid for this request.
         """
         facts = self._opened_state(message)
         if facts is None:

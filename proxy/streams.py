@@ -1,7 +1,7 @@
-"""Running calls and standing streams (long-lived event streams) of this worker.
+"""The calls in progress and the standing streams (long-lived event streams) of this worker.
 
-Their access is checked again every 10 seconds, and at once after any revocation. Calls and streams that lost access are
-ended.
+The access of calls and streams is checked again every 10 seconds, and at once after any revocation. Calls and streams
+that lost access are ended.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class StandingStream:
             self.end(b"")
 
     def end(self, last: bytes) -> None:
-        """End the stream with the message `last`, if not empty; the client has END_SECONDS to read the rest."""
+        """Send the message `last` unless it is empty, then end. The client has END_SECONDS to read what is left."""
         if self._over:
             return
         self._over = True
@@ -323,7 +323,7 @@ class Streams:
         return news
 
     def of_owner(self, owner: str) -> list[StandingStream]:
-        """Return the standing streams of `owner`, a session or a connection without a session, newest first."""
+        """Return the standing streams of `owner`, newest first: of a session, or of a connection without a session."""
         return [standing for standing in reversed(self.standing()) if standing.owner == owner]
 
     def sessions(self) -> set[str]:
@@ -370,7 +370,10 @@ class Streams:
                 await self._cut.wait()
 
     async def _check(self) -> None:
-        """Re-check access for the next batch of calls and streams, or for all after a revocation or a failed check."""
+        """Re-check access for the next batch of calls and streams.
+
+        After a revocation or a failed check, re-check access for all calls and streams.
+        """
         is_about_all = self._cut.is_set() or not self._left
         self._cut.clear()
         try:
@@ -407,7 +410,10 @@ class Streams:
         return grant
 
     async def _decide_anew(self, part: int, parts: int) -> None:
-        """Re-check access for a share of the calls and streams: group `part` (from 0) of `parts` groups."""
+        """Re-check access for one group of the calls and streams.
+
+        All calls and streams are divided into `parts` groups. The group has the number `part`; numbers begin at 0.
+        """
         requests = [
             request
             for request in self.calls.values()

@@ -391,7 +391,10 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link to the span that the HTTP headers name; no link if they name none, or name `parent`."""
+    """Return a link to the span that the HTTP headers name.
+
+    If the headers name no span, or the span `parent`, there is no link.
+    """
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

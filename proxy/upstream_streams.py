@@ -1,7 +1,7 @@
 """Subscribe to the notifications of servers for the clients and calls of this worker.
 
-Servers of the session era send notifications on the standing stream (the GET) of a session, servers of MCP 2026-07-28
-on the stream of a `subscriptions/listen`. Each stream is read by one worker, under a lease.
+Servers of the session era send notifications on the standing stream (the GET) of a session. Servers of MCP 2026-07-28
+send them on the stream of a `subscriptions/listen`. Each stream is read by one worker, under a lease.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class ServerStreams:
     def _due(
         self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, AccessRow], now: float
     ) -> set[str]:
-        """Return the owners to check: those with a new grant, and those not checked for LOOK_AGAIN_SECONDS."""
+        """Return the owners to check: owners with a new grant, and owners not checked for LOOK_AGAIN_SECONDS."""
         looked = {each.owner: self._looked.get(each.owner, now) for each in standing}
         due = {
             each.owner
@@ -227,7 +227,7 @@ class ServerStreams:
     # Sessions and leases
 
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
-        """Open the missing sessions at these servers, and subscribe each to the resources that its audience wants.
+        """Open missing sessions at these servers. Subscribe each session to the resources that its audience wants.
 
         `owners` are the client sessions and connections that this round checks. The recorded sessions of other
         owners stay as they are.
@@ -362,7 +362,10 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Make room for `wanted` streams by closing the longest idle streams of calls. False if too few are idle."""
+        """Close streams with `is_for_calls`, the longest idle first, until there is room for `wanted` streams.
+
+        Return False if too few of these streams are idle.
+        """
         if (most := wanted - self._room()) <= 0:
             return True
         uses, listening = self.calls.uses, {standing.owner for standing in self.streams.standing()}
@@ -389,8 +392,8 @@ class ServerStreams:
     ) -> dict[str, Source]:
         """Lease the streams of sessions with running or recent calls. Raises DatabaseUnavailable.
 
-        Only sessions of `owners` (None means all owners) are leased, without those in `held_anyway` (row ids). Returns
-        the sources by row id.
+        Lease only sessions of `owners`; None means all owners. Leave out sessions whose row ids are in `held_anyway`.
+        Return the sources by row id.
         """
         now = time.monotonic()
         self._silent = {server: at for server, at in self._silent.items() if now - at < SILENT_SECONDS}
@@ -519,7 +522,7 @@ class ServerStreams:
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
-        """Wake the audience's client streams if each of its server streams was opened or has failed to open."""
+        """Wake the audience's client streams if none of the audience's server streams is still being opened."""
         if not all(standing.heard.is_set() for standing in audience.standing) and all(
             held.begun.is_set() for held in self._held.values() if held.source.audience is audience
         ):
@@ -651,7 +654,7 @@ class OpenServerStream:
 
     @property
     def is_for_calls(self) -> bool:
-        """True if only calls need this server stream: the audience has no standing streams."""
+        """True if the audience has no standing streams. Then only calls need this server stream."""
         return not self.source.audience.standing
 
 
@@ -664,7 +667,7 @@ class Audiences:
         self._keeper = keeper
 
     async def honoured(self, request: McpRequest, wanted: Sequence[str]) -> list[str]:
-        """Return the URIs among `wanted` whose changes this client may be notified of. Raises DatabaseUnavailable."""
+        """Return the URIs in `wanted` to which this client may subscribe. Raises DatabaseUnavailable."""
         assert request.query is not None, "it was authorized"
         grant = await self._access.put(request.query._replace(wanted=INTRODUCED))
         watched = (

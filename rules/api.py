@@ -142,7 +142,7 @@ class RuleQuery(ListQuery):
 
     q = serializers.CharField(required=False, help_text="Text contained in name, condition or note.")
     gateway = by_gateway(
-        help_text="Id, slug or name of a gateway: only rules for its calls, including the rules of the workspace."
+        help_text="Id, slug or name of a gateway: only the rules of this gateway and the rules for all gateways."
     )
     enabled = serializers.BooleanField(required=False, help_text="Only enabled rules, or only disabled ones.")
 

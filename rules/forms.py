@@ -47,7 +47,7 @@ EFFECTS = {
     "label": "The call runs, and its row in the log gets your label.",
 }
 MODES = {
-    RuleMode.WATCH: "Only labels calls with what the rule would have done.",
+    RuleMode.WATCH: "Calls only get a label that says what the rule would have done.",
     RuleMode.ON: "Acts from the next call on.",
 }
 
@@ -160,7 +160,10 @@ class CallRuleForm(forms.Form):
         self.marked: list[MarkedLine] = []  # The lines of an expression with an error.
 
     def _offer_visible(self, viewer: User) -> None:
-        """Offer live gateways and servers that the viewer may see, and those of the rule, even if archived."""
+        """Offer live gateways and servers that the viewer may see.
+
+        Also offer the gateway and the servers of the saved rule, even if they are archived.
+        """
         seen = Assignment.objects.seen_by(viewer).values("server")
         gateways, servers = Q(pk__in=self._gateways.order_by().values("pk")), Q(pk__in=seen)
         if viewer.has_perm(Capability.SERVERS_READ):

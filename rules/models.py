@@ -66,7 +66,7 @@ class NeedsTeam(RuleError):
 
 
 class NobodyDecides(RuleError):
-    """If somebody else must decide, the approver cannot be the person the agent acts for."""
+    """If somebody else must decide, the approver cannot be the person for whom the agent acts."""
 
     field = "somebody_else"
 
@@ -296,7 +296,7 @@ class Rule(Versioned, Switchable):
         return changes
 
     def set_mode(self, mode: str, *, by: Actor | None) -> bool:
-        """Set the mode to `watch` or `on`; it applies from the next call. Return False if it was the mode already."""
+        """Set the mode to `watch` or `on`, from the next call on. Return False if the rule had this mode already."""
         with transaction.atomic():
             row: Rule = self.lock()
             changed = row.mode != mode

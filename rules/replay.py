@@ -89,9 +89,9 @@ def replay(
 ) -> Replay:
     """Return a Replay of the calls of the last `days` days that match the rule. Stop after about `seconds` seconds.
 
-    If the condition reads arguments, a call without complete recorded arguments matches if it was made since
-    `labels_from` and has the rule's label. If `labels_from` is None, the rule is new or changed, so labels with its
-    name do not count.
+    A condition that reads arguments cannot judge a call without complete recorded arguments. Such a call matches
+    if it was made since `labels_from` and has the rule's label. If `labels_from` is None, no such call matches: the
+    rule is new or changed, and labels with the rule's name do not count.
     """
     ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
     reads = reads_arguments(rule.when)
@@ -107,7 +107,7 @@ def replay(
 
 
 def may_replay(when: str, viewer: User) -> bool:
-    """True if `viewer` may read calls and, if the condition reads arguments, arguments too."""
+    """True if `viewer` may read calls, and may also see arguments if the condition depends on arguments."""
     # The matching calls reveal the values that the condition reads.
     may_read = not reads_arguments(when) or viewer.has_perm(Capability.LOGS_PAYLOADS)
     return may_read and viewer.has_perm(Capability.LOGS_READ)
@@ -116,8 +116,8 @@ def may_replay(when: str, viewer: User) -> bool:
 def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None, *, labels_from: datetime | None = None) -> str:
     """Return a sentence about the calls of the last seven days that the rule would have affected.
 
-    Return "" if the viewer may not replay the rule. `servers` are those of a rule that is not saved. See `replay` for
-    `labels_from`.
+    Return "" if the viewer may not replay the rule. `servers` are the rule's servers if the rule is not saved.
+    See `replay` for `labels_from`.
     """
     if not may_replay(rule.when, viewer):
         return ""

@@ -32,9 +32,9 @@ class TargetTool(NamedTuple):
 
 
 def deciding(rule: Rule, servers: Iterable[Any] | None = None) -> DecidingRule:
-    """Return the rule in the form in which proxy/access/query.sql returns it for a call.
+    """Return the rule as a DecidingRule, the form that proxy/access/query.sql returns for a call.
 
-    The rule is treated as enabled and in the mode `on`. `servers` are the servers of a rule that is not saved.
+    The rule is treated as enabled and in the mode `on`. If the rule is not saved yet, `servers` are its servers.
     """
     chosen = rule.servers.all() if servers is None else servers
     return DecidingRule(
@@ -70,7 +70,7 @@ def _as_call(tool: TargetTool) -> RuledCall:
 
 
 def claims_of(tool: Feature | TargetTool) -> ToolClaims:
-    """Return a tool's title, stated effect and annotations, which must equal those of proxy/access/query.sql."""
+    """Return a tool's title, stated effect and annotations. These must equal the claims in proxy/access/query.sql."""
     return ToolClaims(tool.title_for_clients, tool.said_effect, tool.annotations)
 
 

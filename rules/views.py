@@ -137,9 +137,9 @@ def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
 
 
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
-    """Return a template context with `failure`: the newest call for which a rule of this name had no result, or None.
+    """Return a template context with `failure`: the newest call for which a rule of this name had no result.
 
-    The context is empty if `viewer` may not read the log.
+    `failure` is None if there is no such call. The context is empty if `viewer` may not read the log.
     """
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}
@@ -151,7 +151,10 @@ def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
 @requires(Capability.RULES_MANAGE)
 @requires(Capability.LOGS_READ)
 def try_before(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
-    """Show the recorded calls that the rule in the form would have touched; `pk` is that of a saved rule."""
+    """Show the recorded calls that the rule in the form would have touched.
+
+    If the form changes a saved rule, `pk` is the id of this rule.
+    """
     saved = get_object_or_404(Rule, pk=pk) if pk else None
     form = CallRuleForm(request.POST, viewer=request.user, rule=saved)
     if not form.is_valid():

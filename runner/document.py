@@ -123,10 +123,10 @@ SCHEMA = {
             "isolation": {
                 "enum": ["uid", "none"],
                 "default": "uid",
-                "description": "`uid`: each program has a UID of its own. `none`: all have the runner's.",
+                "description": "`uid`: each program has a UID of its own. `none`: all programs use the runner's UID.",
             },
             "uids": _text(
-                "UIDs that nothing else uses, as FIRST-LAST: the first for the runner itself, the others for programs.",
+                "UIDs that nothing else uses, as FIRST-LAST. The runner itself uses FIRST; programs use the others.",
                 pattern=r"^[1-9]\d{3,8}-[1-9]\d{3,8}$",
                 default="200000-200999",
             ),

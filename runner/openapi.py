@@ -78,7 +78,7 @@ class OpenApiEndpoint:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer an MCP request. FastMCP gets only the headers of MCP, because it forwards all headers to the API."""
+        """Answer an MCP request. Pass only the headers of MCP to FastMCP, which forwards all headers to the API."""
         assert self._app
         names = (b"accept", b"content-type", b"content-length", b"host")
         headers = [(name, value) for name, value in scope["headers"] if name in names or name.startswith(b"mcp-")]

@@ -28,8 +28,8 @@ class InstallFailed(Exception):
 def install(file: RunnerFile) -> list[str]:
     """Install all packages of the file, and return their names.
 
-    Packages in runner.lock are installed in the locked versions. Other packages are added to runner.lock, and packages
-    that the file no longer names are removed from it. Raises InstallFailed.
+    Packages in runner.lock are installed in the locked versions. Other packages are added to runner.lock. Packages that
+    runner.yaml no longer names are removed from runner.lock. Raises InstallFailed.
     """
     lock_path = file.path.with_name("runner.lock")
     lock: dict[str, Any] = json.loads(lock_path.read_text()) if lock_path.exists() else {}
@@ -48,10 +48,10 @@ def install(file: RunnerFile) -> list[str]:
 
 
 def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
-    """Return the entry's command with the program's full path, and the folder of its package's programs (or "").
+    """Return the entry's command with the program's full path, and the folder of the programs of the entry's package.
 
-    Raises LookupError if the package is not installed, if the program is missing, or, with isolation `uid`, if other
-    users cannot run it.
+    The folder is "" if the entry has no package. Raises LookupError if the package is not installed, or if the program
+    is missing. With isolation `uid`, also raises LookupError if other users cannot run the program.
     """
     program, *arguments = entry.fields["command"]
     name = entry.fields.get("package")

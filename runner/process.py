@@ -95,7 +95,10 @@ class ProgramAccount:
 
 
 class Accounts:
-    """Gives each program a home and, with isolation `uid`, a user ID. A shared program keeps both if started again."""
+    """Gives each program a home and, with isolation `uid`, a user ID.
+
+    A shared program that is started again keeps its home and its user ID.
+    """
 
     def __init__(self, file: RunnerFile) -> None:
         self._homes = file.data / "homes"
@@ -162,7 +165,7 @@ class Accounts:
 
 
 def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> None:
-    """Remove what find(1) finds at `paths` with the conditions `matching`; by default, `paths` themselves."""
+    """Remove the files that find(1) finds at `paths` with the conditions `matching`. By default, remove the `paths`."""
     # shutil cannot remove folders that are nested too deep.
     command = ["find", *paths, *matching, "-exec", "rm", "-rf", "--", "{}", "+"]
     subprocess.run(command, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
@@ -183,7 +186,7 @@ async def kill_user(uid: int, guard: int) -> bool:
 
 
 class Pace:
-    """Limits an amount per second: when it is used up, `spend` sleeps until the second ends."""
+    """Limits an amount per second. When the amount of a second is used up, `spend` sleeps until the second ends."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second

@@ -171,7 +171,10 @@ class RunningProgram:
     async def request(
         self, method: str, params: Mapping[str, Any] | None, on_progress: ProgressFnT | None = None
     ) -> dict[str, Any]:
-        """Return the program's result. Raises MCPError for an error answer, and if the program ends or is too slow."""
+        """Return the program's result.
+
+        Raises MCPError if the program answers with an error, ends or is too slow.
+        """
         progress = ProgressRelay(on_progress)
         options: CallOptions = {"on_progress": progress} if on_progress else {}
         seconds = self.process.entry.limit("call_seconds")

@@ -118,7 +118,7 @@ class RunnerApp:
         await endpoint(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
-        """Refuse requests for an unknown host, from a browser (against DNS rebinding) or without the secret.
+        """Refuse requests that name an unknown host, come from a browser (against DNS rebinding), or lack the secret.
 
         Return None for an allowed request. `/healthz` is answered without these checks.
         """

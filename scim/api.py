@@ -45,7 +45,7 @@ class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
-    role = Reference(allow_null=True, help_text="Role of the people it creates; null if the key is revoked.")
+    role = Reference(allow_null=True, help_text="Role of the people that the key creates; null if the key is revoked.")
     capabilities = serializers.ListField(
         child=serializers.CharField(),
         help_text="Slugs of the key's capabilities. The key can change only people who have no other capabilities.",
@@ -71,7 +71,7 @@ class IssuedProvisioningKeySerializer(ProvisioningKeySerializer):
 
 
 class NewProvisioningKey(NamedCapabilities):
-    """A key for a directory: the role of the people created with the key, and which people it may change."""
+    """A key for a directory. People created with the key get its role. Its capabilities limit whom it may change."""
 
     role_id = serializers.UUIDField(help_text="Role of the people it creates.")
 

@@ -161,9 +161,10 @@ class People:
         return user.pk
 
     def _forgotten(self, said: dict[str, Any]) -> User | None:
-        """Return the person with the address in `said` if the directory has deleted them; otherwise None.
+        """Return the person whom the directory deleted and who has the e-mail address in `said`.
 
-        Raises UniquenessException if the directory now sends another externalId.
+        Return None if there is no such person. Raises UniquenessException if `said` and this person have different
+        externalIds.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()

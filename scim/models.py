@@ -204,9 +204,10 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """The key's capabilities, and the capabilities included in these.
+        """The key's capabilities, with all capabilities that they include.
 
-        The key can change only people who have no capabilities beyond these, and teams of such people.
+        The key can change a person only if `granted` contains all capabilities of the person. The key can change only
+        teams of such people.
         """
         held = with_included(Capability.named(self.capabilities))
         return frozenset(capability for capability in Capability if capability in held)
@@ -224,7 +225,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
     @property
     def previous_works_until(self) -> datetime | None:
-        """The time until which the previous secret works; None if there is none or it no longer works."""
+        """The time until which the previous secret works; None if no previous secret works."""
         ends = self.previous_ends_at
         return ends if ends and not self.revoked_at and ends > timezone.now() else None
 
@@ -394,7 +395,7 @@ class DirectoryPerson(models.Model):
         self.deactivated_epoch = None if self.user.is_active else self.user.session_epoch
 
     def _keep(self) -> None:
-        """Save the row. If it is new, mark the person as provisioned, unless their invitation was revoked."""
+        """Save the row. For a new row, mark its person as provisioned, unless the person's invitation was revoked."""
         if self._state.adding and self.user.status != "revoked":
             User.objects.filter(pk=self.user_id, provisioned_at=None).update(provisioned_at=timezone.now())
         self.save()

@@ -1,4 +1,4 @@
-"""The SCIM schemas of this service (RFC 7643), and the deviations from the RFC that it accepts.
+"""The SCIM schemas of this service (RFC 7643). Some deviations of directories from the RFC are accepted.
 
 This module imports the optional SCIM package, so it is imported only where /scim/v2/ is served.
 """
@@ -90,7 +90,7 @@ def _resource_type(name: str, description: str, urn: str) -> ResourceType:
 
 
 def _narrowed(schema: Schema) -> Schema:
-    """Return the schema of the RFC reduced to the attributes that are used. Make `active` and `emails` required."""
+    """Remove unused attributes from a schema of the RFC, require `active` and `emails`, and return the schema."""
     schema.attributes = [one for one in schema.attributes or [] if one.name in _KEPT[str(schema.id)]]
     for attribute in schema.attributes:
         if attribute.name in _ALWAYS_THERE:
@@ -118,7 +118,10 @@ type Equals = Callable[[Any], Q | None]
 
 
 def filter_condition(node: FilterNode, kind: str) -> Narrowed:
-    """Return a condition that all rows matching the filter meet, and whether it is exact: no other rows meet it."""
+    """Return a condition for the filter, and whether the condition is exact.
+
+    All rows that match the filter meet the condition. If the condition is exact, no other rows meet the condition.
+    """
     match node:
         case Comparison() if node.op == CompareOperator.eq:
             path = node.attr_path

@@ -182,7 +182,7 @@ class Service(ScimService):
         return super().read_replacement(resource_type, self._complete(resource_type, body, content_type), content_type)
 
     def _complete(self, resource_type: ResourceType, body: bytes, content_type: str | None) -> bytes:
-        """Return the body, with required attributes of a User added if the body omits them."""
+        """Return the body. If the body of a User omits required attributes, add them."""
         sent = self.decode_body(body, content_type)
         if not isinstance(sent, dict):
             raise InvalidSyntaxException(detail="The body must be a JSON object.")
@@ -204,7 +204,7 @@ class Service(ScimService):
         return super().read_search(resource_types, payload)
 
     def read_patch(self, resource_type: ResourceType, body: bytes, content_type: str | None) -> PatchOp[Any]:
-        """Read a PATCH; refuse more than MOST_OPERATIONS operations and long paths."""
+        """Read a PATCH. Refuse a PATCH that has more than MOST_OPERATIONS operations, or a path that is too long."""
         sent = self.decode_body(body, content_type)
         for name, value in sent.items() if isinstance(sent, dict) else ():
             if name.casefold() == "operations" and isinstance(value, list):

@@ -395,7 +395,10 @@ def _store_features(
     tools: str,
     by: User,
 ) -> None:
-    """Record the outcome of listing, and store the features. If listing failed, they are listed at the first use."""
+    """Record the outcome of listing, and store the features.
+
+    If listing failed, the gateway lists the features at the first use of the server.
+    """
     record_contact(server, identity, outcome)
     features = outcome.features if isinstance(outcome, Discovered) else {}
     for assignment in assigned if features else ():
@@ -611,7 +614,10 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
 
 
 def next_page(server: Server, form: NewServerForm, user: User) -> str:
-    """Return the URL of the person's newest connection that needs an identity, or else of the server."""
+    """Return the URL of the server's page.
+
+    If the person's connections need an identity now, return the URL of the newest of these connections instead.
+    """
     if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
         own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])
         if first := own.order_by("-connected_at").first():

@@ -208,7 +208,9 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if the entry is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
     detail = serializers.CharField(help_text="Why the entry is unusable, or the result of adding it; otherwise empty.")
-    server = ServerReference(allow_null=True, help_text="The added or existing server; otherwise null.")
+    server = ServerReference(
+        allow_null=True, help_text="The server that was added, or that has this URL already; otherwise null."
+    )
 
 
 class ClientEntriesSerializer(serializers.Serializer[Any]):

@@ -42,7 +42,7 @@ class FileDraft:
 
     @classmethod
     def opened(cls, sealed: str, user: User) -> FileDraft | None:
-        """Return the draft; None if it was encrypted for another person, or the encryption key was removed."""
+        """Return the draft. Return None if `sealed` is another person's draft, or if its encryption key was removed."""
         try:
             person, text, entered = open_value(KIND, sealed)
         except ValueError:

@@ -155,7 +155,10 @@ def _bare(program: str) -> str:
 
 
 def _package(program: str, words: Sequence[str]) -> tuple[ClientPackage | None, str, list[str]]:
-    """Return the package that npx, uvx or the like starts (or None), its program (or ""), and the arguments."""
+    """Return the package that npx, uvx or the like starts, the program of the package, and the arguments.
+
+    If no package is started, return None, "" and the arguments.
+    """
     words = list(words)
     starts = {"npx": "npm", "bunx": "npm", "uvx": "pypi", "pipx": "pypi", "pnpm": "npm", "yarn": "npm", "npm": "npm"}
     kind = "pypi" if program == "uv" and words[:2] == ["tool", "run"] else starts.get(program, "")

@@ -91,7 +91,7 @@ class SignInSettings:
         return str(self.cleaned_data.get("url", ""))
 
     def clean_expected_issuer(self) -> str:
-        """Return the issuer unchanged, because its metadata must contain exactly this text."""
+        """Check the issuer but do not change it: the issuer's metadata must contain exactly this text."""
         issuer = str(self.cleaned_data["expected_issuer"])
         if issuer and not is_https(issuer, like=self.server_url):
             raise ValidationError("An issuer is a URL that begins with https://, spelled exactly as in its metadata.")
@@ -179,7 +179,7 @@ class ServerForm(SignInSettings, SlugForm):
         min_value=1,
         max_value=1000,
         initial=64,
-        help_text="Shared by all people and worker processes. Further calls wait in a queue.",
+        help_text="All people and worker processes share this number. Further calls wait in a queue.",
     )
 
     lists_live = forms.BooleanField(
@@ -203,7 +203,7 @@ class ServerForm(SignInSettings, SlugForm):
         assume_scheme="https",
         validators=[page_validator],
         widget=forms.TextInput(attrs={"inputmode": "url"}),
-        help_text="Page on which people create their key. Shown next to the text above.",
+        help_text="Page on which people create their key. A link to this page appears after the text above.",
     )
     expected_issuer = address(
         "Expected issuer",
@@ -217,7 +217,7 @@ class ServerForm(SignInSettings, SlugForm):
         initial=ResourceSent.SERVER,
         help_text=(
             "The “resource” that tokens are requested for. Change it if the issuer answers “invalid_target” or "
-            "similar. By default, none is sent to Microsoft Entra."
+            "similar. By default, no resource is sent to Microsoft Entra."
         ),
     )
     fixed_resource = address(
@@ -228,7 +228,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="Fixed scopes",
         required=False,
         max_length=1000,
-        help_text="Requested instead of the server's scopes, separated by spaces. Empty: the server's scopes.",
+        help_text="Scopes to request instead of the server's scopes, separated by spaces. If this is empty, the "
+        "server's scopes are requested.",
     )
     authorization_endpoint = address(
         "Authorization endpoint",
@@ -255,8 +256,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="At a private address",
         required=False,
         help_text=(
-            "Allow the URL's host name to resolve to the networks of GATEWAY_PRIVATE_UPSTREAMS. Set automatically from "
-            "the URL; tick it if the server later moved to such a network."
+            "Allow addresses in the networks of GATEWAY_PRIVATE_UPSTREAMS for the URL's host name. For a new URL, the "
+            "gateway sets this box. If the server later moves to such a network, tick the box."
         ),
     )
     end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)
@@ -415,7 +416,7 @@ class Trial(forms.Form):
     refusal = ""  # The server's reason for refusing the credential.
 
     def judge(self, refusal: str, field: str, server: str) -> None:
-        """Note the server's `refusal`, or "" if it accepted the credential.
+        """Note the server's `refusal`. If the server accepted the credential, `refusal` is "".
 
         A refusal becomes an error of `field`, unless `keep` is ticked.
         """

@@ -55,17 +55,18 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     enabled = serializers.BooleanField(help_text="Whether it is enabled; `status` shows whether calls can use it.")
     secret_hint = serializers.CharField(help_text="Last four characters of the secret, if it is long enough.")
     account = serializers.CharField(help_text="Account that signed in, if the issuer names it; otherwise empty.")
-    issuer = serializers.CharField(help_text="Issuer the person signed in at; empty for an entered credential.")
+    issuer = serializers.CharField(help_text="Issuer at which the person signed in; empty if a credential was entered.")
     expires_at = UtcDateTimeField(
         allow_null=True,
-        help_text="When its token expires; null if unknown. With a refresh token, it is renewed in time.",
+        help_text="When its token expires; null if unknown. If there is a refresh token, the gateway renews the token "
+        "in time.",
     )
     sign_in_needed = serializers.CharField(
         source="sign_in_words", help_text="Why a new sign-in is needed; otherwise empty."
     )
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
-        help_text="When the server's path, header or auth type changed, if this is not confirmed yet; otherwise null.",
+        help_text="When the server's path, header or auth type changed. Null if no such change waits for confirmation.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Refusal at the last use or test; otherwise empty.")
@@ -85,7 +86,7 @@ class IdentityQuery(ListQuery):
 
 
 class NewIdentity(RequestBody):
-    """A credential for a server, your own or shared."""
+    """A credential to create for a server: your own credential or a shared one."""
 
     server_id = serializers.UUIDField(help_text="Server that the credential is for.")
     label = serializers.CharField(max_length=80)  # type: ignore[assignment]  # DRF removes the attribute
@@ -97,8 +98,8 @@ class NewIdentity(RequestBody):
     everywhere = serializers.BooleanField(
         default=True,
         help_text=(
-            "Whether to use the credential on your connections: on those without one for the server, and on those that "
-            "use `instead_of`. Ignored for shared identities."
+            "Whether to use the credential on your connections. Only connections that have no credential for the "
+            "server, and connections that use `instead_of`, get the credential. Ignored for shared identities."
         ),
     )
     instead_of = serializers.UUIDField(

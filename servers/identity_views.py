@@ -170,7 +170,10 @@ def tab_url(server: Server) -> str:
 
 
 def page_url(viewer: User, identity: Identity) -> str:
-    """Return the URL of the page that lists `identity`: the server's tab if the viewer may see it, or My identities."""
+    """Return the URL of the page that lists `identity`.
+
+    The page is the server's tab if `viewer` may see servers, otherwise My identities.
+    """
     return tab_url(identity.server) if viewer.has_perm(Capability.SERVERS_READ) else reverse("connections:mine")
 
 
@@ -342,7 +345,10 @@ def _impact(identity: Identity) -> str:
 
 
 def _uses(identity: Identity) -> str:
-    """Return how many gateways (if `identity` is shared) or connections use it, as a sentence; empty if none."""
+    """Return a sentence with the number of uses of `identity`; empty if the number is 0.
+
+    Count gateways if the identity is shared, otherwise connections.
+    """
     if identity.is_shared:
         places = identity.assignments.live().filter(gateway__archived_at=None)
         count, word = places.values("gateway").distinct().count(), "gateway"

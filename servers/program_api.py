@@ -63,7 +63,7 @@ class StateSerializer(serializers.Serializer[Any]):
 class ErrorLineSerializer(serializers.Serializer[Any]):
     """A line of standard error."""
 
-    at = UtcDateTimeField(allow_null=True, help_text="When it was written; null if not known.")
+    at = UtcDateTimeField(allow_null=True, help_text="When the line was written; null if not known.")
     pid = serializers.IntegerField(allow_null=True, help_text="ID of the process that wrote it; null if not known.")
     text = serializers.CharField(help_text="The line.")
 

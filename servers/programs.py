@@ -134,7 +134,10 @@ def list_programs() -> RunnerListing:
 
 
 def title_of(url: str) -> str:
-    """Return the title of the runner's program at this URL; empty if there is none, or if the runner is down."""
+    """Return the title of the runner's program at this URL.
+
+    The result is empty if the runner has no program at this URL, or if the runner is down.
+    """
     name = upstream_guard().program_at(url)
     try:
         return list_programs().find(name).title if name else ""

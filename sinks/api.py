@@ -44,7 +44,7 @@ class SinkSerializer(serializers.Serializer[Sink]):
         help_text="`current`, `behind` by more than a minute, `failing`, `paused`, or `waiting` if never served.",
     )
     lag_seconds = serializers.SerializerMethodField(
-        help_text="Age of the oldest undelivered row; null if there is none or the sink is paused."
+        help_text="Age of the oldest undelivered row; null if all rows are delivered or the sink is paused."
     )
     delivered = serializers.IntegerField(help_text="Number of acknowledged rows, including repeated ones.")
     refused = serializers.IntegerField(
@@ -53,7 +53,9 @@ class SinkSerializer(serializers.Serializer[Sink]):
     last_delivered_at = UtcDateTimeField(
         allow_null=True, help_text="When the receiver last acknowledged rows; null if never."
     )
-    last_error = serializers.CharField(help_text="Last error in words, which a success does not clear; empty if none.")
+    last_error = serializers.CharField(
+        help_text="Text of the last error; empty if there was none. A success does not clear the text."
+    )
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
     retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if none is pending.")
     dropped_before = UtcDateTimeField(

@@ -147,7 +147,7 @@ def note_waiting() -> int:
 
 
 def waiting() -> Any:
-    """Return the partitions that could not be archived, which are not dropped."""
+    """Return the partitions that could not be archived. Such partitions are not dropped."""
     return ArchivedPartition.objects.filter(archived_at=None).exclude(failed_at=None)
 
 
@@ -300,7 +300,7 @@ def search_archive(
 ) -> Iterator[dict[str, Any]]:
     """Yield the archived calls with these column values, dated `since` or later and before `until`.
 
-    Days of which the archive has nothing are added to `absent`. Raises UnreadableArchive.
+    If the archive has nothing of a day, the day is added to `absent`. Raises UnreadableArchive.
     """
     if find_spec("pyarrow") is None:
         raise UnreadableArchive(f"The archive {NEEDS_EXTRA}")

@@ -200,14 +200,14 @@ class Sink(Versioned, Switchable):
 
     @property
     def lag(self) -> timedelta | None:
-        """The age of the oldest undelivered row, or None if there is none or the sink is paused."""
+        """The age of the oldest undelivered row. None if all rows are delivered, or if the sink is paused."""
         if self.waiting_since is None or not self.enabled:
             return None
         return max(timezone.now() - self.waiting_since, timedelta())
 
     @property
     def seconds_to_next_try(self) -> int:
-        """The seconds until the next retry; 0 if it is due or none is pending."""
+        """The seconds until the next retry; 0 if the retry is due, or if no retry is pending."""
         return max(round((self.retry_at - timezone.now()).total_seconds()), 0) if self.retry_at else 0
 
     @property
@@ -217,7 +217,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def sends(self) -> str:
-        """The logs the sink gets, in words."""
+        """The kinds of log rows that the sink sends, as text, such as "calls and admin events"."""
         calls = "calls with payloads" if self.sends_payloads else "calls"
         return " and ".join([calls] * self.sends_calls + ["admin events"] * self.sends_events)
 
@@ -317,8 +317,8 @@ class Sink(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
         """Change the sink, and record what changed. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
 
-        If a log is newly selected, only its new rows are sent. The receiver is notified first if it will get less than
-        before, or nothing.
+        If a log is newly selected, only its new rows are sent. If the change leaves the receiver with less
+        data, or none, the receiver is notified before the change.
         """
         if fields.get("address") == self.place:  # The shortened address that people see: the address stays as it is.
             del fields["address"]
@@ -360,7 +360,7 @@ class Sink(Versioned, Switchable):
         Event.objects.check_allowed(Action.SINK_UPDATED, [row], fields)
         was, line = (
             row.told(),
-            row._notice(Action.SINK_UPDATED, by, "Changed by {}: less or nothing will be sent from now on."),
+            row._notice(Action.SINK_UPDATED, by, "Changed by {}: from now on, less will be sent, or nothing."),
         )
         address, receiver = row.address, row._receiver_if_any()
         row.must_be(seen, [name for name, value in fields.items() if was.get(name) != value])

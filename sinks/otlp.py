@@ -115,7 +115,7 @@ def _end_of(text: bytes, begin: int) -> int:
 
 
 def _sentence(line: LogLine, told: Mapping[str, Any]) -> str:
-    """Return the sentence that log viewers show for this line, which is the body of the OTLP record."""
+    """Return the sentence that log viewers show for this line. The sentence is the body of the OTLP record."""
     match line.log:
         case "call":
             said = (told.get("method"), told.get("feature_name"), told.get("outcome"))
@@ -144,7 +144,7 @@ def rejected(media_type: str, body: bytes) -> int:
 def _fields(message: bytes) -> dict[int, int | bytes]:
     """Return the last value of each field of a protobuf message, by field number.
 
-    Raises IndexError or ValueError if it is malformed.
+    Raises IndexError or ValueError if the message is malformed.
     """
     found: dict[int, int | bytes] = {}
     at = 0

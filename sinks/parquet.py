@@ -81,7 +81,10 @@ class Writer:
 
 
 def parquet_rows(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file, read in chunks. With `equal`, yield only rows whose columns have these values."""
+    """Yield the rows of a file, which is read in chunks.
+
+    If `equal` is given, yield only rows that have its values in its columns.
+    """
     file = pq.ParquetFile(pa.BufferReader(data))
     for batch in file.iter_batches(batch_size=500):
         for row in batch.to_pylist():

@@ -1,8 +1,8 @@
 """Read the logs for a sink in batches, and store the acknowledged position.
 
-A round reads the rows after the sink's position, up to the newest id. It begins once all rows up to this id can be read
-(auditlog.replica). Rows of long calls, which began before the sink's `near_from`, are read in separate rounds. Only the
-process that has the lease (`claim`) can advance the position.
+A round reads the rows after the sink's position, up to the newest id. The round begins once all rows up to this id can
+be read (auditlog.replica). Separate rounds read the rows of long calls: calls that began before the sink's `near_from`.
+Only the process that has the lease (`claim`) can advance the position.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class SinkReader:
     ) -> tuple[list[LogLine], dict[str, Any] | None]:
         """Return the lines of one delivery, and the row of the last line.
 
-        None instead of the row means that no rows are left for another delivery.
+        If no rows are left for another delivery, the second value is None.
         """
         lines: list[LogLine] = []
         size, last, number = 0, None, 4

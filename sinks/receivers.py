@@ -204,7 +204,10 @@ def signing_key(secret: str) -> bytes:
 
 
 def weakness(secret: str) -> str:
-    """Return why a secret cannot hold LEAST_SECRET random bytes: too short, or too regular. Empty if it can."""
+    """Return why a secret cannot hold LEAST_SECRET random bytes: it is too short or too regular.
+
+    Return "" if the secret can hold so many random bytes.
+    """
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():
         least, different, is_repeated = LEAST_SECRET, len(set(key)), False
@@ -261,7 +264,10 @@ class Webhook(_Posts):
     name = "webhook"
     label = "Webhook"
     example = "https://logs.example.com/intake"
-    address_help = "The complete https:// URL. In a network of GATEWAY_PRIVATE_UPSTREAMS it may be http://."
+    address_help = (
+        "The complete https:// URL. For a receiver in a network of GATEWAY_PRIVATE_UPSTREAMS, the URL may begin with "
+        "http://."
+    )
     key_label = "Secret"
     key_help = (
         f"At least {LEAST_SECRET} random bytes, for example from “openssl rand”. Every delivery is signed with it."
@@ -300,8 +306,8 @@ class Collector(_Posts):
     label = "OpenTelemetry"
     example = "https://collector.example.com:4318"
     address_help = (
-        "The https:// URL of an OTLP/HTTP receiver; without a path, /v1/logs is added. In a network of "
-        "GATEWAY_PRIVATE_UPSTREAMS it may be http://."
+        "The https:// URL of an OTLP/HTTP receiver; without a path, /v1/logs is added. For a receiver in a network of "
+        "GATEWAY_PRIVATE_UPSTREAMS, the URL may begin with http://."
     )
     key_label = "Headers"
     key_help = "Optional: name=value separated by commas, values percent-encoded, such as Authorization=Bearer%20abc."
@@ -487,10 +493,10 @@ class Syslog(Receiver):
 
 
 def _await_receipt(sock: socket.socket, deadline: Deadline) -> None:
-    """Wait until the receiver's machine has acknowledged every byte, then briefly until it closes the connection.
+    """Wait until the receiver's machine has acknowledged every byte.
 
-    Raises Undelivered if the receiver closes the connection before it has every byte. Raises httpcore.ReadTimeout if
-    the deadline passes before that.
+    Then wait briefly for the receiver to close the connection. Raises Undelivered if the receiver closes the connection
+    before every byte has arrived. Raises httpcore.ReadTimeout if the deadline passes before every byte has arrived.
     """
     while struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0"))[0]:
         _must_be_open(sock)  # The unsent bytes of a reset connection are lost.

@@ -183,7 +183,7 @@ class _Service:
     def _takes_others(self) -> bool:
         """Send a test line, and return whether the receiver accepts it.
 
-        If so, the fault is in the row that it refused just before, not in the receiver.
+        If the receiver accepts the line, the fault is in the row that the receiver refused just before.
         """
         assert self._receiver is not None
         try:
@@ -209,7 +209,7 @@ _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 
 
 def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
-    """Skip the only row of this batch, which the receiver refuses permanently, and record the refusal."""
+    """Skip the only row of this batch, and record the refusal. The receiver refuses this row permanently."""
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
     now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was skipped."

@@ -148,7 +148,10 @@ class Admission(models.Model):
                 self._bind(person, who, by=person)
 
     def unlink(self, person: User) -> None:
-        """Unlink the person, who then signs in with a password. Raises MustStayLinked or NeedsPassword."""
+        """Remove the person's link to an account at the organisation.
+
+        From then on, the person signs in with a password. Raises MustStayLinked or NeedsPassword.
+        """
         with transaction.atomic(), person.changed_by(person) as present:
             if refusal := self.why_linked(present):
                 raise refusal
@@ -299,7 +302,7 @@ def _put(person: User, team: Team, *, is_member: bool) -> None:
 
 
 def rules_as_stored(rules: Sequence[GroupRule]) -> list[list[str | None]]:
-    """Return rules as events store them."""
+    """Return the rules in the form that is stored in events."""
     return [
         [rule.group, rule.role.name if rule.role else None, rule.team.name if rule.team else None] for rule in rules
     ]

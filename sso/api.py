@@ -22,7 +22,7 @@ from ui.operations import RequestBody, operation
 from ui.rest import Problem, Reference, Resource
 from wire.oauth_client import MOST_BYTES
 
-RULES = "The first match with a role sets the role; each match adds its team."
+RULES = "The first matching rule with a role sets the role. Every matching rule adds its team, if it has one."
 
 
 def _existing(model: type[Role | Team], source: str) -> serializers.PrimaryKeyRelatedField[Any]:
@@ -42,8 +42,8 @@ class GroupRuleSerializer(serializers.Serializer[GroupRule]):
     """A rule for a group at the organisation: it gives a role, a team, or both."""
 
     group = serializers.CharField(help_text="Group at the organisation, as the provider names it.")
-    role = Reference(allow_null=True, help_text="Role it gives; null if none.")
-    team = Reference(allow_null=True, help_text="Team it adds people to; null if none.")
+    role = Reference(allow_null=True, help_text="Role that the rule gives; null if none.")
+    team = Reference(allow_null=True, help_text="Team to which the rule adds people; null if none.")
 
 
 class GroupRuleBody(RequestBody):
@@ -62,7 +62,7 @@ class CertificateSerializer(serializers.Serializer[Certificate]):
     fingerprint = serializers.CharField(help_text="SHA-256 fingerprint, as browsers and openssl print it.")
     subject = serializers.CharField(help_text="Subject of the certificate.")
     until = serializers.DateTimeField(
-        help_text="When it expires. Even then, it is accepted while the metadata contain it."
+        help_text="When the certificate expires. An expired certificate is accepted while the metadata contain it."
     )
 
 
@@ -70,7 +70,7 @@ class OrganisationSerializer(serializers.ModelSerializer[Provider]):
     """The identity provider of the organisation and the rules of its sign-in."""
 
     has_secret = serializers.BooleanField(
-        help_text="Whether a client secret is saved; with SAML, a key that signs requests."
+        help_text="Whether a client secret (OpenID Connect) or a key that signs requests (SAML) is saved."
     )
     default_role = Reference(allow_null=True, help_text="Role of people without a matching rule; null refuses them.")
     domains = serializers.ListField(child=serializers.CharField(), help_text="E-mail domains of the organisation.")
@@ -117,7 +117,7 @@ class OrganisationChanges(RequestBody, serializers.ModelSerializer[Provider]):
         max_length=MOST_BYTES,
         write_only=True,
         allow_blank=True,
-        help_text="SAML metadata as XML, for metadata without a URL; only the values that are used are stored.",
+        help_text="SAML metadata as XML, if the metadata have no URL. The gateway stores only the values that it uses.",
     )
     new_decryption_key = serializers.BooleanField(
         write_only=True, help_text="Whether to create a new key for encrypted assertions (SAML)."

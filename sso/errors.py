@@ -119,8 +119,8 @@ FAILED = Advice(
     "of this workspace."
 )
 AGAIN = Advice(
-    "The sign-in took too long, was started in another browser or was already used, or the settings changed meanwhile. "
-    "Go back and sign in again."
+    "The sign-in took too long, was started in another browser, or was already used. Or the settings changed "
+    "meanwhile. Go back and sign in again."
 )
 HERE_FIRST = Advice(
     "Start signing in here, not on the page of your organisation. Go back and press the sign-in button."
@@ -196,9 +196,9 @@ class SignInFailed(Exception):
 
 
 class ResponseRefused(SignInFailed):
-    """The provider's answer is refused: `reason` is a key of RESPONSE_ADVICE, the message is for administrators.
+    """The provider's answer is refused. The message is for administrators.
 
-    Neither of them contains personal data from the answer.
+    `reason` is a key of RESPONSE_ADVICE. Neither the message nor `reason` contains personal data from the answer.
     """
 
     def __init__(self, reason: str, words: str) -> None:

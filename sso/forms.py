@@ -46,7 +46,7 @@ class ProviderForm(forms.Form):
         max_length=MOST_BYTES,
         required=False,
         widget=forms.Textarea(attrs={"rows": 3, "spellcheck": "false", "autocomplete": "off"}),
-        help_text="XML. Paste it if the metadata have no URL, or one that this gateway cannot reach.",
+        help_text="Paste the XML if the metadata have no URL, or if this gateway cannot reach the URL.",
     )
     new_decryption_key = forms.BooleanField(
         label="Create a new encryption key",

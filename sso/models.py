@@ -204,8 +204,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         applies. When sign-in becomes enforced, the password sessions of affected people end.
 
         Raises ProviderError or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks a capability of SETS_UP.
-        Raises Outranked for changes of TERMS, of the source of the metadata, or of an existing decryption key, unless
-        `by` has every capability and may use gateways.
+        Only an actor who has every capability and may use gateways may change TERMS, the source of the metadata, or an
+        existing decryption key. Raises Outranked for any other actor.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
@@ -250,10 +250,10 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Delete all decryption keys if the settings do not allow encryption.
+        """Delete all decryption keys if the settings do not allow encryption. Otherwise add the key in `pair`.
 
-        Otherwise add the new key and certificate in `pair`, if given. Return the changes to record. `replaced` is the
-        fingerprint of the key before this change. Raises ChangedThere.
+        `pair` is a new key and its certificate, or None if no key is to be added. `replaced` is the fingerprint of the
+        key before this change. Return the changes to record. Raises ChangedThere.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
@@ -334,9 +334,10 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
 
     def with_metadata_of(self, age: timedelta) -> Self:
-        """Return the current provider, after reading its metadata again if they have a URL and are older than `age`.
+        """Return the current provider. If its metadata are older than `age` and have a URL, first read them again.
 
-        The known metadata stay if new ones cannot be read, or if reading was tried in the last 30 seconds.
+        The known metadata stay if reading fails. The metadata are not read if the last attempt was less than 30 seconds
+        ago.
         """
         read_at = self.metadata_read_at
         if not self.metadata_url or (read_at and timezone.now() - read_at < age):

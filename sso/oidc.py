@@ -105,9 +105,10 @@ def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
 
 
 def _cached[Found](name: str, read: Callable[[], Found], *, anew: bool = False) -> Found:
-    """Return the result of `read`, or raise the ProviderDown that it raised. Both are cached.
+    """Return the result of `read`. Raises ProviderDown if `read` raised this error.
 
-    With `anew`, `read` is called even if a result is cached, but at most once a minute.
+    Both the result and the error are cached. If `anew` is True, `read` is called even if a result is cached, but at
+    most once a minute.
     """
     kept: Found | None = cache.get(name)
     if kept is not None and not (anew and cache.add(f"{name}:anew", "asked", KEYS_ASKED_AGAIN_S)):

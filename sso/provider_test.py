@@ -43,7 +43,7 @@ def _oidc_found(provider: Provider) -> str:
     out = "" if tells else " It publishes no sign-out endpoint (end_session_endpoint)."
     return (
         f"{said.issuer} has valid metadata, signs people in at {said.authorization_endpoint} and publishes "
-        f"{_count(keys, 'key')}.{needs}{out} Only a sign-in shows whether it knows the client."
+        f"{_count(keys, 'key')}.{needs}{out} Only a sign-in shows whether the provider knows the client."
     )
 
 

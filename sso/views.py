@@ -257,7 +257,10 @@ def sign_in_refused(
     advice: Advice,
     reason: str = "",
 ) -> HttpResponse:
-    """Show the page “Not signed in” with advice. Also used if a confirmation, or linking an account, is refused."""
+    """Show the page “Not signed in” with advice.
+
+    The page also answers a refused confirmation, and a refused link between accounts.
+    """
     context = {"advice": advice, "reason": reason}
     return _without_referrer(request, "sso/refused.html", context, status)
 

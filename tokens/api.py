@@ -174,10 +174,10 @@ class TokenResource(Resource):
     def rotate(self, request: Request, pk: UUID) -> Response:
         """Replace the secret of a token.
 
-        Only the token's owner can do this, or a request with the token itself as Bearer. A previous secret cannot
-        rotate the token. The replaced secret stays valid for `overlap_hours` hours: 0, 1, 24 or 168. With `until_used`
-        it ends earlier, when the new secret is first used. Without a body, the replaced secret ends at once. Nothing
-        else in the token changes.
+        The request must come from the token's owner, or carry the token itself as Bearer. A previous secret cannot
+        rotate the token. The replaced secret stays valid for `overlap_hours` hours: 0, 1, 24 or 168. With `until_used`,
+        the replaced secret ends when the new secret is first used, if this is earlier. Without a body, the replaced
+        secret ends at once. Nothing else in the token changes.
         """
         presented: Any = request.auth
         terms = self.body()
@@ -192,8 +192,10 @@ class TokenResource(Resource):
 
         Only the owner can collect the new secret. From this request on, the present secret stays valid for
         `overlap_hours` hours. With `until_used` it ends earlier, when the new secret is first used. Without a body, the
-        present secret ends at once. A second request, before the owner has collected the new secret, changes nothing,
-        except that the present secret ends at once if `overlap_hours` is 0 or missing.
+        present secret ends at once.
+
+        If the owner has not collected the new secret yet, a second request changes nothing, with one exception: if its
+        `overlap_hours` is 0 or missing, the present secret ends at once.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))
@@ -275,14 +277,14 @@ class TokenResource(Resource):
 
 
 def must_be_on(connection: Connection) -> None:
-    """Raise ApiError if the host, gateway or connection is disabled, or the host is not approved or not allowed."""
+    """Raise ApiError if the gateway or connection is disabled, or the host is disabled, not approved or not allowed."""
     # A token may be stolen: while access is disabled, it must not rotate itself.
     if not connection.is_on:
         raise ApiError(
             HTTPStatus.FORBIDDEN,
             "disabled",
-            "The app or agent is disabled, not approved or not allowed at the gateway, or the gateway or the "
-            "connection is disabled.",
+            "The gateway or the connection is disabled, or the app or agent is disabled, not approved, or not allowed "
+            "at the gateway.",
         )
 
 
@@ -312,7 +314,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
     blocked_by = CauseField(help_text="`user` if it is blocked because its owner is deactivated; otherwise null.")
-    blocked_reason = CauseField(help_text="Reason that blocks it, as a code; null if nothing does.")
+    blocked_reason = CauseField(help_text="Why the key is blocked, as a code; null if the key is not blocked.")
     user_email = serializers.EmailField(source="user.email", help_text="E-mail address of its owner.")
     expires_at = UtcDateTimeField(help_text="When it expires.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")

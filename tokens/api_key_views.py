@@ -47,7 +47,7 @@ class KeyFilter(ListFilter):
         return {"status": "active"} | {name: value for name, value in super().values.items() if value}
 
     def listed(self, viewer: User) -> ApiKeyQuerySet:
-        """Return the viewer's own keys, or everyone's if the filter asks for it. Raises CapabilityRequired."""
+        """Return the viewer's own keys. If the filter has an `owner`, return all keys. Raises CapabilityRequired."""
         return ApiKey.objects.within_reach(viewer, of_all="owner" in self.values)
 
     def narrow(self, rows: ApiKeyQuerySet) -> ApiKeyQuerySet:

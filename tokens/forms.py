@@ -109,7 +109,7 @@ class TokenForm(forms.Form):
         self.assignments = list(assignments)
 
     def _free_name(self, base: str) -> str:
-        """Return `base`, or `base-2` and so on if the connection has a live token with that name."""
+        """Return a name that no live token of the connection has: `base`, otherwise `base-2`, `base-3` and so on."""
         names = self._taken()
         free = (name for number in range(1, 1000) if (name := _numbered(base, number)).lower() not in names)
         return next(free)
@@ -232,7 +232,7 @@ class EditForm(forms.Form):
 
     @property
     def lifetimes(self) -> list[Preset]:
-        """The option to keep the current end, and the lifetimes on offer, which start today."""
+        """The choices for the end of the token: keep the current end, or one of the offered lifetimes from today."""
         selected = self["expires_in_days"].value() or ""
         return [Preset("", "Keep", self.token.expires_at, not selected), *_offered(selected)]
 

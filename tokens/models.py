@@ -100,7 +100,7 @@ def called(words: str) -> Q:
 
 
 def sought(words: str, *, of_many: bool = False) -> Q:
-    """Match tokens that have `words` in their name or their host's name, or whose prefix starts with `words`.
+    """Match tokens by `words`: in the token's name, in its host's name, or at the start of its prefix.
 
     With `of_many`, also search the owner's e-mail address. Empty words match all tokens.
     """
@@ -199,9 +199,9 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return key
 
     def renew_key(self, connection: Connection, *, by: User) -> "Token":
-        """Regenerate the key behind an app's OAuth tokens. Its access tokens become invalid at commit.
+        """Regenerate the key behind an app's OAuth tokens. The app's access tokens become invalid at commit.
 
-        Its refresh token stays valid. Raises TokenAlreadyRevoked.
+        The app's refresh token stays valid. Raises TokenAlreadyRevoked.
         """
         with transaction.atomic():
             connection.lock()
@@ -341,7 +341,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def status(self) -> str:
-        """`revoked`, `expired`, `waiting` for its owner to collect a new secret, or `active`."""
+        """The status: `revoked`, `expired`, `waiting` or `active`.
+
+        A token is `waiting` until its owner collects a new secret.
+        """
         if self.revoked_at:
             return "revoked"
         if self.expires_at and self.expires_at <= timezone.now():
@@ -365,7 +368,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def previous_works_until(self) -> datetime | None:
-        """The time when the replaced secret ends; None if there is none or it has ended.
+        """The time when the replaced secret ends; None if no secret was replaced, or if the replaced secret has ended.
 
         The replaced secret ends with the token at the latest.
         """
@@ -426,8 +429,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If an earlier request is still open, nothing changes, except that with `overlap_hours=0` the previous secret
-        ends at once.
+        If an earlier request is still open, nothing changes. Only `overlap_hours=0` has an effect even then: the
+        previous secret ends at once.
         Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)
@@ -460,7 +463,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def collect(self, *, by: User) -> Issued:
         """Create the requested secret for the token's owner.
 
-        Raises TokenAlreadyRevoked, Expired, NothingToCollect, or NotYourToken unless `by` is the active owner.
+        Raises NotYourToken if `by` is not the owner, or is not active. Also raises TokenAlreadyRevoked, Expired or
+        NothingToCollect.
         """
         if by.pk != self.connection.user_id or not User.objects.filter(pk=by.pk, is_active=True).exists():
             raise NotYourToken("Only the owner can collect the new secret of a token.")
@@ -473,7 +477,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def end_previous(self, *, by: User) -> None:
         """End the previous secret early; the present secret stays valid.
 
-        Raises TokenAlreadyRevoked, Expired, or NoPreviousToken if the previous secret does not work any more.
+        Raises TokenAlreadyRevoked or Expired if the token has ended. Raises NoPreviousToken if the previous secret no
+        longer works.
         """
         with self._locked() as row:
             if row.previous_works_until is None:
@@ -562,7 +567,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 
     def revoke_with_connection(self, *, by: User) -> None:
-        """Revoke the token, and its connection too if this is its last token (see `is_last`).
+        """Revoke the token. If the connection has no other token (see `is_last`), revoke the connection too.
 
         Raises TokenAlreadyRevoked, or CapabilityRequired if the person `by` may not revoke the connection.
         """
@@ -578,7 +583,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def recent_addresses(self, since: datetime | None = None, prefix: str = "") -> list[str]:
         """Return the client addresses of this token's calls after `since`, by default those of the last 30 days.
 
-        With `prefix`, only calls that used the secret with this prefix count.
+        With `prefix`, use only the calls that were made with the secret of this prefix.
         """
         since = since or timezone.now() - timedelta(days=30)
         # Only the newest calls of the connection, because calls are indexed by connection, not by token.

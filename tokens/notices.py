@@ -38,7 +38,7 @@ class Notice(NamedTuple):
 
 
 def notices(user: User) -> list[Notice]:
-    """Return the newest notices since the last dismissal, but at most MOST, and none older than LATEST."""
+    """Return the newest notices, at most MOST. Leave out notices before the last dismissal, or older than LATEST."""
     touched = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
     if touched is None:
         return []
@@ -50,7 +50,10 @@ def notices(user: User) -> list[Notice]:
 
 
 def _touched(user: User, since: datetime) -> Q | None:
-    """Match the events of the user's tokens and connections after `since`; None if no such object has changed."""
+    """Return a filter for the events after `since` about the user's tokens and connections.
+
+    Return None if no token or connection of the user has changed.
+    """
     # Find the objects first, because events are indexed by object. A previous secret may have been ended after `since`,
     # up to LONGEST_OVERLAP after it was replaced.
     replaced = Q(rotated_at__gt=since - LONGEST_OVERLAP) | Q(asked_at__gt=since - LONGEST_OVERLAP)

@@ -50,7 +50,7 @@ def tokens_visible_to(viewer: User) -> TokenQuerySet:
 def hosts_for(viewer: User) -> HostQuerySet:
     """Return the enabled agents `viewer` may create a token for.
 
-    With API_TOKENS_CREATE these are all enabled agents, otherwise only those that allow enrolment.
+    If `viewer` has API_TOKENS_CREATE, return all enabled agents. If not, return only agents that allow enrolment.
     """
     agents = Host.objects.live().filter(kind=HostKind.TOKEN, enabled=True)
     return agents if viewer.has_perm(Capability.API_TOKENS_CREATE) else agents.filter(allow_enrolment=True)
@@ -104,7 +104,7 @@ def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
 def servers_of(token: Token) -> list[Server]:
     """Return the servers `token` now reaches, each once.
 
-    `token` must be loaded by `with_reach`, or by `with_scope` if it is limited to certain servers.
+    `token` must be loaded by `with_reach`. If the token is limited to certain servers, `with_scope` is enough.
     """
     if token.scope_all:
         assignments = list(token.connection.gateway.assignments.all())
@@ -315,7 +315,7 @@ def needing(care: str) -> Q:
 
 
 def _means() -> dict[str, Q]:
-    """Return, for each key of CARES, the condition under which its card counts an active token."""
+    """Map each key of CARES to a condition. The card of the key counts the active tokens that meet the condition."""
     now = timezone.now()
     return {
         "unused": Q(last_used_at=None),
@@ -327,7 +327,7 @@ def _means() -> dict[str, Q]:
 
 
 def owner_of_listed(viewer: User, query: QueryDict) -> User | None:
-    """Return the owner of the listed tokens: the viewer; None with `?owner=all`, which lists everyone's tokens."""
+    """Return the viewer if only the viewer's tokens are listed; None if everyone's are listed (`?owner=all`)."""
     return None if query.get("owner") == "all" else viewer
 
 

@@ -42,7 +42,7 @@ class PreviousSecret(serializers.Serializer[Token]):
 
 
 class TokenSerializer(serializers.Serializer[Token]):
-    """A token. Its secret is not included; a `waiting` token has none until its owner collects one."""
+    """A token, without its secret. A `waiting` token has no secret until the token's owner collects the secret."""
 
     id = Id()
     name = serializers.CharField(help_text="Name, unique among the unrevoked tokens of its connection.")

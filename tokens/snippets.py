@@ -39,7 +39,10 @@ def new_secret_context(new: Issued) -> dict[str, Any]:
 
 
 def example_call(gateway: Gateway, user: User, host: Host | None = None) -> ToolCall | None:
-    """Return the simplest call that `user` may make on this gateway, of a tool not known to be destructive, or None."""
+    """Return the simplest call that `user` may make on this gateway, or None.
+
+    Tools that are known to be destructive are left out.
+    """
     tools = Feature.objects.tools().callable().filter(assignment__gateway=gateway).exclude(effect=Effect.DESTRUCTIVE)
     tools = given_to(tools, [(gateway.pk, user.pk)], host.pk if host else None)
     tool = min(tools.select_related("assignment"), key=_example_order, default=None)
@@ -49,8 +52,8 @@ def example_call(gateway: Gateway, user: User, host: Host | None = None) -> Tool
 def _example_order(tool: Feature) -> tuple[bool | int | str, ...]:
     """Sort key for example tools.
 
-    A tool named `echo` comes first, then read-only tools, tools whose name sounds like reading, tools that need no
-    credential of the person, and tools with few required arguments.
+    The criteria, most important first: the tool is named `echo`, is read-only, has a name that sounds like reading,
+    needs no credential of the person, and has few required arguments.
     """
     return (
         tool.name != "echo",

@@ -91,8 +91,8 @@ REGENERATE_WITH_OVERLAP_TEXT = (
     "Regenerate this API access token? The old token keeps working for the time chosen below."
 )
 OFF = (
-    "The gateway or the connection is disabled, or the app or agent is disabled, not approved or not allowed at the "
-    "gateway. Change this first."
+    "Enable the gateway, the connection, and the app or agent first. The app or agent must also be approved, and "
+    "allowed at the gateway."
 )
 
 
@@ -479,9 +479,9 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return a sentence about the calls of the last 7 days that used these tokens, and would be refused without them.
+    """Return a sentence about the calls with these tokens in the last 7 days.
 
-    Empty if the viewer may not read these calls.
+    Such calls would be refused without the tokens. Empty if the viewer may not read these calls.
     """
     # Calls are indexed by connection, not by token.
     of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}
@@ -602,8 +602,8 @@ def target(request: AppRequest, token: Token) -> str:
 def token_fragment(request: AppRequest, token: Token) -> Fragment:
     """Return the fragment that shows `token` on the page that sent the request.
 
-    In a gateway's API Tokens dialog, this is the whole dialog; on the list of tokens, the token's row; elsewhere, the
-    row of the token's connection.
+    In a gateway's API Tokens dialog, the fragment is the whole dialog. On the list of tokens, the fragment is the
+    token's row. Elsewhere, it is the row of the token's connection.
     """
     if _in_dialog(request):
         return Fragment(

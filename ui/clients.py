@@ -102,11 +102,14 @@ class Client:
     click: OneClick | None = None  # The link for clients that sign in with the browser.
 
     def by(self, way: str) -> Block | None:
-        """Return the block for the sign-in method `way`, `browser` or `token`; None if the client has no such block."""
+        """Return the block for sign-in by `way` (`browser` or `token`); None if the client has no such block."""
         return next((block for block in self.blocks if block.way == way), None)
 
     def click_for(self, url: str, name: str) -> OneClick | None:
-        """Return the link for this gateway; None if there is none, or if it needs https and `url` does not have it."""
+        """Return the link for this gateway.
+
+        Return None if the client has no link, or if the link needs https and `url` does not begin with https.
+        """
         if self.click is None or (self.click.from_internet and not url.startswith("https:")):
             return None
         return self.click.for_gateway(url, name)

@@ -34,7 +34,7 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 
 @requires_csrf_token
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Return 403 for a form whose page is too old or not ours; 404 for MCP clients."""
+    """Return 404 to an MCP client. Otherwise return 403: the page of the form is too old, or is not ours."""
     if _is_mcp_client(request):
         return _no_gateway()
     return _denied(request, {"reason": "This page was open for too long. Reload it and try again."})

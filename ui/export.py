@@ -291,7 +291,10 @@ def _cell(value: Any) -> Any:
 
 
 def _is_formula(value: str) -> bool:
-    """True if a spreadsheet might run `value`: a formula sign, after any blanks, quotes and invisible characters."""
+    """True if a spreadsheet might run `value` as a formula.
+
+    Blanks, quotes and invisible characters can come before the formula sign.
+    """
     if not value or (value[0].isalnum() and value[0].isascii()):
         return False
     if unicodedata.category(value[0]) == "Cc":  # After a line break or tab, a spreadsheet may start a new cell.

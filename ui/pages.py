@@ -90,7 +90,7 @@ def posted(request: HttpRequest) -> QueryDict | None:
 
 
 def seen_version(request: HttpRequest) -> FormSeen | None:
-    """Return the version of the object when the form was opened; None if the form has none."""
+    """Return the version that the object had when the form was opened; None if the form has no version."""
     version = request.POST.get("version", "")
     return FormSeen(version) if version else None
 
@@ -173,7 +173,7 @@ def refuse(request: HttpRequest, template: str, context: dict[str, Any]) -> Http
 
 
 def in_dialog(request: HttpRequest, response: HttpResponse) -> HttpResponse:
-    """Have htmx show the response in the dialog, even if it requested the response for another element."""
+    """Have htmx show the response in the dialog, even if htmx requested the response for another element."""
     return reswap(retarget(response, "#dialog"), "innerHTML") if wants_fragment(request) else response
 
 

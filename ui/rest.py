@@ -236,9 +236,9 @@ class Resource(GenericViewSet[Any]):
 
     @property
     def seen(self) -> Precondition | None:
-        """The versions in If-Match; one of them must be the current version (RFC 9110 13.1.1).
+        """The versions in If-Match. The current version must be one of these versions (RFC 9110 13.1.1).
 
-        None if the client allows a change whatever the current version is.
+        None if If-Match is missing or `*`: the client then allows a change of any version.
         """
         field = self.request.headers.get("If-Match", "").strip()
         # Weak tags never match: the comparison is strong. Only If-None-Match uses the part of a tag after the version.

@@ -39,8 +39,8 @@ def seal_value(kind: str, value: Any) -> str:
 def open_value(kind: str, sealed: str) -> Any:
     """Return the value given to `seal_value`.
 
-    Raises ValueError if the text was changed or is of another kind, if its key was removed, or if its JSON is larger
-    than MOST_OPENED.
+    Raises ValueError in four cases: the text was changed, the text is of another kind, the text's key was removed, or
+    the JSON is larger than MOST_OPENED.
     """
     reader = zlib.decompressobj()
     try:

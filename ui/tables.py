@@ -265,7 +265,7 @@ class TableView:
         return rows.order_by(*(order_of(rows, field, self.sort.startswith("-")) for field in column.sorts), "pk")
 
     def remember(self, response: HttpResponse) -> None:
-        """Store requested columns in the cookie, or delete it if they are the default."""
+        """Store requested columns in the cookie. Delete the cookie if the requested columns are the default."""
         if not self.is_asked:
             return
         if self.is_usual:

@@ -36,9 +36,9 @@ class Seen(Protocol):
     """The version on which a writer bases a change."""
 
     def stale(self, now: str) -> bool | list[int]:
-        """Return the indexes of the values that differ from the version `now`; False or empty if none differs.
+        """Return the indexes of the values that differ from the version `now`.
 
-        Returns True if it is unknown which values differ.
+        If no value differs, the result is False or an empty list. If it is unknown which values differ, it is True.
         """
 
 

@@ -188,7 +188,10 @@ def archive_page(
 
 
 class Picked:
-    """The selected rows of `rows`; `refused` returns the reason why a row must be skipped, or an empty string."""
+    """The rows of `rows` that the person selected in the list.
+
+    For a row that must be skipped, `refused` returns the reason. For other rows, `refused` returns an empty string.
+    """
 
     def __init__(
         self,
@@ -253,7 +256,10 @@ class Picked:
 def switch_picked(
     picked: Picked, cuts: Callable[[Sequence[Model]], str], faults: Fault | tuple[Fault, ...] = ()
 ) -> HttpResponse:
-    """Enable or disable the selected rows, as the form's `act` says. Disabling asks first, with the text of `cuts`."""
+    """Enable or disable the selected rows, as the form's `act` says.
+
+    Before rows are disabled, the person must confirm. The question contains the text of `cuts`.
+    """
     request, on = picked.request, picked.request.POST.get("act") == "enable"
     state = "enabled" if on else "disabled"
     changing = [row for row in picked.open if row.enabled is not on]

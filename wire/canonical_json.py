@@ -89,7 +89,10 @@ def _number(value: float) -> str:
 
 
 def _decimal(value: float) -> tuple[str, str, int]:
-    """Return the sign, the shortest significant digits, and the position of the point: 1 for 5.2, -1 for 0.05."""
+    """Return the sign, the shortest significant digits, and the position of the point among these digits.
+
+    The position is 1 for 5.2, and -1 for 0.05.
+    """
     mantissa, _, exponent = f"{abs(value)!r}".partition("e")
     whole, _, fraction = mantissa.partition(".")
     digits = (whole + fraction).lstrip("0")

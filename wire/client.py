@@ -84,10 +84,10 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store in place of `known`, the eras stored until now (may be empty).
+        """Return the eras to store. `known` are the eras stored until now, or empty.
 
-        If `is_certain` is false, and `known` is set and differs from `eras`, return BOTH, so that no stored era is
-        removed.
+        Return `eras`, except in one case: `is_certain` is false, and `known` is neither empty nor equal to `eras`. Then
+        return BOTH, to keep the stored era.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
@@ -104,7 +104,7 @@ class Beside(Protocol):
         """
 
     def end(self) -> None:
-        """Handle the end of a request that got a slot. Called even if `begin` was not called."""
+        """Handle the end of a request that got a slot. `end` is called for every such request, even without `begin`."""
 
 
 class QueueSlot:

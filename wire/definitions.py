@@ -16,7 +16,11 @@ from wire.mcp import PROMPT, RESOURCE, TEMPLATE, TOOL
 
 
 class ListMethod(NamedTuple):
-    """The method that lists a kind of feature; `member` of its result is the list, `key` of an item its name or URI."""
+    """The method that lists a kind of feature.
+
+    In the result of the method, the field `member` has the list. In an item of the list, the field `key` has the name
+    or URI.
+    """
 
     method: str
     member: str
@@ -39,7 +43,7 @@ class Definition(NamedTuple):
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> "Definition":
-        """Return the definition of a value that has no original text."""
+        """Make a definition from a value without original JSON text. The text is made from the value."""
         return cls({**value}, json.dumps(value, separators=(",", ":")))
 
 
@@ -115,7 +119,10 @@ def exposed(kind: str, alias: str, name: str) -> str:
 
 
 def digest(definition: Definition) -> str:
-    """Return a digest of the definition without `_meta`, or of its whole text if it has duplicate keys."""
+    """Return a digest of the definition without `_meta`.
+
+    If the definition has duplicate keys, return a digest of its whole text.
+    """
     if _has_twins(definition.text):  # Parsers read duplicate keys differently.
         return hashlib.sha256(definition.text.encode()).hexdigest()
     return fingerprint(definition.value)

@@ -102,7 +102,7 @@ class NotTls(TlsFailed):
 
 
 class TimedOut(UpstreamError):
-    """The server sent nothing for `seconds`; or, if `in_all`, the whole call took longer than `seconds`."""
+    """The server sent nothing for `seconds`. With `in_all`, the whole call took longer than `seconds`."""
 
     outcome = "timeout"
     reason = "timeout"
@@ -118,7 +118,7 @@ class TimedOut(UpstreamError):
 
     @property
     def data(self) -> jsonrpc.Object:
-        """The `data` member, where `limit` is the exceeded time limit (idle or total) and `seconds` its length."""
+        """The `data` member: `limit` names the exceeded time limit (idle or total), `seconds` is the limit's length."""
         limit = "total" if self.in_all else "idle"
         return {"reason": self.reason, "server": self.server, "limit": limit, "seconds": self.seconds}
 

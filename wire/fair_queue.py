@@ -272,7 +272,7 @@ class FairQueue:
         held[connection] = held.get(connection, 0) + 1
 
     def _start_next(self) -> bool:
-        """Give a slot to the next waiting call that may have one. Return whether there was such a call."""
+        """Give a slot to the next waiting call that may start. Return False if no waiting call may start."""
         for person, connections in self._waiting.items():
             for connection, turns in connections.items():
                 # A call that was cancelled in this round of the event loop is still in the queue.
@@ -442,7 +442,10 @@ def _enforce_limits(loop: asyncio.AbstractEventLoop) -> None:
 
 @contextmanager
 def without_idle_limits() -> Iterator[None]:
-    """Pause the idle limits of the current task while the task waits for the gateway itself, not for the server."""
+    """Pause the idle limits of the current task during the block.
+
+    In the block, the task waits for the gateway itself, and not for the server.
+    """
     task = asyncio.current_task()
     limits = [limit for limit in _limits.get(asyncio.get_running_loop(), ()) if limit.is_of(task)]
     for limit in limits:

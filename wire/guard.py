@@ -211,9 +211,10 @@ class Guard:
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
     def way_by_name(self, host: str) -> OutboundProxy | None:
-        """Return the proxy if it resolves this host's name itself, otherwise None. With it, no address is checked here.
+        """Return the proxy if it resolves this host's name itself, otherwise None.
 
-        Call this only for TLS, which authenticates the host.
+        If the proxy resolves the name, the gateway checks no address. Call this only for TLS, which authenticates
+        the host.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 
@@ -238,7 +239,8 @@ class Guard:
     def check(self, address: str, port: int = 0, *, encrypted: bool = True) -> None:
         """Raise AddressRefused unless the guard admits the address.
 
-        Raises LeadsBack for an address of this gateway, and LeadsInside for one that only private servers may use.
+        Raises LeadsBack for an address of this gateway. Raises LeadsInside for an address that is allowed only for
+        private servers.
         """
         if self.own.has_address(address, port):
             raise LeadsBack(LeadsBack.__doc__)
@@ -291,9 +293,10 @@ class Guard:
         return all(map(self.is_inside, addresses))
 
     def _what_to_set(self, address: str) -> str:
-        """Return how the operator can allow this private address; empty if it cannot be allowed.
+        """Return how the operator can allow this private address; empty if the address cannot be allowed.
 
-        Call this only with an address in the URL itself. The address of a host name must not be disclosed.
+        Call this only if the URL itself contains the address. The address of a host name must not be
+        disclosed.
         """
         network = ip_network(_plain(ip_address(_literal(address))))
         if _is_public(network.network_address) or not replace(self, allowed=(network,)).admits(str(network[0])):
@@ -441,7 +444,7 @@ class _GuardedBackend(httpcore.NetworkBackend):
 
 
 def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encrypted: bool) -> httpcore.NetworkStream:
-    """Connect to a host that `guard` admits, over TLS if `encrypted`. For protocols other than HTTP.
+    """Connect to `host` if `guard` admits it, over TLS if `encrypted`. Use this for protocols other than HTTP.
 
     Raises AddressRefused and the errors of httpcore.
     """

@@ -217,8 +217,8 @@ def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
-    Event streams are passed on piece by piece, other answers when they are complete. The rest of a large answer is read
-    when `budget` has room for it.
+    An event stream is passed on piece by piece. Any other answer is passed on when it is complete. If such an answer is
+    large, its rest is read when `budget` has room.
     """
 
     # Slots save memory: with more than thirty attributes, objects do not share the keys of their dicts.
@@ -408,7 +408,8 @@ class HttpConnection(asyncio.Protocol):
     def discard(self) -> None:
         """Close the connection and drop all data.
 
-        If kept, the parser and the stored error would delay garbage collection, because both refer back to this object.
+        The parser and the stored error are dropped, too. Both refer to this object, and would delay its garbage
+        collection.
         """
         self.close()
         self._parser = self._body = self._failure = self.held = None
@@ -426,7 +427,7 @@ class HttpConnection(asyncio.Protocol):
     async def _wait_for_large(self, budget: ByteBudget) -> None:
         """Wait for more of a large answer.
 
-        Raises Slow if this answer arrives slowly while another answer needs the memory that this one has reserved.
+        Raises Slow if this answer arrives slowly while another answer needs the memory reserved for this answer.
         """
         began = time.monotonic()
         with suppress(TimeoutError):
@@ -868,7 +869,7 @@ class Transport:
             connection.discard()
 
     async def _close_idle(self) -> None:
-        """Close idle connections that cannot be used any more. The oldest of each origin are checked first."""
+        """For each origin, close idle connections, the oldest first, until a connection can still be used."""
         for origin, idle in [*self._idle.items()]:
             while idle and not idle[0].is_usable():
                 idle.popleft().close()

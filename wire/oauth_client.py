@@ -288,7 +288,7 @@ def revocations(
     private: bool = False,
     entered: Iterable[str] = (),
 ) -> list[TokenRequest]:
-    """Build revocation requests (RFC 7009) for the tokens that are not empty; none without an endpoint."""
+    """Build a revocation request (RFC 7009) for each token that is not empty. Without `endpoint`, return []."""
     # The refresh token comes first: its revocation may end the access token too.
     tokens = (("refresh_token", refresh), ("access_token", access))
     told = ({"token": token, "token_type_hint": hint} for hint, token in tokens if token and endpoint)
@@ -329,7 +329,7 @@ CLIENT_GONE = frozenset({"invalid_client", "unauthorized_client"})
 def read_tokens(status: int, body: bytes) -> Tokens:
     """Parse the answer of a token endpoint.
 
-    Raises TokenRefused, or TokenUnavailable when the answer neither grants nor refuses.
+    Raises TokenRefused if the answer is a refusal, and TokenUnavailable if it is neither tokens nor a refusal.
     """
     document = _document(body)
     if isinstance(document.get("authed_user"), dict) and "access_token" not in document:

@@ -23,7 +23,10 @@ from wire.versions import NAME
 
 @dataclass(frozen=True, slots=True)
 class HttpAnswer:
-    """A decompressed answer. `address` is the server's IP address; its name if the outbound proxy resolves it."""
+    """A decompressed answer.
+
+    `address` is the server's IP address. If the outbound proxy resolves the server's name, `address` is this name.
+    """
 
     url: str
     status: int

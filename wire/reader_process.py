@@ -55,9 +55,9 @@ class ReaderProcess:
         self._closed = False
 
     async def outline(self, text: bytes, person: str = "") -> Object | None:
-        """Return the outline of a result: strings are truncated, nested lists and objects empty.
+        """Return the outline of a result. Its strings are truncated; its nested lists and objects are empty.
 
-        None if the message must be parsed whole. Raises UnreadableAnswer, or ValueError if the text is not JSON.
+        Return None if the message must be parsed whole. Raises UnreadableAnswer, or ValueError if the text is not JSON.
         """
         told, _ = await self._order({"work": "outline"}, text, person)
         document: Object | None = told["document"]
@@ -74,7 +74,7 @@ class ReaderProcess:
     async def run(self, work: str, text: bytes, person: str, **given: Any) -> tuple[Object, bytes]:
         """Run the function `work` ("module:name") on this text in the process.
 
-        Raises UnreadableAnswer, or ValueError if `work` raises it.
+        Raises ValueError if `work` raises ValueError. Raises UnreadableAnswer for other failures.
         """
         return await self._order({"work": work, **given}, text, person)
 

@@ -143,8 +143,8 @@ class MatchBudget:
 def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBudget | None = None) -> bool:
     """Return whether `uri` can be an expansion of `template`.
 
-    With `narrowly`, simple expressions match within one segment only. A template that has too many expressions or
-    exceeds the budget matches nothing with `narrowly`, otherwise everything.
+    With `narrowly`, simple expressions match within one segment only. If a template has too many expressions or exceeds
+    the budget, the result is False with `narrowly`, and True without `narrowly`.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:
@@ -168,9 +168,9 @@ def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBu
 
 
 def _ends_of_any_text(uri: str, start: int, following: str, *, is_last: bool) -> set[int]:
-    """Return the positions in `uri` at which a template expression may end, if it begins at `start`.
+    """Return the positions in `uri` at which a template expression that begins at `start` may end.
 
-    `following` is the next literal text of the template. If `is_last`, the URI must end with it.
+    `following` is the literal text after the expression. If `is_last`, `uri` must end with `following`.
     """
     if is_last:
         end = len(uri) - len(following)
@@ -282,9 +282,9 @@ def for_client(value: Object, task: TaskIds | None) -> Object:
 
 
 def for_server(value: Object, task: TaskIds | None) -> Object:
-    """Return a client's result or params for the server.
+    """Return a client's result or params, changed for the server.
 
-    In `_meta`, a reference to `task` gets the server's id of the task. A reference to any other task is removed.
+    In `_meta`, the client's id of `task` becomes the server's id. A reference to any other task is removed.
     """
     meta = value.get("_meta")
     return {**value, "_meta": meta_for_server(meta, task)} if isinstance(meta, dict) and RELATED in meta else value

@@ -1,7 +1,7 @@
 """The runner of programs (gateway-admin-runner): its address and secret, and the MCP endpoints of its programs.
 
-A request to a server carries the secret and the person's e-mail address only if its URL is exactly `/NAME/mcp` at the
-runner's origin. Needs no Django.
+A request to a server carries the secret and the person's e-mail address only if the server's URL is exactly
+`/NAME/mcp` at the runner's origin. Needs no Django.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ class Runner:
     secret: str = field(repr=False)
 
     def headers(self, user: str = "") -> dict[str, str]:
-        """Return the headers of a request: the secret, and the percent-encoded e-mail address `user`, or NOBODY."""
+        """Return the headers of a request: the secret, and the percent-encoded e-mail address `user`.
+
+        If `user` is empty, NOBODY replaces the address.
+        """
         return {"Authorization": f"Bearer {self.secret}", USER_HEADER: quote(user or NOBODY, safe=_VISIBLE)}
 
     def program_at(self, url: str) -> str | None:

@@ -111,15 +111,15 @@ class SessionStore(Protocol):
         """Return the session for this target; None if there is none."""
 
     async def keep(self, target: Target, session: SessionHandle) -> SessionHandle:
-        """Store a new session, unless another worker has stored one first. Return the stored session."""
+        """Store a new session and return it. If another worker stored a session first, return that session instead."""
 
     async def note_level(self, target: Target, session: SessionHandle) -> None:
         """Store the log level that was set in this session."""
 
     async def forget(self, target: Target, session: SessionHandle) -> None:
-        """Delete this session from the store if it is still the stored one.
+        """Delete this session from the store, unless the store already has a newer session for `target`.
 
-        If the client has its own session with the gateway, that ends too.
+        If the client has its own session with the gateway, the client's session ends too.
         """
 
     def take_all(self) -> list[tuple[Target, SessionHandle]]:
@@ -177,8 +177,8 @@ class SessionWire:
         """Send one request and return its answer. `on_session` is awaited before the request is sent.
 
         If the server lost the session, the request is sent again in a new session. But if the client has its own
-        session with the gateway, SessionEnded is raised. Raises EraLeft if there is no version in common, or another
-        UpstreamError.
+        session with the gateway, SessionEnded is raised. Raises EraLeft if gateway and server share no version of MCP.
+        Raises another UpstreamError for any other failure.
         """
         session = target.session or await self._session(target)
         if on_session is not None:
@@ -265,8 +265,8 @@ class SessionWire:
     ) -> RpcResponse:
         """Resume a broken stream from its last event and return the answer. The request is not sent again.
 
-        Raises the last StreamBroke if the server refuses, after MOST_TIMES tries, or after FRUITLESS_TIMES tries in a
-        row without a new event.
+        There are at most MOST_TIMES tries. They end early if the server refuses, or if FRUITLESS_TIMES tries in a row
+        bring no new event. Raises the last StreamBroke if no try succeeds.
         """
         # A server may end streams on purpose, to be resumed (MCP 2025-11-25, Streamable HTTP).
         fruitless = 0
@@ -554,7 +554,10 @@ def _is_valid_id(request_id: object) -> bool:
 
 
 async def _denies_session(response: HttpResponse) -> bool:
-    """Return whether a GET was refused due to its session: 404, or (by some SDKs) 400 with `session` in the body."""
+    """Return whether a server refused a GET because of its session.
+
+    Servers answer 404. Servers with some SDKs answer 400 with `session` in the body.
+    """
     return response.status == 404 or (response.status == 400 and b"session" in (await response.read()).lower())
 
 

@@ -79,5 +79,5 @@ def _keyed(key: bytes) -> hmac.HMAC:
 
 
 def candidates(secret: str, keys: Iterable[bytes]) -> list[bytes]:
-    """Return the digests of `secret` under all keys, newest first (for key rotation)."""
+    """Return the digest of `secret` under each key, in the order of `keys`: the newest key first (for key rotation)."""
     return [digest(secret, key) for key in keys]

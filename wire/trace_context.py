@@ -29,7 +29,7 @@ type Trace = Mapping[str, str]
 class TooManyHops(UpstreamError):
     """The request passed too many gateways, so it is in a loop.
 
-    In `sentence`, `{server}` is replaced by the number of gateways, not by the name of a server.
+    The placeholder `{server}` in `sentence` stands for the number of gateways here, not for the name of a server.
     """
 
     reason = "loop"

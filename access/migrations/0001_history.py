@@ -1,4 +1,7 @@
-"""The history of team members, roles and whom gateways are open to, and the triggers that write it."""
+"""The history of access, and the triggers that write the history.
+
+The history has the members of teams, the roles, and the people and teams to whom gateways are open.
+"""
 
 from django.db import migrations, models
 from django.db.models import Q

@@ -12,7 +12,7 @@ USES_ALL, USED_ALL = "gateways:use", "gateways:read"
 
 
 class Walk:
-    """Derives the periods of facts of one kind from the present facts and from admin events, going back in time.
+    """Finds when facts of one kind were true: starts at the present facts, and goes back through the admin events.
 
     `steps` are the changes in admin events: (time, facts that ended, facts that began).
     """
@@ -25,11 +25,13 @@ class Walk:
             self.steps.append((at, ended - began, began - ended))
 
     def periods(self, gone):
-        """Yield each fact with its begin and end. The begin is None if unknown, the end is None if the fact is true now.
+        """Yield each fact with its start and end.
 
-        `steps` must be in order of time. If a fact is no longer true, but no step says when it ended, its end is the
-        time when its team was deleted (from `gone`). If no team was deleted, its end is the time of the next step,
-        even if that step is about another fact.
+        The start is None if it is unknown. The end is None if the fact is true now.
+
+        `steps` must be in order of time. For some ended facts, no step says when the fact ended. Such a fact ends when
+        its team was deleted (from `gone`). If its team was not deleted, the fact ends at the next step, which may be
+        about another fact.
         """
         true, later = dict.fromkeys(self.present), None
         for at, ended, began in reversed(self.steps):
@@ -141,7 +143,7 @@ def _read(event, walks, names, uses_all):
 
 
 def _store(apps, walks, names, gone):
-    """Store the periods. If no event says when a fact began, it begins when its subject was created."""
+    """Store the periods. A fact of unknown start begins when its subject (a person or a gateway) was created."""
     fact = apps.get_model("access", "Fact")
     began = {str(pk): at for pk, at in apps.get_model("accounts", "User").objects.values_list("pk", "date_joined")}
     first = min(began.values(), default=timezone.now())

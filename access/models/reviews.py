@@ -41,7 +41,7 @@ from ui.pages import number_of
 
 
 class Answers(NamedTuple):
-    """The result of a change: `done` are the changed lines, `refused` the other lines, each with the reason."""
+    """The result of a change: `done` has the changed lines. `refused` has the other lines, each with the reason."""
 
     done: list[ReviewLine]
     refused: list[tuple[ReviewLine, str]]
@@ -110,7 +110,7 @@ class Review(Versioned, models.Model):
         return person.pk == self.fallback_id or self.reviewers.filter(pk=person.pk).exists()
 
     def unable(self) -> list[str]:
-        """Return the addresses of reviewers with open lines who can no longer answer them."""
+        """Return the addresses of reviewers who have open lines, but can no longer answer lines."""
         waiting = User.objects.filter(pk__in=self.lines.filter(answer=Answer.OPEN).order_by().values("reviewer"))
         return sorted(person.email for person in waiting if not may_review(person))
 
@@ -123,9 +123,10 @@ class Review(Versioned, models.Model):
     # Answers.
 
     def answer(self, lines: ReviewLineQuerySet, answer: str, *, note: str = "", by: User) -> Answers:
-        """Answer those of `lines` that `by` may answer. OPEN takes an earlier answer back; END ends the access at once.
+        """Give `answer` to the lines that the person `by` may answer.
 
-        Raises AlreadyClosed, NotAReviewer or CapabilityRequired.
+        OPEN removes an earlier answer. END ends the access at once. Raises AlreadyClosed, NotAReviewer or
+        CapabilityRequired.
         """
         with transaction.atomic():
             review = self._locked_open()
@@ -151,7 +152,10 @@ class Review(Versioned, models.Model):
         return line.who_changes if answer == Answer.END else ""
 
     def end_lines(self, lines: Iterable[ReviewLine], *, by: User) -> tuple[list[ReviewLine], list[Any]]:
-        """End the access in the lines. Return a pair: the ended lines, and the other lines with the reasons."""
+        """End the access in the lines. Return a pair: the ended lines, and the other lines.
+
+        Each of the other lines comes with the reason why its access did not end.
+        """
 
         def end(line: ReviewLine) -> str:
             line.note = ""  # Not the note of an earlier answer.

@@ -133,9 +133,9 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
 
 
 def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[User]) -> list[ReviewLine]:
-    """Return the lines, with each person assigned to the next reviewer in turn. Raises NobodyReviews.
+    """Return the lines. Reviewers take turns: the next person's lines go to the next reviewer. Raises NobodyReviews.
 
-    Without self-review, nobody is assigned to themselves.
+    Without self-review, nobody gets the lines about themselves.
     """
     dealt: dict[UUID, User] = {}
     for number, person in enumerate(dict.fromkeys(thing.person for thing in things)):

@@ -1,4 +1,4 @@
-"""Things that a review asks about: they give access, such as a grant, or use it, such as a token."""
+"""Things that a review asks about. Some things give access, as a grant does. Others use access, as a token does."""
 
 from __future__ import annotations
 

@@ -102,7 +102,10 @@ class Team(Versioned, models.Model):
 
 
 def _differences(before: list[str], after: list[str]) -> list[list[str]]:
-    """Return the members who left and the members who joined, because complete lists would make the event too long."""
+    """Return the members who left, and the members who joined.
+
+    Events store these differences if complete lists of members would be too long.
+    """
     return [sorted({*before} - {*after}), sorted({*after} - {*before})]
 
 

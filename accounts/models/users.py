@@ -252,7 +252,10 @@ class User(Versioned, AbstractBaseUser):
 
     @cached_property
     def permissions(self) -> frozenset[str]:
-        """Return the Django permissions of the role and the permissions that these include, as `app.codename`."""
+        """Return the Django permissions of the role, as `app.codename`.
+
+        If a permission of the role includes other permissions, these are returned too.
+        """
         if self.role_id is None:
             return frozenset()
         rows = Permission.objects.filter(roles=self.role_id).values_list("content_type__app_label", "codename")
@@ -271,10 +274,10 @@ class User(Versioned, AbstractBaseUser):
     def changed_by(self, by: Grantor | None, *, gives_access: bool = False) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.
 
-        Callers must set `gives_access` if the change lets somebody act as this person. If `by` is None, the system
-        acts. Raises Outranked if the actor `by`, or their API key, lacks a capability of this person. With
-        `gives_access`, also raises Outranked if this person can use gateways but the actor cannot (`uses_gateways`).
-        Raises NotByDirectory. After the block, raises LastOwner, LastManager or LastBreakGlass.
+        Callers must set `gives_access` if the change lets somebody act as this person. The actor is `by`; None means
+        the system. Raises NotByDirectory. Raises Outranked if the actor, or the actor's API key, lacks a capability of
+        this person. With `gives_access`, also raises Outranked if this person can use gateways but the actor cannot
+        (`uses_gateways`). After the block, raises LastOwner, LastManager or LastBreakGlass.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -468,7 +471,7 @@ class User(Versioned, AbstractBaseUser):
     def end_access(self, *, by: Grantor | None) -> None:
         """Deactivate this person; remove password, invitation, organisation sign-in, teams, staff and break-glass.
 
-        These stay removed if the account is used again. Raises the errors of `changed_by`.
+        Reactivating the person does not restore what was removed. Raises the errors of `changed_by`.
         """
         with self.changed_by(by) as present:
             self.deactivate(by=by)
@@ -555,9 +558,9 @@ class User(Versioned, AbstractBaseUser):
 
     @property
     def granted(self) -> frozenset[Capability]:
-        """Return the capabilities of this person's role (all for a superuser), even while the person is inactive.
+        """Return the capabilities of this person's role, even while the person is inactive. A superuser has all.
 
-        Capabilities that these include (see `Capability.includes`) are also returned.
+        If a capability of the role includes others (see `Capability.includes`), these are also returned.
         """
         return frozenset(capability for capability in Capability if self.is_superuser or capability in self.permissions)
 

@@ -92,7 +92,8 @@ class WorkspaceSettings(Versioned, models.Model):
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
         """Change settings, from the next request on. Raises ChangedMeanwhile or NoOrganisation.
 
-        A shorter log retention takes effect a day later. Until then, `keep_logs` or a longer retention revokes it.
+        A shorter log retention takes effect a day later. Until then, `keep_logs` or an edit
+        to a longer retention revokes the shorter retention.
         """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)
@@ -115,7 +116,10 @@ class WorkspaceSettings(Versioned, models.Model):
 
     @property
     def dropping(self) -> Dropping | None:
-        """Return the pending shorter retention and about how many calls it will drop; None if none is pending."""
+        """Return the pending shorter retention, and the estimated number of calls that it will drop.
+
+        Return None if no shorter retention is pending.
+        """
         if self.shorter_retention_days is None or self.shorter_retention_at is None:
             return None
         days, at = self.shorter_retention_days, self.shorter_retention_at

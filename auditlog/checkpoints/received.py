@@ -59,9 +59,9 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, by checkpoint number, the id of `log` above which the file must have all rows of the checkpoint.
+        """Return, for each checkpoint number, the id of `log` up to which rows may be missing from the file.
 
-        Rows up to this id may be missing.
+        The file must have all rows of the checkpoint with higher ids.
         """
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]
@@ -94,7 +94,7 @@ class Received:
     def may_come(self, row: Mapping[str, Any]) -> bool:
         """True if the sink may receive this row later: a call that took longer than NEAR and ended recently.
 
-        A call ended recently if its end is less than LATE before the file's last checkpoint, or after this checkpoint.
+        The limit is LATE before the file's last checkpoint: every call that ended after the limit ended recently.
         If the file has no checkpoint, every end counts as recent.
         """
         ended = row.get("recorded_at")

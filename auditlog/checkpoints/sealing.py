@@ -1,9 +1,9 @@
 """Make signed checkpoints of the log rows that arrived since the last checkpoint, in one process at a time.
 
-A `late` checkpoint covers calls that were recorded more than NEAR after they began, and a `near` checkpoint all other
-calls. An `events` checkpoint covers admin events. A `dropped` checkpoint covers no rows; it names the partitions that
-retention is about to drop. Each checkpoint contains the digest of the previous checkpoint, so a removed or inserted
-checkpoint is noticed.
+A `late` checkpoint covers calls that were recorded more than NEAR after they began. A `near` checkpoint covers all
+other calls. An `events` checkpoint covers admin events. A `dropped` checkpoint covers no rows; it names the partitions
+that retention is about to drop. Each checkpoint contains the digest of the previous checkpoint, so a removed or
+inserted checkpoint is noticed.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Leaf(NamedTuple):
 def columns_of(
     version: int, as_text: Collection[str] = AS_TEXT, columns: Mapping[int, tuple[str, ...]] = CALL_COLUMNS
 ) -> str:
-    """Return the columns that a leaf has in this version, for a SELECT; those in `as_text` are cast to text."""
+    """Return the columns of a leaf in this version, for a SELECT. Columns in `as_text` are cast to text."""
     return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in columns[version])
 
 
@@ -242,7 +242,7 @@ def _oldest_partition() -> str:
 
 
 def _make_first(cursor: Any) -> Body | None:
-    """Make the first checkpoint, which covers no rows. The next ones cover all existing calls and admin events."""
+    """Make the first checkpoint, which covers no rows. Later checkpoints cover all existing calls and admin events."""
     last = last_id(cursor, TABLE, wait=WRITERS_S)
     if last is None:
         return None

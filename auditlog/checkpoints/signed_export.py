@@ -135,7 +135,7 @@ def _is_of(row: dict[str, Any], body: dict[str, Any], covered: Collection[UUID])
 def _row(log: str, row: dict[str, Any], digests: Mapping[UUID, bytes]) -> dict[str, Any]:
     """Return the line for a row.
 
-    A row with payloads is compared with its digest here, because the export omits the payloads.
+    The export omits payloads. So a row with payloads is compared with its digest before the payloads are omitted.
     """
     without = [name for name in ("request_payload", "response_payload") if row.get(name) is not None]
     if not without:
@@ -151,13 +151,13 @@ def _line(one: Checkpoint) -> dict[str, Any]:
 
 
 def number_at(moment: datetime) -> int:
-    """Return the number of the first checkpoint made at or after this time, or else of the next to be made."""
+    """Return the number of the first checkpoint made at or after this time. If none exists, return the next number."""
     first, last = Checkpoint.objects.first(), Checkpoint.objects.last()
     numbers = range(first.number, last.number + 1) if first and last else range(1, 1)
     return numbers.start + bisect_left(numbers, moment, key=_made_at)
 
 
 def _made_at(number: int) -> datetime:
-    """Return when the checkpoint with this number was made. If it is missing, use the next existing checkpoint."""
+    """Return when the checkpoint with this number was made. If this checkpoint is missing, use the next one."""
     body = Checkpoint.objects.filter(pk__gte=number).order_by("pk").values_list("body", flat=True)[0]
     return datetime.fromisoformat(orjson.loads(body)["sealed_at"])

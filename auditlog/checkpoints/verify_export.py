@@ -145,7 +145,7 @@ class NotAnExport(Exception):
 
 
 class CheckpointLine:
-    """A checkpoint. `open` has the digests of its rows that were not read from the file yet, by uid."""
+    """A checkpoint. `open` has its rows that were not read from the file yet: the digest of each row, by uid."""
 
     def __init__(self, line: dict[str, Any]) -> None:
         self.text = str(line["body"])
@@ -227,12 +227,12 @@ class Verification:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if not number:
                 fault = f"A field is missing, or a value is wrong: {error}."
-                raise NotAnExport(f"The first line is not that of a signed export. {fault}") from None
+                raise NotAnExport(f"The file does not begin with the first line of a signed export. {fault}") from None
             self.found(f"Line {number + 1} was changed: it cannot be read.")
 
     def begin(self, told: dict[str, Any]) -> None:
         if told.get("log") != "export" or told.get("version") != VERSION:
-            raise NotAnExport(f"The first line is not that of a signed export of version {VERSION}.")
+            raise NotAnExport(f"The file does not begin with the first line of a signed export of version {VERSION}.")
         self.head, newest = told, CheckpointLine(told["newest"])
         if newest.is_signed(self.keys):
             self.kept_from = moment(newest.body["kept_from"])

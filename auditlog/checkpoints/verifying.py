@@ -308,7 +308,10 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 
 
 def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
-    """Return the time from which calls must exist: as checkpoints state it, or else the oldest partition's start."""
+    """Return the time from which calls must exist.
+
+    Return the latest time that checkpoints state. If they state no such time, return the start of the oldest partition.
+    """
     # Checkpoints of earlier releases do not state this time.
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
     starts = Call.partitions.starts()

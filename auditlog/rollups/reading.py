@@ -163,10 +163,10 @@ class Book:
         bars: Bars | None = None,
         timed: bool = True,
     ) -> dict[Key, Numbers] | None:
-        """Return the counts of calls between two times, by the values of the columns `by` and, with `bars`, by bar.
+        """Return the counts of calls between two times, for each combination of values in the columns `by`.
 
-        Returns None without roll-ups, or if there are too many groups or too much of the log to read. `timed=False` is
-        faster, and leaves out durations.
+        If `bars` is given, the counts of each bar are separate. Returns None if no roll-ups exist, if there are too
+        many groups, or if too much of the log would have to be read. `timed=False` is faster, and leaves out durations.
         """
         pieces = self._pieces({*where, *by}, since, until, bars)
         if pieces is None or not self._may_read(pieces, where):
@@ -399,7 +399,7 @@ def array(values: Iterable[Any]) -> str:
 
 
 def _union(rows: Sequence[SQL], columns: str) -> SQL:
-    """Return SQL that selects `columns` of the log, for the calls that meet one of these conditions (`rows`)."""
+    """Return SQL that selects `columns` of calls in the log: the calls that meet one of the conditions `rows`."""
     statements = [_ROWS_OF_LOG.format(columns=columns, where=condition) for condition, _ in rows]
     return " UNION ALL ".join(statements), [value for _, bounds in rows for value in bounds]
 

@@ -71,8 +71,8 @@ GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 def finest(dimensions: set[str], length: timedelta) -> Grain:
     """Return the shortest grain that is retained for `length` and counts by these dimensions.
 
-    If no grain counts by them, return the shortest that is retained for `length`. It then only sets the length of the
-    bars, and the calls are counted in the log.
+    If there is no such grain, return the shortest grain that is retained for `length`. That grain only sets the length
+    of the bars, and the calls are counted in the log.
     """
     known = [grain for grain in reversed(GRAINS) if grain.kept is None or length <= grain.kept]
     return next((grain for grain in known if grain.cube(dimensions) is not None), known[0])

@@ -37,9 +37,9 @@ def group_links(call_filter: CallFilter) -> list[tuple[str, str]]:
 
 @register.simple_tag(takes_context=True)
 def week(context: RequestContext, kind: str, pk: UUID) -> SafeString:
-    """Link to the calls of a host, gateway, server or connection in the last seven days. The text is their number.
+    """Return a link to the calls of a host, gateway, server or connection in the last seven days.
 
-    Use only in lists for people who may read logs.
+    The text of the link is the number of calls. Use only in lists for people who may read logs.
     """
     known: dict[str, dict[Any, RowCount]] = context["request"].__dict__.setdefault("weeks", {})
     if pk not in known.get(kind, {}):

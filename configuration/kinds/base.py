@@ -27,7 +27,7 @@ type Key = tuple[str, ...]
 
 @dataclass(slots=True)
 class Found:
-    """An object of the workspace: its row, and its values as in a file, which are {} if no file can contain it."""
+    """An object of the workspace: its row, and its values as in a file. `values` is {} if no file can contain it."""
 
     row: Any
     values: dict[str, Any]
@@ -199,7 +199,7 @@ class World:
         self.entries: dict[tuple[str, Key], Entry] = {}
 
     def narrowed[Row: Model](self, rows: QuerySet[Row], kind: Kind) -> QuerySet[Row]:
-        """Return all of `rows` or, if this World reads only one top-level object, the rows of that object."""
+        """Return all of `rows`. If this World reads only one top-level object, return only the rows of that object."""
         return rows if self._only is None else rows.filter(**{kind.lookup: self._only})
 
     def of(self, kind: str) -> dict[Key, Found]:
@@ -224,7 +224,10 @@ class World:
         return found.row if found else None
 
     def row_of(self, entry: Entry) -> Any:
-        """Return the row of an entry's object, even if only its old key is known; None if there is none."""
+        """Return the row of an entry's object, or None if there is no row.
+
+        The row is looked up by the object's new key, then by the old key.
+        """
         row = self.row(entry.kind.id, *entry.key)
         return self.row(entry.kind.id, *entry.was) if row is None and entry.was else row
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 ALIAS = {"type": "string", "maxLength": 16, "pattern": r"^(?:[a-z0-9](?:-?[a-z0-9])*)?$"}
 INSTEAD_OF_ALIAS = (
-    "Write at most 16 lower-case letters, digits and single hyphens; “” only for the sole server of a gateway."
+    "Write at most 16 lower-case letters, digits and single hyphens. Write “” only for the sole server of a gateway."
 )
 MOST_TOOL_NAME = 1000
 LISTS = {"enabled_tools": True, "disabled_tools": False}
@@ -61,8 +61,8 @@ class GatewayKind(Kind):
         choice("hosts_allowed", "Which apps and agents may use it.", HostsAllowed, HostsAllowed.ALL),
         choice("tools_given", "Which tools people can use on the gateway.", ToolsGiven, ToolsGiven.ALL),
         flag("takes_requests", "Whether everybody sees it and may request access.", False),
-        number("request_days", "Usual period of access by request, in days.", 1, MOST_DAYS, 30),
-        number("most_request_days", "Longest period of access by request, in days.", 1, MOST_DAYS, 90),
+        number("request_days", "Usual period of requested access, in days.", 1, MOST_DAYS, 30),
+        number("most_request_days", "Longest period of requested access, in days.", 1, MOST_DAYS, 90),
         limit("calls_per_minute", "Maximum calls per minute of all its connections together.", MOST_CALLS),
         choice("new_definitions", "Treatment of new definitions.", OnArrival, OnArrival.APPROVE),
         choice("changed_definitions", "Treatment of changed definitions.", OnChange, OnChange.HOLD),
@@ -79,7 +79,7 @@ class GatewayKind(Kind):
         if change.act is Act.ADD and (reason := slug_taken(Gateway, values["slug"])):
             yield "slug", reason
         if values["reach"] == Reach.TEAMS and not values["teams"]:
-            yield "teams", "A gateway for teams needs at least one. Name a team, or write “reach: everyone”."
+            yield "teams", "A gateway for teams needs at least one team. Name a team, or write “reach: everyone”."
         if values["reach"] == Reach.EVERYONE and values["teams"]:
             yield "teams", "A gateway for everyone has no teams. Write “reach: teams”, or “teams: []”."
         if values["request_days"] > values["most_request_days"]:
@@ -129,8 +129,8 @@ class AssignmentKind(Kind):
         flag("enabled", "Whether it is enabled at this gateway.", True),
         choice(
             "identity_scheme",
-            "Kind of credential that calls use. If missing: `shared` if there is a `shared_identity`; otherwise "
-            "`none` if the server needs no credential, and `per_user` if it needs one.",
+            "Kind of credential that calls use. The default is `shared` if there is a `shared_identity`. Without a "
+            "`shared_identity`, it is `per_user` if the server needs a credential, otherwise `none`.",
             IdentityScheme,
             None,
         ),
@@ -192,7 +192,7 @@ class AssignmentKind(Kind):
             yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
 
     def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Yield an error if the document gives a server on the gateway another alias without `moved`."""
+        """Yield an error if the document changes the alias of a server on the gateway, but has no `moved` for it."""
         if change.act is not Act.ADD:
             return
         gateway, alias = change.key
@@ -272,7 +272,7 @@ def _shared(server: Any, label: str) -> Identity | None:
 
 
 def _allowed_identity(change: Change, gateway: Gateway, server: Any, by: User) -> Identity | None:
-    """Return the shared credential that the change names, or None if it names none.
+    """Return the shared credential that the change names; None if the change names no shared credential.
 
     If the credential is not allowed on the gateway yet, allow it.
     """
@@ -298,7 +298,7 @@ def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
 
 
 def _switch_tools(row: Assignment, change: Change, by: User) -> None:
-    """Enable the change's `enabled_tools` and disable all other tools, or the reverse with `disabled_tools`."""
+    """Enable only the tools in the change's `enabled_tools`, or disable only the tools in its `disabled_tools`."""
     for name in LISTS:
         if listed := change.after(name).get(name):
             Feature.objects.expect(row, listed)

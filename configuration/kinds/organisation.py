@@ -1,4 +1,4 @@
-"""Configuration files: the settings of sign-in by the organisation, except SAML, which has keys and metadata."""
+"""Configuration files: the settings of sign-in by the organisation. SAML has keys and metadata, so it is left out."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ class OrganisationKind(Kind):
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role",
-            "Role of people to whom no rule gives a role; if empty, their sign-in is refused. If no rule at all names "
-            "a role, this field applies only to new people, and people with an account keep their role.",
+            "Role of people to whom no rule gives a role; if empty, these people cannot sign in. If no rule names a "
+            "role, only new people get this role; people with an account keep their present role.",
             80,
             "",
             refers_to="roles",

@@ -56,15 +56,15 @@ class RuleKind(Kind):
     keeps_order = cuts_when_new = True
     fields = (
         text("name", "Name of the rule, as the log shows it.", 80),
-        text("gateway", "Slug of its gateway. If empty, it is a rule of all gateways.", 40, "", refers_to="gateways"),
-        names("servers", "Only tools of these servers, by slug. If empty, of all servers.", 16, refers_to="servers"),
+        text("gateway", "Slug of the rule's gateway; empty for a rule of all gateways.", 40, "", refers_to="gateways"),
+        names("servers", "Only tools of these servers, by slug. If empty, all servers.", 16, refers_to="servers"),
         names(
             "tools",
             "Only tools whose names match one of these patterns (wildcards `*` and `?`). If empty, all tools.",
             200,
             items=MOST_PATTERNS,
         ),
-        choice("tool_effect", "Only tools with this effect. If empty, with any effect.", ToolEffect, ToolEffect.ANY),
+        choice("tool_effect", "Only tools with this effect. If empty, any effect.", ToolEffect, ToolEffect.ANY),
         WHEN,
         choice("effect", "What the rule does with a call.", RuleEffect),
         text(
@@ -158,7 +158,7 @@ def _stops(values: dict[str, Any]) -> bool:
 
 
 def _written(rule: Rule) -> dict[str, Any]:
-    """Return the values of a rule; {} if its gateway or all its servers are archived, so that it cannot apply."""
+    """Return the values of a rule; {} if the rule cannot apply because its gateway or all its servers are archived."""
     servers = [server.slug for server in rule.servers.all() if server.archived_at is None]
     if (rule.gateway and rule.gateway.archived_at) or (rule.servers.all() and not servers):
         return {}

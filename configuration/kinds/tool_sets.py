@@ -122,10 +122,10 @@ def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
 
 
 def _give(row: ToolSet, values: dict[str, Any], world: World, by: User) -> None:
-    """Give the set, with no end date, to the teams in `values`, and to everybody if `values` says so.
+    """Give the set to the teams in `values`, and to everybody if `values` says so. These grants have no end date.
 
-    This ends the other grants to teams and to everybody that have no end date. Grants with an end date, and grants to
-    people, remain.
+    Other grants without an end date are ended if they are to a team or to everybody. Grants with an end date, and
+    grants to people, remain.
     """
     teams: list[Team] = [world.row("teams", name) for name in values["teams"]]
     wanted = {*teams} | ({None} if values["everyone"] else set())

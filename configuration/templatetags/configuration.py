@@ -16,8 +16,8 @@ register = template.Library()
 def managed_by(context: Context, row: Model, yaml_url: str = "") -> dict[str, Any]:
     """Render the file and source that govern `row`, and a link to the object as YAML; nothing if no file governs it.
 
-    A change by hand since the file was applied is shown with its time and, to viewers who may see admin events, the
-    person.
+    If somebody changed the object by hand after the file was applied, the line shows the time of the change. Viewers
+    who may see admin events also see the person who changed the object.
     """
     managed = ManagedObject.objects.of(row)
     changed = changed_by_hand(row, managed) if managed else None

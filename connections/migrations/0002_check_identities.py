@@ -1,7 +1,7 @@
-"""Let a connection have only identities of its user, each for a server that is assigned to its gateway.
+"""Let a connection have only identities of its user, for servers of its gateway.
 
-The identity and the assignment must have the same server. The proxy's statement checks all this too; the trigger keeps
-wrong rows out altogether.
+A row has a connection, an identity and an assignment. The assignment must be of the connection's gateway, and have the
+identity's server. The proxy's statement checks all this too; the trigger keeps wrong rows out altogether.
 """
 
 from django.db import migrations

@@ -88,7 +88,10 @@ class UserPages(CapabilityAdmin):
             "end_break_glass",
             PEOPLE,
             Q(break_glass=True),
-            "If the organisation's sign-in is enforced, they must use it, and their password sessions end.",
+            (
+                "If the organisation's sign-in is enforced, these people must use it. Their sessions that began with a "
+                "password end."
+            ),
             label="End break-glass of selected",
             does=lambda user, by: user.set_break_glass(False, by=by),
             grave=True,

@@ -183,7 +183,7 @@ class HostAtGatewayPages(CapabilityAdmin):
 
 @register(ToolSet, site=site)
 class ToolSetPages(CapabilityAdmin):
-    """Read-only, except that a set can be archived: sets are edited on the gateway's page."""
+    """Read-only pages, on which a set can only be archived. People edit sets on the gateway's page."""
 
     seen_by = (Capability.GATEWAYS_READ,)
     acts = (CapabilityAction("archive", any_of(Capability.GATEWAYS_MANAGE), NOT_ARCHIVED, FINAL),)
@@ -284,7 +284,7 @@ class GatewayGrantPages(CapabilityAdmin):
             "end",
             any_of(Capability.GATEWAYS_MANAGE),
             Q(ended_at=None),
-            "The next call needs access from elsewhere, such as a team.",
+            "From the next call on, the person needs another source of access, such as a team.",
         ),
     )
     list_display = words("gateway user given_by given_at ends_at ended_at")
@@ -398,7 +398,7 @@ class ServerSettings(SignInSettings, VersionedForm):
     end_sign_ins = BooleanField(
         label="End sign-ins",
         required=False,
-        help_text="Tick this only if saving reports that your change ends sign-ins.",
+        help_text="Save without this first. Tick it only if an error says that your change ends sign-ins.",
     )
 
     class Meta:
@@ -418,7 +418,7 @@ class ServerSettings(SignInSettings, VersionedForm):
 
 @register(Server, site=site)
 class ServerPages(CapabilityAdmin):
-    """Admin pages of servers. They change sign-in settings, but not the URL, because they do not validate it."""
+    """Admin pages of servers. People can change sign-in settings here, but not the URL, which is not validated here."""
 
     form = ServerSettings
     seen_by = (Capability.SERVERS_READ,)
@@ -564,7 +564,7 @@ class ConnectionPages(CapabilityAdmin):
             "revoke",
             any_of(Capability.MCP_CONNECTIONS_REVOKE),
             NOT_REVOKED,
-            f"A connection's tokens end with it; the app or agent must connect again. {FINAL}",
+            f"When a connection is revoked, its tokens end. The app or agent must connect again. {FINAL}",
         ),
     )
     list_display = words("host user gateway status connected_at last_used_at revoked_at")

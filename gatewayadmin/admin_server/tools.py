@@ -264,8 +264,9 @@ def _tools() -> Iterator[Tool]:
         _search_calls,
         {
             "q": _text(
-                "Search as on the page Logs: words such as `error` or `refused`, or a field, an operator and a value, "
-                "joined by `and`, `or`. Fields: host, user, gateway, server, tool, outcome, reason, duration, label.",
+                "Search as on the page Logs. A condition is a word such as `error` or `refused`, or a field, an "
+                "operator and a value. Join conditions by `and` or `or`. Fields: host, user, gateway, server, tool, "
+                "outcome, reason, duration, label.",
                 "refused and tool is crm__delete_contact",
                 "error and duration > 500",
             ),
@@ -305,7 +306,7 @@ def _tools() -> Iterator[Tool]:
             **_BY_NAME,
             "team": _text("Team, by name or id.", "Support"),
             "tool": _text(
-                "Text contained in the name of a tool, as clients see it. With this filter, each line of the answer is "
+                "Text contained in the tool name that clients see. With this filter, each line of the answer is "
                 "about one tool.",
                 "delete",
             ),

@@ -20,7 +20,10 @@ ADDED = "Gateway Admin added. Choose who may use it"
 @requires(Capability.SERVERS_MANAGE)
 @requires(Capability.GATEWAYS_MANAGE)
 def add_gateway_admin(request: AppRequest) -> HttpResponse:
-    """Add the server, and a gateway that no team may use yet, then show the page that sets who may use the gateway."""
+    """Add the server Gateway Admin and its gateway. Then show the page that sets who may use the gateway.
+
+    No team may use the new gateway yet.
+    """
     tools = [tool.definition for tool in TOOLS.values()]
     try:
         gateway = add_built_in(

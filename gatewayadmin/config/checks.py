@@ -26,7 +26,7 @@ from ui import databases
 
 @checks.register("capabilities")
 def every_capability_is_a_permission(**kwargs: Any) -> list[CheckMessage]:
-    """Report capabilities without a Django permission, which could never be granted."""
+    """Report capabilities without a Django permission. Such capabilities could never be granted."""
     declared = {permission for model in apps.get_models() for permission in permissions_of(model)}
     return [
         checks.Error(f"No model declares the permission {capability}.", obj=capability.name, id="gatewayadmin.E001")
@@ -65,7 +65,7 @@ def the_database_urls_lead_where_they_should(
 ) -> list[CheckMessage]:
     """Report how the database URLs are used, and problems with them.
 
-    Does nothing unless `databases` are named, as by `manage.py check --database default`.
+    Does nothing if `databases` is empty. The command `manage.py check --database default` passes a database.
     """
     if not databases:
         return []

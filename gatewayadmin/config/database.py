@@ -199,8 +199,8 @@ def ensure() -> None:
 def require(*, tables: bool = True) -> None:
     """Raise UnusableDatabase unless the database answers, and this version can use it and its tables.
 
-    A pooler in transaction mode is refused. With `tables`, a database without tables is refused too, and an embedded
-    one that does not exist is not created.
+    A pooler in transaction mode is refused. With `tables`, a database without tables is refused too, and a missing
+    embedded database is refused, not created.
     """
     if tables and is_embedded() and not (settings.DATA_DIR / "postgres" / "PG_VERSION").exists():
         raise UnusableDatabase(
@@ -367,7 +367,7 @@ def advisory_lock(lock: Lock) -> Iterator[None]:
 
 @contextmanager
 def held_if_free(lock: Lock) -> Iterator[bool]:
-    """Yield True and hold the lock during the block if the lock was free; otherwise yield False."""
+    """Take the lock if it is free, hold it during the block, and yield True. If the lock is taken, yield False."""
     with psycopg.connect(conninfo(), autocommit=True) as connection:
         yield _is_taken(connection, lock)
 

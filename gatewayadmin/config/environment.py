@@ -205,7 +205,10 @@ def forget_libpq() -> None:
 
 
 def misspelled() -> str | None:
-    """Return a sentence about a variable that is misspelled, or cannot be read from a file; None if there is none."""
+    """Return a sentence about a variable with a wrong name; None if all names are right.
+
+    A name is wrong if it is misspelled, or if it ends in FROM_FILE but the setting is not a secret.
+    """
     for name in sorted(os.environ):
         if name.startswith("GATEWAY_") and name not in _seen:
             if name.removesuffix(FROM_FILE) in _seen:

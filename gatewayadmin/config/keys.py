@@ -63,7 +63,7 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the name of each environment variable whose key file in `folder` has a key that the variable lacks.
+    """Return the names of the environment variables that lack a key of their key file in `folder`.
 
     Files that do not exist are skipped. Raises Refused for unreadable files.
     """

@@ -203,7 +203,7 @@ class OAuthCheck:
         return "The refusal names the metadata document."
 
     def resource_metadata(self) -> str:
-        """Check the resource metadata: it must name the gateway exactly, and its authorization server (RFC 9728)."""
+        """Check that the resource metadata name exactly this gateway and its authorization server (RFC 9728)."""
         document = self._document(self.metadata_url)
         if document.get("resource") != self.url:
             belongs(str(document.get("resource")), self.base, "The field resource")
@@ -236,7 +236,7 @@ class OAuthCheck:
     def registration(self) -> str:
         """Register as an app (RFC 7591).
 
-        Raises StepFailed unless this installation has a new app with the answer's client_id.
+        Raises StepFailed if the request fails, or if this installation has no new app with the client_id of the answer.
         """
         self._must_be_here()
         payload = {

@@ -269,7 +269,7 @@ class Cluster:
     def _open_path(self) -> None:
         """Give the server's system user access to its folder, socket and programs.
 
-        Log which other folders all system users can now pass through because of this.
+        This can let all system users pass through other folders. Log these other folders.
         """
         if self.socket_folder != self.folder:
             self._own_socket_folder()

@@ -1,7 +1,7 @@
-"""Moves the rows of the embedded database to the operator's own PostgreSQL: all of them, or none.
+"""Moves the rows of the embedded database to the operator's own PostgreSQL: all rows, or none.
 
-`migrate` has already created the tables in the target; the rows that it added are replaced. All rows are moved as text,
-so the target may have another version of PostgreSQL.
+Before the move, `migrate` has created the tables of the target. The move replaces the rows that `migrate` added there.
+All rows are moved as text. Therefore the target may have another version of PostgreSQL.
 """
 
 from collections.abc import Callable, Iterator

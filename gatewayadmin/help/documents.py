@@ -1,6 +1,6 @@
-"""The pages of docs/ and two files beside it, with titles, HTML and a search.
+"""The pages: the files of docs/, and two files beside docs/. Pages have titles, HTML and a search.
 
-Their order and summaries come from docs/index.md.
+The order and the summaries of the pages come from docs/index.md.
 """
 
 from __future__ import annotations
@@ -175,7 +175,10 @@ def search(words: str, limit: int = FOUND) -> list[FoundPage]:
 
 
 def _wanted(words: str) -> list[str]:
-    """Return the stems of the words without fillers and single characters; all stems if none remain."""
+    """Return the stems of the words, except fillers and single characters.
+
+    If this leaves no stem, return all stems.
+    """
     stems = [_stem(word) for word in words.lower().replace("-", " ").split()]
     return [stem for stem in stems if len(stem) > 1 and stem not in FILLERS] or stems
 

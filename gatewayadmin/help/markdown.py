@@ -76,7 +76,10 @@ def _change(token: Token, following: Sequence[Token], path: str, url_of: UrlOf) 
 
 
 def _anchor_reasons(cell: Sequence[Token]) -> None:
-    """Set the id of each reason of refusal in the first cell of a row to the reason, so that links can point to it."""
+    """Give an id to each reason of refusal in this cell, so that links can point to the reason.
+
+    The id is the reason itself.
+    """
     for child in cell:
         if child.type == "code_inline" and child.content in REASONS:
             child.attrSet("id", child.content)
@@ -134,13 +137,13 @@ def plain(markdown: str) -> str:
 
 
 def _sentence(row: re.Match[str]) -> str:
-    """Return the cells of a table row, as in "cell: cell."."""
+    """Return the cells of a table row as one sentence: `first: second.`"""
     cells = [cell.strip() for cell in _CELL.split(row[1])]
     return f"{': '.join(filter(None, cells)).removesuffix('.')}."
 
 
 def sections_of(source: str) -> list[Section]:
-    """Return the sections of a page that begins with its title."""
+    """Return the sections of a page. `source`, the text of the page, must begin with the page's title."""
     # Code is blanked out first: a comment in code looks like a heading.
     masked = _FENCED.sub(lambda found: " " * len(found[0]), source)
     heads = list(_HEADING.finditer(masked))

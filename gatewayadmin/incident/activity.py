@@ -54,7 +54,10 @@ class CallTally(NamedTuple):
 
 @dataclass
 class Count:
-    """Numbers of calls in the last 24 hours (`now`) and in the `days` before; `per_day` is None if `days` is 0."""
+    """Numbers of calls: `now` in the last 24 hours, `before` in the number of days `days` before these hours.
+
+    `per_day` is None if `days` is 0.
+    """
 
     now: int = 0
     before: int = 0
@@ -109,7 +112,10 @@ class AddressCount(Count):
 
 @dataclass
 class Activity:
-    """A subject's calls up to `until`. `reaches_to` is the time of the oldest call read, or None if all were read."""
+    """A subject's calls up to `until`.
+
+    If not all calls were read, `reaches_to` is the time of the oldest call that was read; otherwise it is None.
+    """
 
     since: datetime
     until: datetime
@@ -166,7 +172,7 @@ class Activity:
         self.addresses = _recent(self.addresses)
 
     def _complete(self, columns: dict[str, UUID]) -> bool:
-        """Take the totals from the roll-ups. Return False if there are none, or none for these `columns`."""
+        """Take the totals from the roll-ups. Return False if the roll-ups lack the totals of these `columns`."""
         if len(columns) > 1 or not columns.keys() <= {*BY_ROLLUP}:
             return False
         where = {name: [value] for name, value in columns.items()}

@@ -1,4 +1,4 @@
-"""Base classes of commands that use the workspace's database, and of Django's commands that are refused."""
+"""Two base classes: for commands that use the workspace's database, and for Django's commands that are refused."""
 
 import argparse
 from argparse import ArgumentParser

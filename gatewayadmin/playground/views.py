@@ -104,7 +104,7 @@ def _own_identities(user: User, gateway: Gateway) -> dict[Assignment, Identity]:
 
 
 def _others(user: User, gateway: Gateway | None) -> list[Connection]:
-    """Return at most 50 of the user's live connections to this gateway, without the playground's."""
+    """Return at most 50 live connections of the user to this gateway. The playground's own connection is left out."""
     if gateway is None:
         return []
     rows = Connection.objects.own(user).live().filter(gateway=gateway).exclude(host__dedupe_key=PLAYGROUND)
@@ -276,9 +276,10 @@ def _done(request: AppRequest, chosen: Chosen, form: ArgumentsForm, act: str) ->
 
 
 def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
-    """Return the form with separate fields, or with JSON if `to` is "json" or the fields would lose arguments.
+    """Return the form with separate fields, or with one JSON field.
 
-    An invalid form is returned unchanged.
+    The form has one JSON field if `to` is "json", or if separate fields would lose arguments. An invalid form is
+    returned unchanged.
     """
     if not form.is_valid():
         return form

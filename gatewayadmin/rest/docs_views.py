@@ -73,7 +73,7 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> dict[str, A
 
 
 def _command(method: str, path: str, body: dict[str, Any] | None, security: list[dict[str, Any]]) -> str:
-    """Return a curl command with the required fields of the body. It sends cookies if API keys are not accepted."""
+    """Return a curl command with the body's required fields. The command sends cookies if API keys are not accepted."""
     lines = [f"curl -X {method} {settings.PUBLIC_URL}{path}"]
     if any("apiKey" in one for one in security):
         lines += ["  -H 'Authorization: Bearer gwp_...'"]

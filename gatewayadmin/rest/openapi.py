@@ -65,12 +65,14 @@ class ChangeSerializer(serializers.Serializer[Any]):
 class ChangedSerializer(ProblemSerializer):
     """A refusal because of changes made after the version in `If-Match`."""
 
-    changed = ChangeSerializer(many=True, help_text="Changes since that version; empty if unknown.")
+    changed = ChangeSerializer(
+        many=True, help_text="Changes since the version in `If-Match`; empty if these changes are unknown."
+    )
 
 
 REFUSALS: dict[int, tuple[type[ProblemSerializer], str]] = {
     400: (InvalidSerializer, "The input is invalid; see `errors`."),
-    401: (ProblemSerializer, "No credential, or one that is unknown, expired or revoked."),
+    401: (ProblemSerializer, "The credential is missing, unknown, expired or revoked."),
     403: (RefusalSerializer, "Refused, for example because a capability is missing; see `code`."),
     404: (ProblemSerializer, "The object does not exist, or you may not see it."),
     406: (ProblemSerializer, "Only JSON is available."),

@@ -180,7 +180,10 @@ RETRY_S = 2
 
 
 def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-    """Answer 500, or 503 if the database is slow, busy or unreachable: JSON below /api/, elsewhere a page."""
+    """Answer 503 if the database is slow, busy or unreachable, otherwise 500.
+
+    The answer is JSON below /api/, and a page elsewhere.
+    """
     is_program = request.path.startswith("/api/")
     cause = getattr(sys.exception(), "__cause__", None)
     if isinstance(cause, QueryCanceled):

@@ -71,7 +71,7 @@ class Readiness:
         self._is_draining = False
 
     def watch(self, faults: Callable[[], Mapping[str, str]]) -> None:
-        """Set the function that returns, by component, the faults that keep this process from serving."""
+        """Set the function that returns this process's faults by component. With a fault, the process is not ready."""
         self._faults = faults
 
     def drain(self) -> None:

@@ -236,7 +236,10 @@ def _note_dropped(name: str, span: PartitionDays, rows: int) -> None:
 
 
 def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """Return a chore that calls `act` with the date from `_drop_limit`, if the database role may drop partitions."""
+    """Return a chore that calls `act` with the date from `_drop_limit`.
+
+    If the database role may not drop partitions, the chore does nothing.
+    """
     return lambda now: act(_drop_limit(now)) if Call.partitions.is_owner() else 0
 
 

@@ -1,7 +1,8 @@
 """The server's HTTP protocols: uvicorn's with limits, and a faster one for MCP calls (GATEWAY_FAST_HTTP).
 
-The faster one serves POST requests to `/mcp/<slug>`. It writes answers itself to save time: uvicorn needs as long for
-this as an access check takes. It does not parse headers that repeat those of the previous request on the connection.
+The faster protocol serves POST requests to `/mcp/<slug>`. It writes answers itself, because uvicorn needs as long to
+write an answer as an access check takes. The faster protocol does not parse a header again if the previous request on
+the connection had the same header.
 """
 
 import asyncio
@@ -134,7 +135,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.unauthenticated.pop(self, None)
 
     def close_after_answer(self) -> None:
-        """Close after an answer; if the client is still sending, after LINGER_SECONDS (RFC 9112, 9.6)."""
+        """Close the connection after an answer.
+
+        If the client is still sending its request, wait LINGER_SECONDS before closing (RFC 9112, 9.6).
+        """
         if not self.cycle.more_body or self.transport.is_closing():
             self.close_in_time()
             return
@@ -346,7 +350,10 @@ class AnswerTransport:
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> int:
-    """Return the Content-Length, which the parser has checked; 0 without a body, more than MOST for a chunked one."""
+    """Return the Content-Length, which the parser has checked.
+
+    Return 0 for a request without a body, and more than MOST for a chunked body.
+    """
     for name, value in headers:
         if name == b"content-length":
             return int(value)

@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class OneLine(logging.Filter):
-    """Removes the traceback of errors that any client can cause, and lowers their level to warning."""
+    """Removes the traceback of an error that any client can cause, and lowers the error's level to warning."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.exc_info, record.exc_text, record.stack_info = None, None, None

@@ -170,7 +170,7 @@ class DrainingServer(uvicorn.Server):
 
 
 class Worker(UvicornWorker):  # type: ignore[misc]
-    """A process that serves requests, or the one process that does the chores instead."""
+    """A process of gunicorn: one of these processes does the chores, and the others serve requests."""
 
     # True in the process that locks the file chores.lock. When it ends, gunicorn starts another process, which takes
     # the lock. In a process that serves, chores would delay calls (docs/decisions/0045-chores-in-their-own-process.md).
@@ -229,7 +229,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
         os._exit(0)  # Do not wait for threads that are still working.
 
     def _install_sigquit_handler(self) -> None:
-        """Treat SIGQUIT, which an interrupted gunicorn sends, as SIGTERM: uvicorn ignores it otherwise."""
+        """Treat SIGQUIT as SIGTERM. An interrupted gunicorn sends SIGQUIT, which uvicorn would ignore."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGQUIT, os.kill, os.getpid(), signal.SIGTERM)
 
     async def _serve(self) -> None:
@@ -324,7 +324,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 
 
 def load_application() -> Any:
-    """Return the ASGI application. Called before the workers are forked, so that they share its memory.
+    """Return the ASGI application. Called before workers are forked: the workers then share the imported code.
 
     The application is imported only here, because its import reads the environment that `serve` sets.
     """

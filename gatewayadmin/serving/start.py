@@ -21,14 +21,17 @@ QUICKSTART = "quickstart"
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The account to sign in with; `secret` is the password if it was generated now, to be shown once."""
+    """The account to sign in with.
+
+    `secret` is its password if this start has generated one, and must be shown once. Otherwise, `secret` is None.
+    """
 
     email: str
     secret: str | None
 
 
 def prepare(*, migrate: bool = True) -> Welcome:
-    """Update the database. Other processes that start meanwhile wait.
+    """Update the database. If other processes start meanwhile, they wait for the end of the update.
 
     Without `migrate`, the tables must already be those of this version.
     """

@@ -1,6 +1,6 @@
-"""Database functions that return the features in tool sets, and those given to people.
+"""Database functions that return the features in tool sets, and the features given to people.
 
-Adds the fields for the titles and descriptions that clients see instead of the server's.
+Adds the fields for the titles and descriptions that clients see instead of the server's titles and descriptions.
 """
 
 from importlib import import_module

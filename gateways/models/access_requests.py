@@ -141,9 +141,10 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if `tool_set` is archived, of another gateway or not needed.
+    """Raise RequestRefused if `tool_set` is archived, belongs to another gateway, or is not needed.
 
-    Raise AlreadyGiven if `by` has this access without an end date.
+    No tool set is needed if everybody who may use the gateway can use all its tools. Raise AlreadyGiven if `by` has
+    the requested access without an end date.
     """
     reaches, until = reached_until(gateway, by)
     is_open = reaches and until is None

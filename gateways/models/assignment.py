@@ -32,7 +32,7 @@ class WrongIdentity(GatewayError):
 
 
 class AliasRequired(GatewayError):
-    """A gateway with several servers needs an alias for each, to keep tool names apart. Enter an alias."""
+    """A gateway with several servers needs an alias for each server, to keep tool names apart. Enter an alias."""
 
 
 class IdentityScheme(models.TextChoices):

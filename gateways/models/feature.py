@@ -201,8 +201,8 @@ class Feature(Versioned, Switchable):
     """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
     Without a row, a tool or prompt cannot be called. But under `allow_all`, the proxy requests the server's
-    list before it refuses, and the row is added if the list has the tool or prompt. A resource without a row is
-    allowed under `allow_all`, unless access is limited to tool sets.
+    list before the proxy refuses the call. If the list has the tool or prompt, the row is added. A resource without
+    a row is allowed under `allow_all`, unless access is limited to tool sets.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -352,7 +352,7 @@ class Feature(Versioned, Switchable):
         self.refresh_from_db()
 
     def say_effect(self, effect: str, *, by: User) -> bool:
-        """State the effect of a tool in place of the server's claim; an empty `effect` restores the claim.
+        """Set the effect of a tool, in place of the server's claim. If `effect` is empty, the claim applies again.
 
         Returns False if unchanged.
         """

@@ -81,7 +81,10 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.reachable_by(user).filter(enabled=True)
 
     def visible_to(self, user: User) -> "GatewayQuerySet":
-        """Return live gateways whose page `user` may open: with GATEWAYS_READ all, otherwise those `user` may use."""
+        """Return live gateways whose page `user` may open.
+
+        With GATEWAYS_READ, these are all live gateways. Otherwise, these are the live gateways that `user` may use.
+        """
         return self.live() if user.has_perm(Capability.GATEWAYS_READ) else self.reachable_by(user)
 
     def catalogue_of(self, user: User) -> "GatewayQuerySet":
@@ -92,7 +95,10 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live().filter(Q(takes_requests=True) | Q(pk__in=self.visible_to(user).order_by().values("pk")))
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":
-        """Order by `order`, but put gateways without servers, or with only built-in servers, last."""
+        """Order by `order`, but with some gateways at the end.
+
+        These gateways have no servers, or only built-in servers.
+        """
         real = Gateway.objects.filter(
             pk=OuterRef("pk"),
             assignments__removed_at=None,
@@ -120,7 +126,9 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return gateway
 
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
-        """Open the gateways in `wanted` to `team`, and close the others to it. Only gateways with reach `teams` change.
+        """Open the gateways in `wanted` to `team`, and close all other gateways to `team`.
+
+        Only gateways with reach `teams` change.
 
         Raises ChangedMeanwhile if the team's gateways are not those in `seen`.
         """

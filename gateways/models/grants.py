@@ -38,7 +38,7 @@ class GrantQuerySet(models.QuerySet[Any]):
         return sum(grant.end(by=None) for grant in due)
 
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
-        """Create a grant. It replaces a live one that ends earlier. Raises AlreadyGiven or BadEnd.
+        """Create a grant. The new grant replaces a live grant that ends earlier. Raises AlreadyGiven or BadEnd.
 
         `values` are the other fields. The caller must have locked the row of the gateway or tool set.
         """
@@ -208,7 +208,7 @@ class GatewayGrantQuerySet(GrantQuerySet):
 
 
 class GatewayGrant(DatedGrant):
-    """A grant that lets one person use a gateway that is open to teams only, even if the person is in none of them."""
+    """A grant that lets one person use a gateway that is open to teams only. The person need not be in these teams."""
 
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="people_given")
     user = models.ForeignKey(User, models.PROTECT, related_name="gateways_given")
@@ -234,7 +234,10 @@ class GatewayGrant(DatedGrant):
 
 
 def reached_until(gateway: Gateway, user: User) -> tuple[bool, datetime | None]:
-    """Return a pair: whether `user` may use the gateway now, and when this access ends; None if it has no end date."""
+    """Return a pair: whether `user` may use the gateway now, and the end date of this access.
+
+    The end date is None if this access has no end date.
+    """
     if not user.uses_gateways:
         return False, None
     own = GatewayGrant.objects.live().filter(gateway=gateway, user=user).first()

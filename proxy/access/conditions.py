@@ -67,7 +67,7 @@ class Conditions:
     def _unmet_together(self) -> Collection[str]:
         """Evaluate all conditions whose arguments are given, combined into one program.
 
-        Return these conditions if all of them are false, otherwise none.
+        If all these conditions are false, return them. In all other cases, return an empty collection.
         """
         chosen = self._with_arguments()
         if len(chosen) < FEWEST_TOGETHER or self._for_all is None:

@@ -210,7 +210,7 @@ class AccessRow(NamedTuple):
 
     @property
     def owner_id(self) -> str:
-        """The id that owns sessions at servers: the client's session, or the connection if there is none."""
+        """The id of the owner of sessions at servers: the client's session, or the connection without a session."""
         return self.session.id if self.session is not None else self.connection_id
 
     @property
@@ -558,10 +558,10 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 
 
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
-    """Return the parameters of the access statement, each the text of a PostgreSQL array.
+    """Return the parameters of the access statement. Each parameter is the text of a PostgreSQL array.
 
-    The arrays are the columns of a table, in which a query has a row for each digest of its token, or one row for its
-    token's checksum.
+    The arrays are the columns of a table. For each digest of a query's token, the table has a row. For an OAuth token,
+    which has a checksum instead of digests, the table has one row.
     """
     rows = [
         (n, query, digest, checksum)

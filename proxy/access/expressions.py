@@ -112,7 +112,7 @@ def compiled(text: str) -> Program:
 
 
 class Together(NamedTuple):
-    """One compiled program for several conditions, joined by `||`, and its cost."""
+    """A program compiled from several conditions joined by `||`, and the cost of the program."""
 
     compiled: Any
     cost: Cost
@@ -170,7 +170,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 class Size(NamedTuple):
-    """The size of arguments: `values` counts the values at all levels, `text` the UTF-8 bytes of names and texts."""
+    """The size of arguments.
+
+    `values` is the number of values at all levels. `text` is the number of UTF-8 bytes of names and texts.
+    """
 
     values: int
     text: int

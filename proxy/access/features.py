@@ -80,7 +80,7 @@ def is_nameable(feature: Named) -> bool:
 def lookup_key(feature: Named) -> str:
     """Return the name or URI by which the access statement looks up this feature.
 
-    For a URI with a server alias, the text has two lines: the server's own URI, then the URI that the client sent.
+    For a URI with a server alias, return two lines: the server's own URI, then the URI that the client sent.
     """
     if feature.kind != RESOURCE:
         return feature.name
@@ -109,9 +109,9 @@ def escaped(text: str) -> str:
 
 
 class UnknownFeature(UpstreamError):
-    """No server behind the gateway has this tool, prompt or resource, or several servers have the resource.
+    """No server behind the gateway has this tool, prompt or resource; or the resource is ambiguous.
 
-    In the second case, `possible` has the URIs to choose from.
+    If several servers have the resource, `possible` has the URIs to choose from.
     """
 
     # For a resource, clients of the session era get -32002 instead, which MCP 2026-07-28 no longer has.
@@ -171,7 +171,10 @@ def server_refusal(assigned: AssignedServer) -> str:
 
 
 def identity_refusal(assigned: AssignedServer) -> str:
-    """Return why this connection has no usable identity at the server; empty if it has one or needs no identity."""
+    """Return why this connection has no usable identity at the server.
+
+    Empty if the connection has a usable identity, or if the server needs no identity.
+    """
     if assigned.scheme == "none" or assigned.auth_type == "none":
         return ""
     needs_sign_in = assigned.sign_in is not None and assigned.sign_in.is_needed
@@ -219,9 +222,10 @@ def server_of(assignments: Sequence[AssignedServer], exposed: str) -> AssignedSe
 
 
 def resolve(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
-    """Return the named feature and its server, or only the server if its list must be requested first.
+    """Return the named feature and its server.
 
-    Raises OutOfScope, Refusal or UnknownFeature.
+    If the server must be asked for its list first, return only the server. Raises OutOfScope, Refusal or
+    UnknownFeature.
     """
     if feature.kind == RESOURCE:
         return resolve_resource(grant.assignments, feature.name, several=grant.several_servers)
@@ -244,9 +248,9 @@ def resolve_call(grant: AccessRow, feature: Named) -> Resolved | AssignedServer:
 
 
 def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str = TOOL) -> Resolved | AssignedServer:
-    """Return the tool or prompt `exposed` with its server, or only the server if its list must be requested first.
+    """Return the tool or prompt named `exposed`, and its server.
 
-    Raises OutOfScope, Refusal or UnknownFeature.
+    If the server's list must be requested first, return only the server. Raises OutOfScope, Refusal or UnknownFeature.
     """
     assigned = server_of(assignments, exposed)
     if assigned is None:
@@ -280,7 +284,10 @@ def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, sev
 def _owner_of_uri(
     assignments: Sequence[AssignedServer], exposed: str, budget: MatchBudget, *, several: bool
 ) -> tuple[AssignedServer | None, str]:
-    """Return the server that the URI belongs to, or None, and the URI by which this server knows the resource."""
+    """Return the server that the URI belongs to, and the URI by which this server knows the resource.
+
+    The server is None if the URI belongs to no server.
+    """
     if not several:
         return (assignments[0] if assignments else None), exposed
     alias, uri = alias_and_uri(exposed)
@@ -292,9 +299,9 @@ def _owner_of_uri(
 
 
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
-    """Return the server that a URI without an alias belongs to; None if there is none.
+    """Return the server for a URI that has no alias. If no server fits, return the server without an alias, or None.
 
-    Raises UnknownFeature if several servers have the URI and all of them have an alias.
+    Raises UnknownFeature if several servers have the URI and all these servers have an alias.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     # Servers that list the URI come first, then servers with a template for it. Of several, the one without an alias is

@@ -18,7 +18,7 @@ class RuleRefused(Refusal):
 
 
 def sentence_of(decision: RuleDecision) -> str:
-    """Return the message of a refusal by a rule; empty if the rule has none, so that the general message is used."""
+    """Return the rule's message of a refusal. If the rule has no message, return ""; the caller uses a general one."""
     rule = decision.rule
     if rule is None:
         return ""

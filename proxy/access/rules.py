@@ -140,14 +140,18 @@ def _watched(rule: DecidingRule) -> str:
 
 
 def failure_mark(name: str) -> str:
-    """Return how the label begins that says that the condition of the rule with this name had no result."""
+    """Return the beginning of a label about the rule with this name.
+
+    The label says that the condition of the rule had no result.
+    """
     return f"rule failed: {name} ("
 
 
 def is_marked(rule: DecidingRule, labels: str) -> bool:
-    """Return whether the labels of a logged call say that the rule refused or held it, or would have done so.
+    """Return whether the labels of a logged call say that the rule refused or held the call.
 
-    Always False for rules that only label, because several rules can have the same label.
+    Also True if the labels say that the rule would have refused or held the call. Always False for rules that only
+    label, because several rules can have the same label.
     """
     if rule.effect == LABEL:
         return False
@@ -155,7 +159,10 @@ def is_marked(rule: DecidingRule, labels: str) -> bool:
 
 
 def matching(rules: Iterable[DecidingRule], call: RuledCall) -> list[Match]:
-    """Return the rules that match a call, and those whose condition has no result."""
+    """Return the rules that match a call.
+
+    A rule for the call's tool is also returned if the rule's condition has no result.
+    """
     targets = [rule for rule in rules if is_target(rule, call)]
     conditions = Conditions(tuple(rule.when for rule in targets), call.fields, call.arguments)
     matches = []

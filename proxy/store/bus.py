@@ -198,7 +198,11 @@ class Subscribable(Protocol):
 
 
 class Owner(NamedTuple):
-    """The client that may answer a request: its connection, and its session or the call that it retries, if any."""
+    """The client that may answer a request.
+
+    The fields name the client's connection, the client's session, and the call that the client retries. If the client
+    has no session or retries no call, the field is None.
+    """
 
     connection_id: str
     session_id: str | None = None
@@ -213,7 +217,10 @@ class Bell:
         told.on(TOPIC, self._ring)
 
     def listen(self, uid: str) -> asyncio.Event:
-        """Return an event that is set when news of `uid` arrives or may have been missed. `forget` undoes this."""
+        """Return an event that is set when news of `uid` arrives, or when such news may have been missed.
+
+        Call `forget` when nothing waits for this event any more.
+        """
         return self._waiting.setdefault(uid, asyncio.Event())
 
     def forget(self, uid: str) -> None:

@@ -320,7 +320,7 @@ class PayloadRecorder:
         self._process = process
 
     async def record(self, request: McpRequest, response: Response, limit: int) -> None:
-        """Record up to `limit` bytes each of the request and the response."""
+        """Record at most `limit` bytes of the request, and at most `limit` bytes of the response."""
         await self.keep(request, request.row, (request.body, response.body), limit)
 
     async def record_error(self, request: McpRequest, body: bytes) -> None:

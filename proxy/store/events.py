@@ -187,7 +187,7 @@ class StreamHistory:
         return sse.event(data, self.event_id(self.number)) if data else b""
 
     def drop(self) -> None:
-        """Drop a stream that has not ended, without storing an end; do nothing if it has ended."""
+        """Drop the stream without storing an end. Do nothing if the stream has ended already."""
         if not self.ended:
             self.ended = True
             self._events.drop(self)

@@ -282,8 +282,8 @@ class GroupCommit[Item, Answer]:
 
     A handler resolves the future of each item. If it raises, its whole batch fails with the result of `to_error`.
 
-    With `rejects_when_full`, items added while a statement hangs, or while `max_waiting` items wait, fail at once with
-    DatabaseUnavailable. The option also makes all waiting and running items fail when a statement begins to hang.
+    With `rejects_when_full`, an added item fails at once with DatabaseUnavailable if a statement hangs, or if
+    `max_waiting` items wait. The option also makes all waiting and running items fail when a statement begins to hang.
     """
 
     def __init__(

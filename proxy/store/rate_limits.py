@@ -76,9 +76,9 @@ class Limits(GroupCommit[list[RateLimited], None]):
         )
 
     async def wait(self, grant: AccessRow) -> tuple[RateLimited, float] | None:
-        """Return the limit that refuses this call, and the seconds until a retry may succeed; None if it is allowed.
+        """Return None if the call is allowed, otherwise the limit that refuses the call and a number of seconds.
 
-        Raises DatabaseUnavailable.
+        After these seconds, a retry may succeed. Raises DatabaseUnavailable.
         """
         limited = subjects(grant)
         while True:

@@ -413,7 +413,7 @@ class _Redactor:
         return list(self._elements(value, depth))
 
     def text(self, text: str, depth: int = MAX_DEPTH) -> str:
-        """Return the redacted text; if it is JSON, redact it as a document."""
+        """Return the redacted text. A JSON text is redacted as a document if `depth` is below MAX_DEPTH."""
         text = text.replace("\0", "")
         part = self._document(text, depth) if depth < MAX_DEPTH and text.lstrip()[:1] in ("{", "[", '"') else None
         if part is None:

@@ -208,7 +208,7 @@ FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 
 
 class Taken(NamedTuple):
-    """A row of the statement TOLD: a session at a server, and the data for sending messages about it to that server."""
+    """A row of the statement TOLD: a session at a server, and data for messages to this server about the session."""
 
     row: str
     sealed_id: bytes
@@ -286,9 +286,9 @@ class StoredSessions:
             await self._state.fetch(NOTE_LEVEL, {"row": session.row, "level": session.log_level})
 
     async def forget(self, target: Target, session: SessionHandle) -> None:
-        """Delete this session, not a newer one for the target. Mark the client's session that owns it, if any, as lost.
+        """Delete this session, but not a newer session for the target.
 
-        Raises DatabaseUnavailable.
+        If a client's session owns the deleted session, mark the client's session as lost. Raises DatabaseUnavailable.
         """
         if session.row:
             await self._state.fetch(LOSE if target.has_own_session else FORGET, {"row": session.row})
@@ -330,9 +330,10 @@ class SessionKeeper:
     async def open(
         self, row: str, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]
     ) -> str:
-        """Open a session, whose row gets the id `row`, and return the id for the client. Raises DatabaseUnavailable.
+        """Open a session, and return the session id for the client. Raises DatabaseUnavailable.
 
-        If the connection has more than MOST_SESSIONS, the surplus is ended in the background.
+        `row` becomes the id of the session's row. If the connection then has more than MOST_SESSIONS sessions, the
+        surplus sessions are ended in the background.
         """
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
@@ -398,7 +399,7 @@ class SessionKeeper:
     async def sweep(self) -> int:
         """End idle client sessions and idle sessions at servers, and return their number. Raises DatabaseUnavailable.
 
-        Sessions at servers that end with a client's session are not counted.
+        If a client session ends, its sessions at servers end, too. These sessions are not in the number.
         """
         idle = {"seconds": self._idle_seconds, "most": MOST_AT_A_SWEEP}
         ended = await self._state.fetch(f"{END_IDLE}{OF_GONE}{_counted('gone')}", idle)

@@ -83,7 +83,7 @@ class UsageTracker:
         self._background.forever("usage", self._work, self._wait_for_flush)
 
     async def first_attempt(self) -> None:
-        """Return after the first attempt to prepare the statements; `fault` names the refused statement, if any."""
+        """Wait for the first attempt to prepare the statements. Then `fault` names the refused statement, if any."""
         await self._first_attempt.wait()
 
     async def stop(self) -> None:

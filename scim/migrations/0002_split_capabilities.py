@@ -1,6 +1,7 @@
-"""Adds `gateways:use` to provisioning keys with `gateways:read`, which was split into these two.
+"""Adds `gateways:use` to provisioning keys that have `gateways:read`.
 
-Without it, a key could no longer change people who have `gateways:use`.
+The former `gateways:read` was split into these two capabilities. Without `gateways:use`, a key could no longer change
+people who have `gateways:use`.
 """
 
 from django.db import migrations

@@ -239,7 +239,7 @@ class Identity(Versioned, Switchable):
         return user.has_perm(Capability.IDENTITIES_MANAGE) if self.is_shared else self.owner_id == user.pk
 
     def confirm(self, *, by: User) -> None:
-        """Agree to send the secret to the server's address, as it is in `self.server`.
+        """Agree to send the secret to the address that `self.server` has.
 
         Raises CapabilityRequired, IdentityAlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
         """

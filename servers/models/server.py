@@ -87,7 +87,7 @@ class AuthType(models.TextChoices):
 
 
 class IdentityKind(models.TextChoices):
-    """Kind of a stored credential: the AuthType of its server, or BEARER if it was pasted for an OAuth server."""
+    """Kind of a stored credential: the AuthType of its server, but BEARER for a token pasted for an OAuth server."""
 
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Header"
@@ -260,7 +260,10 @@ class Server(Versioned, Switchable):
         return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
 
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
-        """True if these changes redirect credentials, an OAuth client or sign-ins, and so need the password again."""
+        """True if the person must enter the password again for these changes.
+
+        These are changes that redirect credentials, an OAuth client or sign-ins.
+        """
         if self.would_redirect(fields):
             return True
         stored = self.client_registrations.filter(ended_at=None), self.identities.live().exclude(issuer="")
@@ -296,7 +299,7 @@ class Server(Versioned, Switchable):
         return signed_in.filter(pk__in=ended)
 
     def _fits(self, then: Mapping[str, Any], issuer: str, resource: str, scope: str) -> bool:
-        """True if a grant for this issuer, resource and scope stays valid with the settings `then`."""
+        """True if a grant for this issuer, resource and scope stays valid after a change to the settings `then`."""
         if (self.expected_issuer or issuer) != (then["expected_issuer"] or issuer):
             return False
         if self.moves_issuer(then):
@@ -312,8 +315,9 @@ class Server(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
-        A change of path, header or auth type suspends the server's identities until they are confirmed, or ends their
-        sign-ins. A change of the issuer's endpoints ends the OAuth client that was entered for the old ones. Raises:
+        A change of path, header or auth type ends the sign-ins at the server. It suspends the server's other identities
+        until they are confirmed. A change of the issuer's endpoints ends the OAuth client entered for the old
+        endpoints. Raises:
 
         - AnotherPlace if credentials would be sent to another server.
         - WouldEndSignIns if new settings would end sign-ins and `end_sign_ins` is False.
@@ -353,7 +357,10 @@ class Server(Versioned, Switchable):
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
     def take_name(self, name: str) -> None:
-        """Replace a derived name by the name in the server's first answer, unless another server has that name."""
+        """Replace a derived name by the name in the server's first answer.
+
+        If another server has the new name, keep the derived name.
+        """
         if not self.name_is_made:
             return
         with transaction.atomic():
@@ -386,7 +393,7 @@ class Server(Versioned, Switchable):
         )
 
     def note_health(self, health: Health, error: str = "", era: Era | None = None, evidence: str = "") -> None:
-        """Store the outcome of the last contact; with `era`, also the eras found and the evidence for them."""
+        """Store the outcome of the last contact. If `era` is given, store `era` and its `evidence`, too."""
         self.health, self.health_error, self.health_checked_at = health, error[:300], timezone.now()
         fields = ["health", "health_error", "health_checked_at"]
         if era:

@@ -197,7 +197,10 @@ def _end_oldest(user: User) -> None:
 
 
 def open_to(user: User) -> QuerySet[Server]:
-    """Return the servers where `user` may sign in: those with per-user identities on a gateway `user` may use."""
+    """Return the servers where `user` may sign in.
+
+    Such a server has per-user identities on at least one gateway that `user` may use.
+    """
     asking = Assignment.objects.per_user().filter(gateway__in=Gateway.objects.reachable_by(user).values("pk"))
     return Server.objects.live().filter(auth_type=AuthType.OAUTH, pk__in=asking.values("server"))
 
@@ -450,7 +453,10 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Use a personal identity on the sign-in's connection, and on its owner's connections without a live identity."""
+    """Use a personal identity on the connection of the sign-in.
+
+    Also use the identity on its owner's connections that have no live identity for the server.
+    """
     if identity.is_shared:
         return
     with suppress(ConnectionFault):  # The connection or the identity may have been revoked meanwhile.

@@ -101,7 +101,10 @@ class ClientRegistration(models.Model):
         self.key_id = cipher().key_id if secret else ""
 
     def end(self, *, by: User | None = None) -> None:
-        """End the registration for new sign-ins. Existing grants are still refreshed with this client."""
+        """End the registration: new sign-ins do not use its client.
+
+        Existing grants are still refreshed with this client.
+        """
         with transaction.atomic():
             if type(self).objects.filter(pk=self.pk, ended_at=None).update(ended_at=timezone.now()):
                 changes = {"client": [self.client_id, None], "issuer": [self.issuer, None]}
@@ -165,9 +168,9 @@ def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration
 
 
 def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[ClientRegistration]:
-    """Return the live registrations for this server: clients entered for it, and shared clients.
+    """Return the live registrations for this server: clients entered for this server, and some shared clients.
 
-    The shared clients are those of `issuer`, and those that a grant or sign-in of the server uses.
+    The result has the shared clients of `issuer`, and each shared client that a grant or sign-in of the server uses.
     """
     granted = Grant.objects.filter(identity__server=server).values("registration")
     asked = SignIn.objects.filter(server=server).values("registration")
@@ -181,8 +184,8 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 def unfinished_sign_ins(server: Server) -> int:
     """Return how many sign-ins at this server seem abandoned; 0 if fewer than MANY_UNFINISHED were begun.
 
-    The count is set to 0 by `registration.reset`, and whenever the issuer sends a person back. One sign-in is left
-    out for each person who has an unexpired sign-in, because that person may still come back.
+    The server's count of begun sign-ins is set to 0 by `registration.reset`, and whenever the issuer sends a person
+    back. A person with an unexpired sign-in may still come back, so one sign-in of each such person is subtracted.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
@@ -193,7 +196,10 @@ def unfinished_sign_ins(server: Server) -> int:
 
 
 def must_take_sign_ins(server: Server, identity: Identity | None, user: User) -> None:
-    """Raise NoSignIn or IdentityAlreadyRevoked if the server, or `identity` if given, cannot take a sign-in."""
+    """Raise NoSignIn or IdentityAlreadyRevoked if the server or `identity` cannot take a sign-in.
+
+    If `identity` is None, only the server is checked.
+    """
     if server.archived_at:
         raise NoSignIn(f"{server} has been archived.")
     if server.auth_type != AuthType.OAUTH:
@@ -210,7 +216,7 @@ def must_take_sign_ins(server: Server, identity: Identity | None, user: User) ->
 
 class GrantManager(models.Manager["Grant"]):
     def store(self, sign_in: SignIn, tokens: Tokens, *, account: str, subject: str) -> Identity:
-        """Store the tokens of a sign-in in the identity it was started for, or in a new identity.
+        """Store the tokens of a sign-in in the identity for which the sign-in was started, or in a new one.
 
         Former tokens are revoked after the transaction. Raises NoSignIn, IdentityAlreadyRevoked, or AnotherPlace if the
         server's URL was changed meanwhile.
@@ -243,7 +249,7 @@ class GrantManager(models.Manager["Grant"]):
         return identity
 
     def _outdated(self, identity: Identity, tokens: Tokens) -> list[TokenRequest]:
-        """Return the requests that revoke the identity's former tokens, which `tokens` replace."""
+        """Return the requests that revoke the identity's former tokens. `tokens` are the new tokens."""
         grant = self.select_related("registration").filter(identity=identity).first()
         # No request is made that would end the new tokens too.
         return grant.revocations(identity, instead=tokens) if grant else []

@@ -64,7 +64,7 @@ def common_redirect_uri() -> str:
 
 
 def document_url() -> str:
-    """Return the URL of our client metadata document, which is also our client id where issuers support it."""
+    """Return the URL of our client metadata document. Issuers that read such documents use the URL as our client id."""
     return settings.PUBLIC_URL + reverse("servers:client_document")
 
 
@@ -275,7 +275,7 @@ def enter(
 
 
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
-    """End the live registrations of this server and the shared ones that it uses. Return how many were ended.
+    """End the live registrations of this server: its own, and the shared ones it uses. Return how many were ended.
 
     The next sign-in then creates a new registration. With `issuer`, also end all other shared registrations at this
     issuer.

@@ -198,7 +198,7 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
 
 
 FORGOTTEN = "Client forgotten. The next sign-in needs a new registration"
-NOTHING_STORED = "Nothing was stored. If the client was registered with that issuer, enter it again."
+NOTHING_STORED = "Nothing was stored. If the client was registered with that issuer, enter the client again."
 
 
 class ClientForm(forms.Form):
@@ -223,7 +223,7 @@ class ClientForm(forms.Form):
 def client(request: AppRequest, slug: str) -> HttpResponse:
     """Show the OAuth client used at the issuer of this server.
 
-    POST stores the client from the form, or ends the current one if `reset` is sent.
+    POST stores the client from the form. POST with `reset` ends the current registration instead.
     """
     server = find_server(slug)
     if server.auth_type != AuthType.OAUTH:

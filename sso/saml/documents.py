@@ -37,7 +37,7 @@ class MalformedXml(Exception):
 def parse_xml(document: bytes, *, comments: bool = False) -> Element:
     """Return the root element of `document`. Raises MalformedXml.
 
-    A DOCTYPE is refused. If `comments` is True, comments are removed; otherwise they are refused too.
+    A DOCTYPE is always refused. Comments are removed if `comments` is True, and refused if `comments` is False.
     """
     try:
         text = document.decode("utf-8-sig")
@@ -183,7 +183,7 @@ def _certificates(role: Element) -> tuple[str, ...]:
 
 
 def _certificate(encoded: str) -> str:
-    """Return a certificate in normal form. Raises BadSamlMetadata if the certificate is invalid or its key too weak."""
+    """Return a certificate in normal form. Raises BadSamlMetadata for an invalid certificate or a weak key."""
     try:
         der = base64.b64decode(encoded, validate=True)
         certificate = x509.load_der_x509_certificate(der)

@@ -22,7 +22,7 @@ KEPT = timedelta(minutes=15)
 
 
 class ReceivedAssertion(models.Model):
-    """The digest of an assertion, stored for KEPT, and its encrypted claims, which `take` removes earlier."""
+    """The digest and the encrypted claims of an assertion, stored for KEPT. `take` removes the claims earlier."""
 
     digest = models.CharField(max_length=64, primary_key=True)
     ticket = models.CharField(max_length=64, unique=True)

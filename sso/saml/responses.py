@@ -156,7 +156,10 @@ def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
 
 
 def _must_be_plain(root: Element) -> None:
-    """Raise ResponseRefused unless there is one assertion, at the top or directly below, and all IDs are unique."""
+    """Raise ResponseRefused if there is not exactly one assertion, or if an ID occurs twice.
+
+    Also raises ResponseRefused if the assertion is neither at the top nor directly below.
+    """
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
         raise ResponseRefused("wrapped", "The encrypted assertion contains another encrypted one.")
     everywhere = list(root.iter(tag(ASSERTION, "Assertion")))
@@ -253,7 +256,7 @@ def _must_be_fresh(signed: Element, now: float) -> None:
 
 
 def _must_hold(signed: Element, expected: Expected, now: float) -> None:
-    """Refuse an assertion whose conditions do not name us as the audience, or do not hold now."""
+    """Refuse an assertion whose conditions do not name us as the audience, or are not valid at this time."""
     conditions = signed.find(tag(ASSERTION, "Conditions"))
     restrictions = conditions.findall(tag(ASSERTION, "AudienceRestriction")) if conditions is not None else []
     named = [{element_text(each) for each in one.findall(tag(ASSERTION, "Audience"))} for one in restrictions]
@@ -330,7 +333,7 @@ def _must_be_a_name_for_us(name: Element, expected: Expected) -> None:
     """
     given = (name.get("NameQualifier") or expected.issuer, name.get("SPNameQualifier") or expected.audience)
     if given != (expected.issuer, expected.audience):
-        raise ResponseRefused("no_name", "The qualifiers of the NameID name another provider or workspace.")
+        raise ResponseRefused("no_name", "The qualifiers of the NameID belong to another provider or workspace.")
 
 
 def _attributes(signed: Element) -> dict[str, list[str]]:

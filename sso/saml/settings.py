@@ -1,6 +1,6 @@
 """The settings that only SAML has, and their validation. `sso.models` has the settings for both protocols.
 
-Metadata are fetched, and keys created, before the row is locked.
+Metadata are fetched and keys are created while the row is not locked yet.
 """
 
 from __future__ import annotations
@@ -252,7 +252,10 @@ def _for_saml(present: Provider, fields: dict[str, Any], secret: str, pasted: st
 
 
 def _with_signing_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Return a pair: the fields, and a new signing key, or "" if a key exists or requests are not signed."""
+    """Return a pair: the fields, and a new signing key.
+
+    The key is "" if requests are not signed, or if a signing key exists already.
+    """
     if not fields.get("signs_requests", present.signs_requests):
         return fields | {"own_certificate": ""}, ""
     if present.speaks_saml and present.signs_requests and present.has_secret and present.own_certificate:

@@ -67,7 +67,7 @@ def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: Use
 
     assert "No connections yet. Connections appear here when an MCP client completes the OAuth flow." in text(page)
     assert names(page) == []
-    assert 'Those of agents, which use tokens, are listed under <a href="?type=agent">' in text(page)
+    assert 'Agents use tokens. The connections of agents are listed under <a href="?type=agent">' in text(page)
     assert names(client.get(f"{PATH}?type=agent")) == ["Nightly"]
 
 

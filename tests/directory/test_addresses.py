@@ -53,7 +53,7 @@ def test_addresses_are_created_for_everyone_and_teams_once(browser: Client, sale
     assert again.status_code == 422
     assert {str(each) for each in DirectoryAddress.objects.all()} == {"Everyone", "Sales"}
     assert events() == [("directoryaddress.created", "Everyone"), ("directoryaddress.created", "Sales")]
-    full = "There is already an address for everyone and one for each team, so none can be added."
+    full = "There is already an address for everyone and one for each team. You cannot add another address."
     assert full in text(browser.get(f"{LIST}add/"))
     assert browser.post(f"{LIST}add/", {}).status_code == 422
 

@@ -37,12 +37,11 @@ LIMITS = {
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers in memory, in each worker": settings.ANSWERS_MIB,
-    "of these, MiB for one person; one answer is always allowed": settings.ANSWERS_MIB // fair_queue.SHARES,
-    "of these, MiB arriving from one server; one answer is always allowed": settings.ANSWERS_MIB
+    "of all large answers, MiB for one person; one answer is always allowed": settings.ANSWERS_MIB // fair_queue.SHARES,
+    "of all large answers, MiB that arrive from one server; one answer is always allowed": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
-    "KiB a second of a large answer; slower ones are cut off while another waits for memory": fair_queue.LEAST_PACE
-    >> 10,
-    "seconds in which a client must read 16 KiB of a waiting answer, or its rest if that is less": int(
+    "KiB a second: slower large answers are cut off while another answer waits for memory": fair_queue.LEAST_PACE >> 10,
+    "seconds in which a client must read 16 KiB of a waiting answer, or the rest if less than 16 KiB is left": int(
         LimitedHttpProtocol.untaken_seconds
     ),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
@@ -55,21 +54,21 @@ LIMITS = {
     "calls of one connection that wait in one worker after `input_required`": server_requests.MOST_SUSPENDED,
     "rounds in which a server may ask for input in one call": server_requests.MOST_ROUNDS,
     "requests a server may make in one round": server_requests.MOST_ASKED,
-    "seconds a client has to answer a server": settings.ANSWER_SECONDS,
+    "seconds in which a client must answer a server's request": settings.ANSWER_SECONDS,
     "hours an MCP session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
-    "MiB of these messages together": streams.MOST_PENDING_BYTES >> 20,
+    "MiB of all unread messages of one stream together": streams.MOST_PENDING_BYTES >> 20,
     "servers' standing streams kept only for calls, in each worker": upstream_streams.MOST_FOR_CALLS,
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,
-    "characters of a tool's or prompt's name as its server has it": definitions.LONGEST_NAME,
+    "characters of a tool's or prompt's name at the server": definitions.LONGEST_NAME,
     "bytes of a resource's URI": definitions.LONGEST_URI,
     "gateways a request may pass": trace_context.MOST_HOPS,
     "runs of the playground at once, in each worker": run.MOST_RUNS,
     "of these, runs of one person": run.MOST_RUNS_OF_ONE,
     "seconds a run of the playground may take": run.RUN_SECONDS,
-    "seconds until a run of the playground ends after its page was closed": run.END_SECONDS,
+    "seconds a run of the playground may continue after its page was closed": run.END_SECONDS,
     "addresses in one invitation": MOST_INVITED,
     "access requests of one person that wait for a decision": access_requests.MOST_OPEN,
     "access requests one person may make in a day": access_requests.MOST_A_DAY,

@@ -161,7 +161,7 @@ def assigned_by_another(gateway: Gateway, alias: str) -> Callable[[], object]:
     ("act", "typed", "taken", "words"),
     [
         ("assign", "docs", "docs", "Another server on Work has taken this alias just now."),
-        ("edit", "", "other", "needs an alias for each, to keep tool names apart. Enter an alias."),
+        ("edit", "", "other", "needs an alias for each server, to keep tool names apart. Enter an alias."),
     ],
     ids=["taken", "needed"],
 )

@@ -161,7 +161,10 @@ def state_words(state: str, kind: str) -> str:
 
 @register.simple_tag
 def badge(state: str, text: str = "", why: str = "") -> SafeString:
-    """Render a state as word, shape and colour; the word is `text`, by default the state, followed by `why`."""
+    """Render a state as a word, a shape and a colour.
+
+    The word is `text`; if `text` is empty, the word is the state. A given `why` follows the word.
+    """
     words = f"{text or state}: {why}" if why else text or state
     return format_html('<span class="badge" data-state="{}">{}</span>', state, words)
 
@@ -280,8 +283,9 @@ def rail_link(
 ) -> SafeString:
     """Render a link of the rail.
 
-    The link is current on its own page, and on pages below it or below `also`, but not below `apart`. If a page sets
-    `rail_entry`, the link with that URL name is current instead. `words` describe the objects that `waiting` counts.
+    The link is current on its own page. The link is also current on pages below its own page and below the path `also`,
+    except pages below the path `apart`. If a page sets `rail_entry`, the link with that URL name is current instead.
+    `words` describe the objects that `waiting` counts.
     """
     request: HttpRequest = context["request"]
     url = reverse(url_name)

@@ -7,5 +7,5 @@ class Command(RefusedCommand):
     help = "Refused; manage.py rescue EMAIL --create makes a Super admin."
     instead = (
         "Rights come from roles here. `manage.py rescue EMAIL` makes a person a Super admin. --create adds a new "
-        "person; --staff lets them use the Django admin too."
+        "person. --staff also lets the person use the Django admin."
     )

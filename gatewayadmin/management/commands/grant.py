@@ -37,7 +37,7 @@ class Command(WorkspaceCommand):
     def _leave_to(self, newer: str, role: str, only_print: bool) -> None:
         """Report that `role` keeps the rights that version `newer` granted.
 
-        Raises CommandError if `role` has none, or with `only_print`.
+        Raises CommandError if `role` has no such rights, or if `only_print` is True.
         """
         if only_print or role not in grants.serving_roles():
             raise CommandError(f"The tables were made by version {newer}: run `grant` of that version.")

@@ -10,8 +10,8 @@ from gatewayadmin.serving import housekeeping
 
 class Command(WorkspaceCommand):
     help = (
-        "Create log partitions, apply retention if the database role owns the tables, delete expired rows. `serve` "
-        "does this, too."
+        "Create log partitions, delete expired rows, and apply retention (only if the database role owns the tables). "
+        "`serve` does this, too."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:

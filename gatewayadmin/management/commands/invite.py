@@ -14,7 +14,7 @@ from gatewayadmin.serving.start import public_url
 
 
 class Command(WorkspaceCommand):
-    help = "Invite people and print the link of each. A link works once, for 72 hours. Recorded as admin events."
+    help = "Invite people and print a link for each person. A link works once, for 72 hours. Recorded as admin events."
 
     refusals = (PeopleError,)
 

@@ -1,4 +1,4 @@
-"""Lists keys with the number of rows that need each: a rotated key can be removed when no row needs it."""
+"""Lists keys, each with the number of rows that need the key. A rotated key that no row needs can be removed."""
 
 from typing import Any
 

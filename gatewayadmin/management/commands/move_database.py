@@ -20,8 +20,8 @@ from gatewayadmin.serving.start import make_partitions
 
 class Command(BaseCommand):
     help = (
-        "Move everything from the embedded database in the data directory to the empty one of DATABASE_URL. If "
-        "anything fails, nothing is moved."
+        "Move everything from the embedded database in the data directory to the database of DATABASE_URL, which must "
+        "be empty. If anything fails, nothing is moved."
     )
     requires_system_checks = ()  # `make check` runs the checks, which take longer than most commands.
 
