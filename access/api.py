@@ -26,7 +26,7 @@ NEEDS = frozenset({Capability.GATEWAYS_READ, Capability.PEOPLE_READ})
 
 
 class AccessSourceSerializer(serializers.Serializer[Any]):
-    """A reason for the access: a team, role or grant, being a superuser, or a gateway that is open to everyone."""
+    """A reason for the access: a team, a role, a grant, superuser status, or a gateway that is open to everyone."""
 
     kind = serializers.CharField(help_text="`everyone`, `team`, `role`, `superuser` or `grant`.")
     name = serializers.CharField(help_text="Name of the team, role or gateway, or address of the person.")
@@ -51,8 +51,8 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
     tool_sets = serializers.ListField(
         child=serializers.CharField(),
         source="sets",
-        help_text="Tool sets that the person has, each with the recipient of its grant; empty if the gateway gives all "
-        "its tools.",
+        help_text="Tool sets that the person has, each with its recipient: a team, the person or everybody. "
+        "Empty if the gateway gives all its tools.",
     )
     tools_count = serializers.IntegerField(
         source="tools", help_text="Number of the gateway's tools that the person may use."

@@ -50,7 +50,10 @@ class GivenUnits:
 
 
 class PermittedUnits:
-    """The units that each person may use: gateways, or the tools among `features`."""
+    """The access units (AccessUnit) that each person may use.
+
+    Without `features`, each gateway is a unit. With `features`, each of these features is a unit.
+    """
 
     def __init__(self, known: InForce, features: FeatureQuerySet | None = None) -> None:
         self.known = known

@@ -105,7 +105,10 @@ class AccessReport:
 
     @cached_property
     def _found(self) -> list[tuple[UUID, int]]:
-        """The people who have lines, in the order of the report, each with the access units of their lines as bits."""
+        """The people who have lines, in the order of the report.
+
+        Each item has the id of a person and, as bits, the access units of the person's lines.
+        """
         where, used = self._where(), self._unused()
         found = []
         for person in self.known.people:
@@ -165,9 +168,9 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that picks the unused units among the access units of a person.
 
-        The function takes the person's id and the units, and returns units. Units are given as bits. A unit is unused
-        if the person could already use the unit `asked.unused` days ago, and has not used the unit's gateway since that
-        time. If `asked.unused` is not set, all units are returned. A report about a past moment also gets all units.
+        The function takes the person's id and all units as bits, and returns the unused units as bits. A unit is unused
+        if the person had the unit `asked.unused` days ago, and has not used the unit's gateway since then. The
+        function returns all units if `asked.unused` is not set, or if the report is about a past moment.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

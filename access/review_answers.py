@@ -93,7 +93,11 @@ class AnswerForm:
 
 
 def ends_in_words(lines: list[ReviewLine], viewer: User) -> str:
-    """Return sentences on the effect of ending these lines: what ends for whom, and how much it was used."""
+    """Return sentences on the effect of ending the access in these lines.
+
+    The sentences say what ends, for which people, and how many of the lines were unused for 90 days. If `viewer` may
+    read the log, the sentences also say how many calls these people made in the last 7 days.
+    """
     kinds = Counter(line.kind for line in lines)
     parts = [number_of(kinds[kind], word) for kind, word in NOUNS.items() if kinds[kind]]
     people = {line.person_id: line.person_email for line in lines}

@@ -103,7 +103,8 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
         allow_null=True, help_text="The last call before the review started; null if there was none."
     )
     unused = serializers.BooleanField(
-        help_text="True if the access neither began nor was used in the 90 days before the review started."
+        help_text="True if the access was not used in the 90 days before the review started, and did not begin in "
+        "these 90 days. False if both the start and the last use are unknown."
     )
     reviewer = serializers.EmailField(
         source="reviewer.email", default=None, allow_null=True, help_text="Address of the person who answers this line."
@@ -253,7 +254,7 @@ class ReviewResource(Resource):
         fallback = body.pop("fallback_id", None)
         subjects, named = SUBJECTS.get(body["scope"]), body.pop("subject_ids", [])
         if bool(subjects) != bool(named):
-            raise ValidationError({"subject_ids": ["Give the ids of what to review, or no ids for `everything`."]})
+            raise ValidationError({"subject_ids": ["Give the ids of the objects to review; for `everything`, no ids."]})
         review = Review.objects.start(
             **body,
             subjects=_found(subjects.rows(), named, "subject_ids") if subjects else [],

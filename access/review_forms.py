@@ -137,8 +137,8 @@ SUBJECTS: Mapping[str, ScopeRows] = {
 }
 EXPLAINED = {
     Unanswered.LIST: "The access in these lines stays. The result lists the lines.",
-    Unanswered.END: "The access in these lines ends a day after the due date. If you lack the permission "
-    "to end an access at that time, this access stays, and the result lists it.",
+    Unanswered.END: "The access in these lines ends a day after the due date. On that day, you must have the "
+    "permission to end the access. Otherwise, the access stays, and the result lists the line.",
 }
 
 

@@ -99,7 +99,10 @@ class Sources:
 
     @cached_property
     def _facts(self) -> dict[tuple[str, UUID, UUID | None], Fact]:
-        """Facts about the people and gateways, and the USES_ALL facts of roles; the key is kind, subject and object."""
+        """The facts that the sources need, by kind, subject and object.
+
+        These are the facts about the people and gateways, and all facts of the kind USES_ALL, which are about roles.
+        """
         about = Q(subject__in=[*self._people, *self._gateways]) | Q(kind=FactKind.USES_ALL)
         facts = Fact.objects.at(self._known.moment or timezone.now()).filter(about)
         return {(fact.kind, fact.subject, fact.object): fact for fact in facts}
@@ -139,7 +142,10 @@ class Sources:
         return found
 
     def _start(self, grant: GatewayGrant) -> datetime:
-        """Return when the grant started. If it extends earlier grants without a gap, return when the first started."""
+        """Return the start of the grant.
+
+        If the grant extends earlier grants without a gap, return the start of the first of these grants.
+        """
         since = grant.given_at
         for before in self._ended_grants.get((grant.user_id, grant.gateway_id), []):
             if before.given_at < since and before.ended_at and since - before.ended_at < EXTENDED:

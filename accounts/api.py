@@ -74,7 +74,8 @@ class UserSerializer(serializers.Serializer[User]):
     )
     is_staff = serializers.BooleanField(help_text="Whether the person can open the Django admin.")
     by_organisation = serializers.BooleanField(
-        help_text="Whether the person is linked to an account at the organisation, even if only at an earlier provider."
+        help_text="Whether the person is linked to an account at the organisation. An account at an earlier provider "
+        "counts, too."
     )
     break_glass = serializers.BooleanField(
         help_text="Whether this owner's password works although sign-in by the organisation is enforced."
@@ -162,9 +163,9 @@ class Asking(RequestBody):
 class UserResource(Resource):
     """People. They are never deleted, only deactivated.
 
-    An API key can invite a person only to a role whose capabilities the key has, and never to one with `people:manage`.
-    It can deactivate and sign out people only if it has all capabilities of their role. It cannot change or reactivate
-    people, or change their invitations.
+    An API key can invite people only to a role whose capabilities the key has. A key can never invite people to a role
+    with `people:manage`. A key can deactivate and sign out people only if the key has all capabilities of their role. A
+    key cannot change or reactivate people, or change their invitations.
     """
 
     problems = PROBLEMS
@@ -232,7 +233,7 @@ class UserResource(Resource):
     def decline_request(self, request: Request, pk: UUID) -> Response:
         """Decline a person's request for a capability.
 
-        They see that it was declined. Does nothing if there is no such request.
+        The person sees that the request was declined. If there is no such request, nothing happens.
         """
         [capability] = Capability.named([self.body()["capability"]])
         self._find(pk).decline_request(capability, by=self.me)

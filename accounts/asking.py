@@ -73,7 +73,7 @@ def still_open(events: Iterable[Event]) -> Iterator[tuple[UUID, Capability, date
 
 
 def open_requests(most: int) -> list[tuple[User, Capability, datetime]]:
-    """Return the newest open request of at most `most` active people, as (person, capability, time).
+    """Return each active person's newest open request, as (person, capability, time); at most `most` requests.
 
     A request is open for a week. It ends earlier if it is declined or granted, or if the person gets the capability.
     """

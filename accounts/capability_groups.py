@@ -1,4 +1,4 @@
-"""Check-lists in which people tick the capabilities to grant, and the groups under which pages show capabilities."""
+"""Check-lists for people who grant capabilities, and the groups of capabilities that pages show."""
 
 from __future__ import annotations
 

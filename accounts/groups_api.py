@@ -27,7 +27,10 @@ from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource
 
 SLUGS = {capability.slug: capability for capability in Capability}
-USES_GATEWAYS = "Whether people with this role can use gateways. If false, they only look, and their calls are refused."
+USES_GATEWAYS = (
+    "Whether people with this role can use gateways. If false, these people can look at pages, but their calls are "
+    "refused."
+)
 REQUIRED_SIGN_IN = "How people must sign in with a browser: `none` (in any way), `second_factor` or `organisation`."
 
 

@@ -29,7 +29,8 @@ _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django's tokens count second
 class LinkTokens(PasswordResetTokenGenerator):
     """Single-use tokens, valid for one hour, for an active person who has joined.
 
-    They are invalid after deactivation or signing out everywhere, and for people who must sign in at the organisation.
+    A token becomes invalid when the person is deactivated or signed out everywhere. The tokens of a person who must
+    sign in at the organisation are invalid.
     """
 
     def _make_hash_value(self, user: Any, timestamp: int) -> str:

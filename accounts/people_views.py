@@ -384,7 +384,10 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
             "the password is recorded as an admin event."
         )
         if on
-        else "If sign-in by the organisation is enforced, they must use it, and their password sessions end at once.",
+        else (
+            "If sign-in by the organisation is enforced, this person must sign in there. This person's password "
+            "sessions then end at once."
+        ),
         icon="lock",
         kind="primary" if on else "danger",
     )

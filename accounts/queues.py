@@ -133,7 +133,10 @@ _queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_
 
 @contextmanager
 def for_a_stranger() -> Iterator[None]:
-    """Within the block, queue password hashing as for an unknown client, which may use only a part of the queue."""
+    """Within the block, queue password hashing as for a stranger.
+
+    A stranger is an unknown client. Strangers may use only a part of the queue.
+    """
     before = _for_a_stranger.set(True)
     try:
         yield

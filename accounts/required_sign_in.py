@@ -92,9 +92,9 @@ class RequiredSignInForSessions(BasePermission):
 
 
 def onward(request: Any) -> str:
-    """Return the page that the person wanted to open, and remove it from the session.
+    """Return the URL of the page that the person wanted to open, and remove this URL from the session.
 
-    If there is no such page, return the page of the second factor.
+    If the session has no such URL, return the URL of the second factor's page.
     """
     return own_path(request.session.pop(ONWARD, ""), reverse("mfa_index"))
 
@@ -102,7 +102,10 @@ def onward(request: Any) -> str:
 @require_GET
 @own_resource("says what one's own sign-in lacks")
 def required(request: AppRequest) -> HttpResponse:
-    """Show which sign-in is required, with a link to set it up. Redirect people who lack nothing."""
+    """Show which required sign-in is missing, with a link to set it up.
+
+    If no required sign-in is missing, redirect to the page that the person wanted to open.
+    """
     missing = missing_sign_in(request)
     if missing is None:
         return redirect(own_path(request.session.pop(ONWARD, ""), reverse("overview")))

@@ -282,7 +282,10 @@ def required_of(person: Any) -> set[str]:
 
 
 def must_sign_in_at_organisation(person: Any) -> bool:
-    """True if sign-in by the organisation is enforced for the person's address, or required by role or workspace."""
+    """True if the person has to sign in at the organisation.
+
+    The provider enforces this for the person's address, or the person's role or the workspace requires this.
+    """
     provider = _offered()
     if provider is None or person.break_glass:
         return False

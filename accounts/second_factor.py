@@ -196,7 +196,7 @@ def second_factor_key_uses() -> Counter[str]:
 
 
 def reseal_second_factors() -> Resealed:
-    """Re-encrypt all second-factor secrets that use older encryption keys, with the newest key.
+    """Find all second-factor secrets that use older encryption keys, and re-encrypt these secrets with the newest key.
 
     Each authenticator is re-encrypted in a transaction of its own.
     """

@@ -114,7 +114,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
         """Return the methods by which the user can confirm a change.
 
-        People who have neither a password nor a second factor here confirm at the identity provider.
+        If the user signs in at the identity provider, and has neither a password nor a second factor here, the method
+        is to confirm there.
         """
         methods: list[dict[str, Any]] = super().get_reauthentication_methods(user)
         return methods or ([{"id": "organisation", "url": reverse("sso:confirm")}] if confirms_there(user) else [])
@@ -135,7 +136,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return redirect("account_login")
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
-        """Return False in the first minutes after a sign-in (SIGNED_IN_AT): the sign-in counts as a confirmation."""
+        """Return whether the person must confirm again. A recent sign-in (SIGNED_IN_AT) counts as a confirmation."""
         age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
         required: bool = super().is_reauthentication_required(app=app, **kwargs)
         return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT

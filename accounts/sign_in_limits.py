@@ -58,7 +58,7 @@ class TooManyTries(TryLater):
 
 @dataclass(slots=True)
 class Tries:
-    """The counters in which one attempt was counted. After a success, `take_back` subtracts the attempt from them."""
+    """The counters that counted one attempt. After a success, `take_back` subtracts the attempt from these counters."""
 
     is_known: bool = False
     _keys: list[str] = field(default_factory=list)
@@ -102,7 +102,10 @@ def try_password(request: HttpRequest, email: str) -> Tries:
 
 
 def try_code(request: HttpRequest, person: User) -> Tries:
-    """Count an attempt to enter a code after a correct password; return its counters. Raises TooManyTries."""
+    """Count an attempt to enter a code after a correct password. Raises TooManyTries.
+
+    Return the counters that counted this attempt.
+    """
     tries = Tries()
     if device := _device(request, person):
         tries.count("code, in a known browser", device)

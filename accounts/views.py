@@ -115,7 +115,10 @@ NOT_DONE = "not_done"  # Parameter of the sign-in URL: the submitted form was no
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """LoginRequiredMiddleware that leads back to the page of a form if the form was submitted without a sign-in."""
+    """LoginRequiredMiddleware that also handles forms that somebody submits without being signed in.
+
+    Such a form is not processed. After signing in, the person is back on the page of the form.
+    """
 
     def handle_no_permission(
         self, request: HttpRequest, view_func: Callable[..., HttpResponseBase]

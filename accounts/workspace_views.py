@@ -49,7 +49,7 @@ class WorkspaceForm(forms.Form):
         label="Time zone",
         max_length=64,
         validators=[check_zone],
-        help_text="Such as Europe/Berlin. Rules on tool calls use it for hours and days.",
+        help_text="Such as Europe/Berlin. Rules on tool calls use this time zone for hours and days.",
     )
     setup_steps = forms.BooleanField(
         label="Show the first steps",

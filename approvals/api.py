@@ -53,7 +53,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
     agent = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
     email = serializers.EmailField(source="user.email", help_text="Address of the person the agent acts for.")
     rule_id = serializers.UUIDField(help_text="Rule that holds the call.")
-    rule = serializers.CharField(source="rule_name", help_text="Name of the rule when it held the call.")
+    rule = serializers.CharField(source="rule_name", help_text="Name that the rule had when the rule held the call.")
     rule_revision = serializers.IntegerField(source="rule_version", help_text="Revision of the rule.")
     state = serializers.ChoiceField(HoldState.choices, source="current_state", help_text="State of the held call.")
     arguments: Any = serializers.SerializerMethodField(
@@ -138,8 +138,8 @@ class ApproveHoldBody(DenyBody):
         child=serializers.CharField(max_length=200),
         required=False,
         max_length=100,
-        help_text="With `allow`: arguments that must have the values of this call; if empty, any arguments are "
-        "allowed.",
+        help_text="With `allow`: names of the arguments whose values must be the same as in this call. If the list is "
+        "empty, any arguments are allowed.",
     )
 
 
@@ -206,7 +206,9 @@ class AllowanceSerializer(serializers.Serializer[Allowance]):
         help_text="Arguments that must have the values of the approved call; if empty, any arguments are allowed.",
     )
     calls = serializers.IntegerField(help_text="Number of calls so far.")
-    given_by = serializers.EmailField(source="given_by.email", help_text="Address of the person who gave it.")
+    given_by = serializers.EmailField(
+        source="given_by.email", help_text="E-mail address of the person who gave the permission."
+    )
     given_at = UtcDateTimeField(help_text="When it was given.")
     ends_at = UtcDateTimeField(help_text="When it ends.")
     ended_at = UtcDateTimeField(allow_null=True, help_text="When somebody ended it; null if nobody did.")

@@ -28,7 +28,11 @@ ABSENT = object()
 
 
 class ArgumentLine(NamedTuple):
-    """One argument: its path, its kind and value, and the value of the last approved call if that differs."""
+    """One argument of a held call: its path, kind and value.
+
+    `before` is the argument's value in the last approved call. It is None if this value is equal to the present value,
+    or if there is no call to compare.
+    """
 
     path: str
     kind: str
@@ -41,9 +45,9 @@ class ArgumentLine(NamedTuple):
 
 
 class ShownArguments(NamedTuple):
-    """The arguments for one viewer. `text` is their JSON, empty for a viewer who may not read values.
+    """The arguments of a call, for one viewer. `text` is the JSON of the arguments.
 
-    With `is_withheld`, the viewer may not even see the names.
+    `text` is empty if the viewer may not read values. With `is_withheld`, the viewer may not even see the names.
     """
 
     lines: list[ArgumentLine]

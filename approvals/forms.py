@@ -13,7 +13,10 @@ from ui.forms import ListFilter
 
 
 class HoldFilter(ListFilter):
-    """Filter held calls by state, words, and whether they wait for the viewer or come from the viewer's agents."""
+    """Filter held calls by state and words.
+
+    `show` selects the calls that wait for the viewer, or the calls of the viewer's agents.
+    """
 
     radios: ClassVar[tuple[str, ...]] = ("show",)
     SHOWS = (("decide", "Waiting for you"), ("own", "Your agents"))
@@ -51,8 +54,8 @@ class WaitForm(forms.Form):
         max_value=LONGEST_HOLD_WAIT,
         label="Seconds",
         help_text="If empty, the gateway starts with 50 for clients that ask for progress, and with 4 for others. The "
-        "gateway may raise the number. If a client stops waiting earlier, the gateway lowers the number, even if you "
-        "set the number.",
+        "gateway may raise the number. If a client stops waiting earlier, the gateway lowers the number. The gateway "
+        "also lowers a number that you set.",
     )
 
 
@@ -64,7 +67,7 @@ class DecisionForm(forms.Form):
         required=False,
         max_length=LONGEST_SENTENCE,
         label="Sentence for the agent",
-        help_text="Optional. The agent gets it if you deny the call. After an approval, only people see it.",
+        help_text="Optional. If you deny the call, the agent gets the sentence. If you approve, only people see it.",
     )
     allow = forms.ChoiceField(required=False, choices=AllowFor.choices, label="Also allow")
     names = forms.MultipleChoiceField(

@@ -117,10 +117,11 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return rows.waiting().order_by("ends_at", "pk")
 
     def decidable_by(self, person: User) -> HoldQuerySet:
-        """Return the holds, waiting or not, of which `person` is now an approver.
+        """Return the holds of which `person` is an approver now. Holds that no longer wait are included.
 
-        If `person` has APPROVALS_DECIDE, these are added: holds whose rule names nobody, holds whose team was deleted,
-        and all holds past `fallback_at`. A rule can exclude the person for whom the agent acts.
+        Approvers are the people whom the rule names (see `asking`). Everybody with APPROVALS_DECIDE is an approver of
+        these holds: holds whose rule names nobody, holds whose team was deleted, and all holds past `fallback_at`. A
+        rule can exclude the person for whom the agent acts.
         """
         if not person.is_active:
             return self.none()
@@ -253,7 +254,10 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The last hold of the same call (connection, tool, arguments) that was used before this one began; or None."""
+        """The last used hold of the same call; None if no such hold was used before `asked_at` of this hold.
+
+        The same call has the same connection, server, tool and arguments.
+        """
         same = Hold.objects.filter(connection=self.connection_id, server=self.server_id, tool=self.tool)
         ran = same.filter(digest=bytes(self.digest), state=HoldState.USED, used_at__lte=self.asked_at)
         return ran.exclude(pk=self.pk).order_by("-used_at").first()
@@ -275,7 +279,7 @@ class Hold(models.Model):
         return found
 
     def shows_arguments_to(self, viewer: User) -> bool:
-        """True if `viewer` may read the values of the arguments. Does not check who may see their names."""
+        """True if `viewer` may read the values of the arguments. Does not check who may see the arguments' names."""
         if not viewer.has_perm(Capability.LOGS_PAYLOADS):
             return False
         return viewer.pk == self.user_id or viewer.has_perm(Capability.LOGS_READ)
@@ -285,7 +289,9 @@ class Hold(models.Model):
         return Hold.objects.decidable_by(person).filter(pk=self.pk).exists()
 
     def approve(self, *, by: User, sentence: str = "", allow: str = AllowFor.CALL, names: Any = ()) -> None:
-        """Let the call run once, within the hold's `seconds` from now (until `ends_at`). Raises HoldRefused.
+        """Let the call run once. Raises HoldRefused.
+
+        The call can run until `ends_at`: the time of the approval plus the hold's `seconds`.
 
         If `allow` is a period, the agent may repeat the call in this period without asking, as long as the tool
         arguments listed in `names` keep their values.
@@ -339,7 +345,10 @@ class Hold(models.Model):
 
 
 def hold_of(call: Call, viewer: User) -> Hold | None:
-    """Return the hold that stopped or allowed the call; None without a hold, or if `viewer` may not see the hold."""
+    """Return the hold that stopped or allowed the call.
+
+    Return None if the call has no hold, or if `viewer` may not see the hold.
+    """
     if call.hold_id is None:
         return None
     return Hold.objects.visible_to(viewer).with_details(viewer).filter(pk=call.hold_id).first()

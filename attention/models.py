@@ -146,7 +146,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the shown part of the channel's address (`origin`) as `changes` of an event; {} if it is empty."""
+        """Return `changes` for an event, with the shown part of the address (`origin`); {} if `origin` is empty."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:
@@ -173,8 +173,8 @@ class Channel(Versioned, models.Model):
     def sealed_address(self, address: str, secret: str) -> dict[str, Any]:
         """Return the columns to save for this address and secret; {} if there is nothing to save. Raises ChannelError.
 
-        An empty address or secret means the current one. Do not call this in a transaction: resolving the host may take
-        seconds.
+        If `address` is empty, use the current address. If `secret` is empty, use the current secret. Do not call this
+        method in a transaction: resolving the host may take seconds.
         """
         if self.is_own_mail or not (address or secret or self.sealed is None):
             return {}
@@ -190,14 +190,14 @@ class Channel(Versioned, models.Model):
         }
 
     def _present(self) -> tuple[str, str]:
-        """Return the address and the secret; both empty if there are none or no key decrypts them."""
+        """Return the saved address and secret. Both are empty if nothing is saved, or if no key decrypts the values."""
         try:
             return self.opened() if self.sealed is not None else ("", "")
         except Undecryptable:
             return "", ""
 
     def edit(self, *, by: User, seen: Seen | None = None, address: str = "", secret: str = "", **fields: Any) -> None:
-        """Change the channel's muted matters, quiet hours, time zone, address, or whether it is enabled.
+        """Change settings of the channel: enabled, muted matters, quiet hours, time zone, address, secret.
 
         Raises ChannelError, CapabilityRequired or ChangedMeanwhile.
         """

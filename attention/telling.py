@@ -128,7 +128,10 @@ def channels_of(person: User) -> list[Channel]:
 
 
 def _missing_mail(people: Sequence[User], found: Sequence[Channel]) -> list[Channel]:
-    """Create and return mail channels for the people who have none. Without a mail server, create none."""
+    """Create and return a mail channel for each person who has no mail channel in `found`.
+
+    Without a mail server, create no channel.
+    """
     having = {channel.owner_id for channel in found if channel.is_own_mail}
     missing = [person for person in people if person.pk not in having] if settings.MAIL_SERVER else []
     return [Channel.objects.mail_of(person) for person in missing]

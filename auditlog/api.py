@@ -75,7 +75,7 @@ CALL_HELP = {
     "token_prefix": "First characters of the token's secret.",
     "duration_ms": "Milliseconds from the request to the answer.",
     "authorise_ms": "Milliseconds that the gateway took to decide whether the call is allowed.",
-    "upstream_ms": "Milliseconds spent asking the server, and waiting to ask it; null if the call did not get so far.",
+    "upstream_ms": "Milliseconds waiting for a turn at the server and for its answer; null if the call ended before.",
     "request_bytes": "Size of the request in bytes.",
     "response_bytes": "Size of the answer in bytes.",
     "client_ip": "Address that the call came from.",
@@ -95,7 +95,7 @@ CALL_HELP = {
 }
 EVENT_HELP = {
     "actor_id": "Id of the person who acted; null for the system and for tokens.",
-    "actor_email": "E-mail address of the person at the time; for a token, its name; for the system, `system`.",
+    "actor_email": "The actor: the e-mail address that a person had at the time, the name of a token, or `system`.",
     "via": "Interface that was used, such as a page or the API.",
     "ip": "Address that the request came from.",
     "action": "What was done.",
@@ -272,9 +272,9 @@ class CallGroupSerializer(serializers.Serializer[Any]):
 class CallGroupsSerializer(serializers.Serializer[Any]):
     """The groups with the most calls, a thousand at most.
 
-    `counted_since` is null if all matching calls were counted. Otherwise calls older than `counted_since` were not
-    counted, because a search reads a limited number of rows. Usually all calls are counted if a search uses only these
-    filters: host, gateway, server, user, method, outcome, reason, and tools that `q` names.
+    `counted_since` is null if all matching calls were counted. Otherwise, older calls were not counted, because a
+    search reads a limited number of rows. Usually, a search counts all calls if it has only these filters: host,
+    gateway, server, user, method, outcome, reason, and tools named in `q`.
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")
@@ -318,16 +318,20 @@ class StopSerializer(serializers.Serializer[Any]):
     )
     by = CauseField(
         source="cause.by",
-        help_text="E-mail address of the person who caused the obstacle; null if unknown or without `audit:read`.",
+        help_text="E-mail address of the person who caused the obstacle. Null if the person is unknown, or if you lack "
+        "`audit:read`.",
     )
     act = CauseField(
-        source="cause.act", help_text="Action with which you can remove the obstacle; null if there is none."
+        source="cause.act", help_text="Action with which you can remove the obstacle; null if you have no such action."
     )
     about = CauseField(
         source="cause.subject",
         help_text="Id of the object that `act` changes; null if `act` is null or only opens a page.",
     )
-    who = CauseField(source="cause.who", help_text="Who can remove the obstacle, if you cannot; otherwise null.")
+    who = CauseField(
+        source="cause.who",
+        help_text="If you cannot remove the obstacle: a sentence about the people who can. Otherwise null.",
+    )
 
 
 class LineSerializer(serializers.Serializer[Any]):

@@ -212,7 +212,7 @@ def _end_of_last(search: Search, until: datetime) -> datetime:
 
 
 def _of_rows(search: Search, bars: Bars, last: int) -> dict[int, tuple[Any, ...]]:
-    """Return counts and percentiles of the newest calls for each bar. Calls after the bar `last` count in this bar."""
+    """Return the counts and percentiles of the newest calls, by bar. The bar `last` includes all later calls."""
     rows = search.newest().order_by().values("created_at", "outcome", "duration_ms")
     (inner, parameters), (bar, span) = rows.query.sql_with_params(), bars.number_of("r.created_at")
     with connection.cursor() as cursor:
@@ -346,7 +346,7 @@ class CallPlots:
 
     @classmethod
     def of(cls, request: HttpRequest, where: Where, filters: dict[str, str], **more: Any) -> Self:
-        """Read the plots for a page, over the range in its URL."""
+        """Read the plots for a page. The page's URL contains the time range of the plots."""
         return replica.read_from_replica(request, lambda: cls(where, filters, request.GET.get("range"), **more))
 
     def __bool__(self) -> bool:
@@ -511,7 +511,7 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render the panels of the busiest tools and callers, alone if a script requests them, otherwise in a page."""
+    """Render the page with the panels of the busiest tools and callers. To a script, send only the panels."""
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

@@ -165,7 +165,10 @@ def _attributes(column: LogColumn, call: Call, *, usual: bool) -> SafeString:
 
 
 def _arguments(calls: Sequence[Call]) -> dict[int, str]:
-    """Return, by primary key, the start of a call's arguments, for tool and prompt calls that have a payload."""
+    """Return the start of each call's arguments, by the call's primary key.
+
+    Include only tool calls and prompt calls, and only if the call has a payload.
+    """
     named = {call.pk: call.created_at for call in calls if call.feature_name}
     if not named:
         return {}

@@ -214,9 +214,9 @@ def membership_of(email: str) -> Q:
 
 
 def naming(email: str) -> Q:
-    """Return a filter for the events whose changes name the person with this address.
+    """Return a filter for the events that name the person with this address in `changes`.
 
-    In such an event, the person is the owner of the target, or joined or left a team.
+    Such an event names the owner of its target, or people who joined or left a team.
     """
     return Q(changes__owner=email.strip().lower()) | membership_of(email)
 
@@ -388,7 +388,7 @@ class EventRow:
 
     @property
     def actor_url(self) -> str:
-        """Return the URL of the actor's page; empty if it has no page, or if the viewer may not see the actor."""
+        """Return the URL of the actor's page; empty if the actor has no page, or the viewer may not see the actor."""
         return self.places.of("user", str(self.event.actor_id))
 
     @property

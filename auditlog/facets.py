@@ -36,7 +36,10 @@ class FacetValues(NamedTuple):
 
 
 def facet_values(search: Search, fields: Sequence[LogField], most: int = AT_MOST) -> dict[str, FacetValues]:
-    """Return each filter's most frequent values, by filter name. One statement counts the newest calls of `search`."""
+    """Return a dictionary from the name of each field to the field's most frequent values.
+
+    One SQL statement counts these values in the newest calls of `search`.
+    """
     if not fields:
         return {}
     columns = {column for field in fields for column in (field.group_column, field.column)}
@@ -100,7 +103,7 @@ def facets(
     """Return the filters beside the list, some of them with their values and the number of calls of each value.
 
     Values are included for filters that are set, for filters that the person opened, and for filters in `first`.
-    `any_call=False` means that the search has no results: then only the values of filters that are set are counted.
+    `any_call=False` means that the search has no results. Then calls are counted only for filters that are set.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]

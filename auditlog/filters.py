@@ -100,7 +100,10 @@ class Chip(NamedTuple):
 
 
 class TimeField(forms.DateTimeField):
-    """Form field for a time, in `zone` unless the text names one. Invalid times and times outside YEARS are ignored."""
+    """Form field for a time. If the text names no time zone, the time is in `zone`.
+
+    Invalid times and times outside YEARS are ignored.
+    """
 
     zone: tzinfo = UTC
 

@@ -1,7 +1,7 @@
 """Live lists of calls: a page asks every second which calls were recorded since the last answer.
 
-Calls are read by id, up to an id below which no open transaction can still add rows (auditlog.replica). So no call is
-missed, except calls that took longer than LONGEST_CALL.
+Calls are read by id, up to a last id. No open transaction can still add rows up to this id (auditlog.replica). So no
+call is missed, except calls that took longer than LONGEST_CALL.
 """
 
 from __future__ import annotations

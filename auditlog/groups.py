@@ -1,4 +1,7 @@
-"""Group calls by a column, with failures and durations; count the calls of the last seven days, for lists."""
+"""Group calls by a column, with failures and durations.
+
+For a list of objects, also count the calls of each object in the last seven days.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Create indexes on tables in use. When an index is attached, clients' calls wait for ATTACH_TIMEOUT at most.
 
-A migration declares an index of the log with `DeclareIndex`. New partitions have it from the start, existing ones get
-it later, one at a time (docs/decisions/0038-upgrades-without-an-outage.md).
+A migration declares an index of the log with `DeclareIndex`. New partitions have the index from the
+start. Existing partitions get the index later, one partition at a time
+(docs/decisions/0038-upgrades-without-an-outage.md).
 """
 
 import logging

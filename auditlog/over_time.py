@@ -1,7 +1,7 @@
 """The calls of the last seven days that would have been refused if a policy had been stricter or an object disabled.
 
-Up to MOST_READ calls are counted exactly in the log, by caller. If there are more, the roll-ups give an approximate
-total, but only if they have every column by which the calls are selected, and no people are excluded.
+Up to MOST_READ calls are counted exactly in the log, by caller. For more calls, the roll-ups give an approximate total.
+This needs two things: no people are excluded, and the roll-ups have every column by which the calls are selected.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ class RefusedCalls:
     callers: Counter[Caller] = field(default_factory=Counter)
 
     def sentence(self, what: str = "went through it") -> str:
-        """Return a sentence with the number of calls and the callers; `what` is the sentence's verb phrase."""
+        """Return a sentence with the number of calls and the names of the callers.
+
+        In this sentence, `what` says what the calls did, such as "came from them".
+        """
         if self.calls is None:
             return "The calls of the last 7 days could not be counted in time."
         if not self.calls:
@@ -84,9 +87,10 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the calls of the last seven days that would have been refused after a change.
+    """Count the calls of the last seven days that a change would have refused.
 
-    These are all calls that match `where`, except denied calls and calls by people in `not_of`.
+    The change refuses all calls that match `where`. Calls that were denied anyway, and calls by people in `not_of`, do
+    not count.
     """
     since = range_start(timezone.now(), PERIOD)
     read = in_time(lambda: _callers(where, not_of, since), LOG_MS)

@@ -89,7 +89,7 @@ class OwnCall:
             return OF_POLICY if self.policy == ToolPolicy.BLOCK_ALL else SWITCHED_OFF[self.call.deny_reason]
         if self.call.deny_reason == "wrong_gateway":  # The row has the token's gateway, not the one that was called.
             own = self.call.gateway_name
-            return f"The token works only on {own}, but the URL of the call names another gateway or none."
+            return f"The token works only on {own}, but the URL of the call names another gateway or no gateway."
         if self.call.deny_reason == "gateway_not_reachable":
             ask = "" if self.asks_at else " Ask an administrator."
             return f"{self.call.gateway_name} is not open to you, or your role can only look.{ask}"

@@ -45,7 +45,7 @@ class Cursor:
 
     @classmethod
     def named(cls, text: str) -> Cursor | None:
-        """Parse the cursor in a URL. Returns None, for the newest page, if the cursor is missing or invalid."""
+        """Return the cursor in a URL, or None if the cursor is missing or invalid. None leads to the newest page."""
         try:
             return cls.read(text)
         except BadLogCursor:
@@ -84,7 +84,10 @@ def page[M: Any](rows: QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]
 
 
 def page_beside[M: Any](nearest: Sequence[M] | QuerySet[M], cursor: Cursor | None, size: int) -> Page[M]:
-    """Return a page of up to `size` rows from `nearest`, the `size` + 1 rows next to `cursor`."""
+    """Return a page of up to `size` rows from `nearest`.
+
+    `nearest` has up to `size` + 1 rows next to `cursor`, nearest first. The extra row shows that more rows follow.
+    """
     rows = list(nearest)
     more, rows = len(rows) > size, rows[:size]
     if is_newer(cursor):

@@ -122,9 +122,9 @@ class Partitions:
     def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
         """Drop the partitions in which all rows are older than `limit`, and return their names.
 
-        Calls are not blocked. If a partition is read for too long, this and all later partitions are left for the
-        next run. Does nothing if the database role does not own the table. `note` is called with a partition's name,
-        days and number of rows, in the transaction that drops the partition.
+        Calls are not blocked. If a partition is read for too long, this run drops neither this partition nor a later
+        partition; the next run tries again. Does nothing if the database role does not own the table. `note` is called
+        with a partition's name, days and number of rows, in the transaction that drops the partition.
         """
         if not self.is_owner():
             return []
@@ -158,7 +158,7 @@ class Partitions:
         return int(sum(estimates.values()))
 
     def kept_from(self, limit: date) -> datetime:
-        """Return the start of the partitions that remain once `drop_before(limit)` has dropped the expired ones."""
+        """Return the start of the oldest partition that `drop_before(limit)` keeps; `limit` if it keeps none."""
         return midnight(min((span.start for span in self.spans() if span.end > limit), default=limit))
 
     def is_owner(self) -> bool:
@@ -259,7 +259,7 @@ class Partitions:
         return row[0] if row else None
 
     def _all_names(self) -> list[str]:
-        """Return the names of all partitions, including those detached but not dropped."""
+        """Return the names of all partitions, including partitions that are detached but not dropped yet."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT relname FROM pg_class WHERE relkind = 'r' AND relname ~ %s"

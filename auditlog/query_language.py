@@ -1,7 +1,8 @@
 """Parser of the log's search language: `error and duration > 500 and host is ci-bot`.
 
-A condition is a single word such as `error`, or a field of auditlog.fields, an operator and a value. `and` or a comma
-joins conditions; `or` binds less tightly. Any other text is searched in all names, or, if it is an id, in all ids.
+A condition has one of three forms: a single word such as `error`; a field of auditlog.fields with an operator and a
+value; any other text. If such a text is an id, it is compared with all ids. Otherwise, all names are searched for the
+text. Conditions are joined by `and` or a comma, or by `or`, which binds less tightly.
 """
 
 from __future__ import annotations

@@ -84,7 +84,10 @@ def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
 
 
 def _end_of_token(token: Any) -> QuerySet[Event]:
-    """Return the events that may have revoked the token: revocations of it, or of its connection (as by a review)."""
+    """Return the events that may have revoked the token.
+
+    These are revocations of the token and of the token's connection. For example, a review revokes a connection.
+    """
     own = _events(token, Q(action=Action.TOKEN_REVOKED))
     of_connection = _events(token.connection, Q(action=Action.CONNECTION_REVOKED))
     return (own | of_connection).filter(created_at__gte=token.created_at)

@@ -110,7 +110,10 @@ SELECT pg_current_wal_flush_lsn()::text, clock_timestamp(),
 
 
 class Standing(NamedTuple):
-    """Status of the replica at the time of a measurement; `fault` is the reason why it may not be read, or empty."""
+    """Status of the replica at the time of a measurement.
+
+    `fault` says why the replica may not be read. If the replica may be read, `fault` is empty.
+    """
 
     fault: str
     # Seconds since the last commit that the replica has replayed, by the primary's clock; 0 if it has replayed all.

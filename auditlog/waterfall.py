@@ -88,7 +88,10 @@ class WaterfallRow(NamedTuple):
 
     @property
     def bars(self) -> Sequence[TimingPart]:
-        """Return the parts to draw. If the bar is too narrow to see, return only the longest part, widened."""
+        """Return the parts of the bar to draw.
+
+        If the bar is narrower than NARROWEST, return only its longest part, widened to NARROWEST.
+        """
         if not self.parts or max(part.start + part.width for part in self.parts) - self.parts[0].start >= NARROWEST:
             return self.parts
         longest = max(self.parts, key=lambda part: part.ms)

@@ -157,7 +157,10 @@ def _token_text(answer: CurrentDecision, reader: User) -> str:
 def _notes(answer: CurrentDecision) -> Iterator[str]:
     came_with: Token | None = answer.question.token
     if came_with is not None and came_with.kind == TokenKind.ACCESS and answer.token != came_with:
-        yield "The token that passes the most checks was used. The call came with another token, which passes fewer."
+        yield (
+            "This result is for the token that passes the most checks. The call came with another token, which passes "
+            "fewer checks."
+        )
     if unread := answer.verdict.unread:
         names = first_names([rule.name for rule in unread])
         yield f"The result also depends on the arguments, because these rules read them: {names}."
@@ -182,7 +185,8 @@ THINGS = ("host", "user", "gateway")
 class WhatIfQuery(Query):
     """A what-if question: person, app, gateway, and tool. Without a tool, only access to the gateway is checked.
 
-    It has no arguments of the tool, because these can be secret, and URLs are stored in browser histories and logs.
+    The question is part of a URL. Browser histories and logs store URLs, and arguments of a tool can be secret. So the
+    question has no arguments.
     """
 
     host = listed_host()
@@ -208,7 +212,7 @@ class WhatIfBody(RequestBody, WhatIfQuery):
     arguments = serializers.JSONField(
         required=False,
         allow_null=True,
-        help_text="Arguments of the tool, as an object. Without arguments, the result of rules on arguments is open.",
+        help_text="Arguments of the tool, as an object. Without arguments, rules that read arguments are not checked.",
     )
 
     def validate_arguments(self, arguments: Any) -> dict[str, Any] | None:

@@ -324,7 +324,11 @@ def current_decision(question: Question) -> CurrentDecision:
 
 
 def _reach(answer: CurrentDecision, preferred: Token | None) -> tuple[bool, int, bool]:
-    """Return a sort key: an answer without obstacles is best, then more passed checks, then the token `preferred`."""
+    """Return a sort key. The best answer has the largest key.
+
+    First, an answer without obstacles is better than an answer with obstacles. Second, the answer that passes more
+    checks is better. Third, the answer for the token `preferred` is better.
+    """
     is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
     return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred
 

@@ -76,7 +76,10 @@ KINDS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Place:
-    """A measured endpoint, and the processes to watch during a run; `urls` and `scripts` have one value per kind."""
+    """A measured endpoint, and the processes to watch during a run.
+
+    The keys of `urls` and `scripts` are the measured kinds (see KINDS).
+    """
 
     name: str
     urls: dict[str, str]

@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> list[str]:
-    """Print a line for each page; return those that are too slow or too large by the limits of bench.pages."""
+    """Print a line for each page. Return the paths that are too slow or too large by the limits of bench.pages."""
     from django.core.management import call_command  # noqa: PLC0415
 
     from access.report import AccessReport  # noqa: PLC0415

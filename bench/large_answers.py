@@ -116,9 +116,9 @@ def leave_unread(url: str, tokens: list[str], worker: int, first: float, options
 
 
 def beside_trickles(url: str, tokens: list[str], seconds: float) -> bool:
-    """Print the duration of large answers while servers trickle other answers.
+    """Fetch large answers while servers send other answers slowly, and print the longest duration of a large answer.
 
-    Return True if all large answers arrived in time, and the gateway ended at least one of the other answers.
+    Return True if all large answers arrived in time, and the gateway ended at least one slow answer.
     """
     arguments = {"size": TRICKLED_SIZE, "at_once": TRICKLED_AT_ONCE, "seconds": seconds}
     tools = ["slow__trickle", "slower__trickle"] * TRICKLES
@@ -156,7 +156,7 @@ async def fetch_in_turn(url: str, token: str, seconds: float) -> list[float]:
 
 
 def received(sock: socket.socket) -> bytes:
-    """Close the socket and return up to 4,096 bytes that it received; b"" if there are none."""
+    """Return up to 4,096 bytes that the socket received, or b"" if it received nothing. Close the socket."""
     sock.setblocking(False)
     with sock, suppress(OSError):
         return sock.recv(4096)

@@ -1,11 +1,13 @@
 """Follow live pages under load: `python -m bench.live --rates 1 20 200 --minutes 10`.
 
 A gateway with two workers answers real calls at each rate, while one Chromium shows the log, an agent's calls and the
-dashboard. Every half second the rows on each page are read. A line for each rate says how many calls were recorded. A
-line for each page says how many of these calls the page left out. The line also says how many calls the page left out
-without a notice such as "80 new calls arrived together: the newest 50 are shown". For each third of the time, the line
-also has the page's smallest number of nodes, smallest number of listeners and smallest memory. The smallest values
-count, because a page that replaces its rows has old and new ones for a moment.
+dashboard. Every half second the rows on each page are read. For each rate, a line says how many calls were recorded.
+For each page, another line says:
+
+- how many of these calls the page left out
+- how many it left out without a notice such as "80 new calls arrived together: the newest 50 are shown"
+- the page's smallest number of nodes, of listeners and of bytes, for each third of the time. The smallest values
+  count, because a page that replaces its rows has the old and the new rows for a moment.
 
 Half-way through each rate, the pointer rests on the log for twenty seconds: the rows of the log must not move, and the
 log must say that it is paused.
@@ -84,7 +86,10 @@ class Followed:
         self.sizes.append({name: metrics[name] for name in ("Nodes", "JSEventListeners", "JSHeapUsedSize")})
 
     def judge(self, recorded: dict[str, float]) -> list[str]:
-        """Print how many recorded calls the page left out and how its size changed; return the faults found."""
+        """Print the number of recorded calls that the page left out, and the page's sizes over time.
+
+        Return a list of the faults.
+        """
         missing = [at for uid, at in recorded.items() if uid not in self.shown]
         silent = [at for at in missing if not any(at <= said <= at + SAYS_SO_S for said in self.said_so)]
         thirds = [self.sizes[at : at + SIZES // 3] for at in range(0, SIZES, SIZES // 3)]

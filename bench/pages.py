@@ -1,9 +1,9 @@
 """Measure every page with a full workspace: `python -m bench.pages --keep FOLDER`.
 
 FOLDER must have a workspace made by `python -m bench.full_size`. This process sends requests as an owner and as a
-member: for every page that links lead to, for the log with its filters, groups, searches and ranges, for exports up to
-their first byte, for the palette, and for the lists of the API. With `--named`, it sends requests only as the owner:
-for the lists, and for all pages and dialogs with a URL name.
+member. It requests one page of each kind that links lead to, the log with its filters, groups, searches and ranges,
+the first byte of exports, the palette, and the lists of the API. With `--named`, this process sends requests only as
+the owner. It then requests only the lists, and all pages and dialogs with a URL name.
 
 The times are processor time of this process and of its database sessions, not elapsed time. Other load on the machine
 lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer, and the times
@@ -75,7 +75,7 @@ class Pace:
 class Measured:
     """Measurements of one address, with times converted to the processor's best pace.
 
-    `here` has the milliseconds of this process, `there` those of the database.
+    `here` has the milliseconds of this process. `there` has the milliseconds of the database.
     """
 
     here: list[float] = field(default_factory=list)
@@ -145,7 +145,7 @@ def parsed() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> list[str]:
-    """Print a line for each address; return the addresses that were marked each time."""
+    """Print a line for each address. Return the addresses that were too slow or too large in every measurement."""
     from django.conf import settings  # noqa: PLC0415
     from django.core.management import call_command  # noqa: PLC0415
 

@@ -11,7 +11,7 @@ upstream servers and the median duration of a call.
 Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files or rows grew
 after the first third of the time.
 
-Clients act faster on an idle machine, which creates more rows. Unused rows are deleted after five minutes. So the
+On an idle machine, clients act faster and create more rows. Unused rows are deleted after five minutes. So the
 number of rows is compared with the number of client actions in the last five minutes. Memory and files are compared by
 their maximum in each sixth of the time. A run needs at least fifteen minutes, so that its first third has five minutes.
 """
@@ -77,7 +77,11 @@ type Json = dict[str, Any]
 
 @dataclass
 class Counted:
-    """Failures, actions and the milliseconds of plain calls since the last line, and totals since the start."""
+    """Numbers that the clients count.
+
+    Since the last printed line: `taken` (milliseconds of plain calls), `failed` and `actions`. Since the start:
+    `answered` and `failures`.
+    """
 
     taken: list[float] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -295,7 +299,7 @@ class Site:
             yield site
 
     def replace(self) -> None:
-        """Restart the gateways one after the other, so that nginx always has one that serves."""
+        """Restart one gateway after the other, because nginx always needs a gateway that serves."""
         for port in self._ports:
             process = self._serves.pop(port)
             process.terminate()

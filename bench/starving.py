@@ -1,9 +1,9 @@
 """Measure pages while another person sends excessive requests: `python -m bench.starving`.
 
 A gateway has two workers, an embedded PostgreSQL and a log of thirty days. One person opens pages, one after the other.
-Meanwhile another person runs eight exports without reading them, eight sign-ins at an issuer that never answers, or 32
-searches.
-A line for each load reports the duration of the first person's pages, and the number of failures. Exits with 1 if a
+Meanwhile another person sends one of these loads: eight exports whose answers are not read; eight sign-ins at an issuer
+that never answers; or 32 searches.
+For each load, a line reports the duration of the first person's pages, and the number of failures. Exits with 1 if a
 page failed, or if the 99th percentile is 500 ms or more. `--code` measures another checkout.
 """
 
@@ -63,7 +63,7 @@ def exports(site: Site, stop: threading.Event) -> None:
 
 
 def sign_ins(site: Site, stop: threading.Event) -> None:
-    """Start eight sign-ins at an issuer that never answers, repeatedly."""
+    """Let eight threads start sign-ins again and again. The issuer never answers."""
     with site.client() as client:
 
         def sign_in(_: int) -> None:

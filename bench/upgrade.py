@@ -1,10 +1,12 @@
 """Measure an upgrade of a gateway in use: `python -m bench.upgrade --rows 10000000`.
 
 The release before this one (the newest tag, or `--since`) gets a log of thirty days and serves from two processes,
-while agents call a tool all the time. Then this checkout migrates, and its processes replace the old processes: each is
-ready before an old process is asked to end. Finally the processes of the old release replace the new ones in the same
-way. If there is no tag, or the newest tag already has all migrations of this checkout, this checkout is the old
-release, and a copy of it with one more migration is the new release.
+while agents call a tool all the time. Then this checkout migrates the tables, and new processes replace the old
+processes one by one: an old process is asked to end when its replacement is ready. Finally, processes of the old
+release replace the new processes in the same way.
+
+Sometimes no tag is usable: there is none, or the newest tag already has all migrations of this checkout. Without
+`--since`, this checkout is then the old release, and a copy of it with one more migration is the new release.
 
 For each step the command prints the duration, the number of calls that ended during the step, and the longest of these
 calls. Fails if a call failed, if the log has more or fewer calls than were answered, or if a call took longer than
@@ -132,7 +134,10 @@ def next_release(folder: Path) -> Path:
 
 
 def previous(commit: str, folder: Path) -> Path:
-    """Extract the files of this commit into `folder`, and return it. Exits if the commit is not in this clone."""
+    """Extract the files of this commit into `folder`, and return `folder`.
+
+    Exits if this clone does not have the commit.
+    """
     folder.mkdir()
     archived = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=False)
     if archived.returncode:

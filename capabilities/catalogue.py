@@ -135,7 +135,7 @@ class Capability(StrEnum):
         "approvals.decide_hold",
         "approvals:decide",
         "Decide on held calls",
-        "See all held calls. Approve and deny them; if a rule names other people, those decide first.",
+        "See all held calls. Approve or deny held calls. If a rule names other people, these people decide first.",
     )
     IDENTITIES_READ = (
         "servers.view_identity",
@@ -147,7 +147,7 @@ class Capability(StrEnum):
         "servers.manage_identity",
         "identities:manage",
         "Identity management",
-        "Disable, enable and revoke other people's credentials; allow shared ones on gateways.",
+        "Disable, enable and revoke other people's credentials; allow shared credentials on gateways.",
     )
     LOGS_READ = (
         "auditlog.view_call",
@@ -308,9 +308,9 @@ def with_included(permissions: Iterable[str]) -> frozenset[str]:
 
 
 def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
-    """Return `capabilities` and all capabilities that include one of them.
+    """Return `capabilities`, and every capability that includes at least one of `capabilities`.
 
-    A person with any of the returned capabilities has at least one of `capabilities`.
+    So a person who has any returned capability has at least one of `capabilities`.
     """
     wanted = frozenset(capabilities)
     return wanted.union(capability for capability, included in INCLUDED.items() if wanted.intersection(included))

@@ -59,7 +59,7 @@ class ConfigurationError(Exception):
 class ConfigDocument:
     """The data of one or more files.
 
-    `marks` has the position of each value by path, and `key_marks` the position of each key.
+    `marks` maps the path of each value to its position. `key_marks` maps the path of each key to its position.
     """
 
     files: list[str]

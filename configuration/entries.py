@@ -11,9 +11,9 @@ from configuration.kinds import KINDS, Entry, Key, Kind, World
 
 
 def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries, list[Mistake]]:
-    """Return the entries of a document that fits the schema, and the mistakes in their names and references.
+    """Return the entries of a document, and the mistakes in the names and references of the entries.
 
-    The entries are also added to `world`.
+    The document must fit the schema. The entries are also added to `world`.
     """
     return _EntryReader(document, world).read()
 

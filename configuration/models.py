@@ -26,7 +26,10 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
         return {(target_type, target_id): source for target_type, target_id, source in rows}
 
     def targets(self, source: str) -> set[tuple[str, str]]:
-        """Return model name and id of each object of this source, even of objects that its files no longer list."""
+        """Return the model name and the id of each object of `source`.
+
+        Objects that the source's files no longer list are included.
+        """
         return {*self.filter(source=source).values_list("target_type", "target_id")}
 
     def release(self, rows: Iterable[models.Model], *, source: str) -> None:

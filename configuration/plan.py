@@ -44,7 +44,10 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        """A digest of all changes with their values before and after, by which `apply` recognises a reviewed plan."""
+        """A digest of the document's source and of all changes, with the values before and after each change.
+
+        `apply` refuses a plan whose digest differs from the digest of the reviewed plan.
+        """
         changes = [[change.act, change.kind.id, change.key, change.was, change.fields] for change in self.changes]
         told = [self.document.source, changes]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -99,7 +102,7 @@ def _all_changes(listed: ListedEntries, world: World) -> list[Change]:
 
 
 def _changes(kind: Kind, listed: ListedEntries, world: World) -> Iterator[Change]:
-    """Yield the changes of one kind, removals first, because another object may get the name of a removed one."""
+    """Yield the changes of one kind. Removals come first: another object may get the name of a removed object."""
     entries = listed.entries.get(kind.id, [])
     places = kind.places(entries, world)
     if not kind.keeps_order:
@@ -159,9 +162,9 @@ def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) ->
 
 
 def _pruned(document: ConfigDocument, world: World) -> Iterator[Change]:
-    """Yield changes that disable the enabled objects that the document manages, but no longer lists.
+    """Yield one change for each enabled object that the document manages but no longer lists.
 
-    Raises ConfigurationError if the document names no source.
+    The change disables the object. Raises ConfigurationError if the document names no source.
     """
     if not document.source:
         mistake = "Pruning needs a source. Write “source: name of the file's owner”."

@@ -83,7 +83,9 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         help_text="Why the connection is blocked, as an error code of the log; null if nothing blocks the connection. "
         "A connection that is only disabled (`enabled`) is not blocked.",
     )
-    needs_identity = serializers.BooleanField(help_text="Whether it works but lacks a credential for a server.")
+    needs_identity = serializers.BooleanField(
+        help_text="Whether the connection works, but lacks a credential for a server."
+    )
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
@@ -228,9 +230,9 @@ class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
         allow_null=True,
         help_text="Whether the app or agent is listed (true) or blocked (false); null if neither listed nor blocked.",
     )
-    tool_set = Reference(allow_null=True, help_text="The tool set it is limited to; null if it has no limit.")
+    tool_set = Reference(allow_null=True, help_text="Tool set that limits the app or agent; null if there is none.")
     set_by = serializers.EmailField(
-        source="set_by.email", allow_null=True, help_text="E-mail address of the person who set this last."
+        source="set_by.email", allow_null=True, help_text="E-mail address of the person who made the last change."
     )
     set_at = UtcDateTimeField(help_text="When it was set last.")
 
@@ -251,7 +253,9 @@ class HostAtGatewayBody(RequestBody):
         required=False, help_text="True lists the app or agent as allowed; false blocks the app or agent."
     )
     tool_set_id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="The set of tools to limit it to; null lifts the limit."
+        required=False,
+        allow_null=True,
+        help_text="Id of the tool set that limits the app or agent; null lifts the limit.",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -261,9 +265,10 @@ class HostAtGatewayBody(RequestBody):
 
 
 class GatewayHosts(Resource):
-    """The apps and agents that a gateway lists as allowed, blocks, or limits to a tool set.
+    """The apps and agents that have an entry at a gateway.
 
-    The gateway's `hosts_allowed` decides on apps and agents that are neither listed nor blocked.
+    An entry allows the app or agent, blocks the app or agent, or limits the app or agent to a tool set. The gateway's
+    `hosts_allowed` decides on apps and agents that are neither listed nor blocked.
     """
 
     serializer_class = HostAtGatewaySerializer
@@ -272,7 +277,10 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_READ, query=HostAtGatewayQuery, orderings=("set_at",))
     def list(self, request: Request, slug: str) -> Response:
-        """List the apps and agents that a gateway lists as allowed, blocks, or limits to a tool set."""
+        """List the apps and agents that have an entry at a gateway.
+
+        An entry allows the app or agent, blocks the app or agent, or limits the app or agent to a tool set.
+        """
         rows = HostAtGateway.objects.live().filter(gateway=find_gateway(self.me, slug).pk)
         if words := self.query_data.get("q"):
             rows = rows.filter(host__in=Host.objects.matching(words).values("pk"))
@@ -389,7 +397,7 @@ class CarriedIdentity(serializers.Serializer[Any]):
 
 
 class CarriedSerializer(serializers.Serializer[CarriedRow]):
-    """A server that needs a person's identity, and the identity a connection uses for it."""
+    """A server that needs an identity of each person, and the identity that the connection uses at this server."""
 
     assignment_id = serializers.UUIDField(source="assignment.pk", help_text="Id of the server's assignment.")
     alias = serializers.CharField(
@@ -417,7 +425,7 @@ class IdentityToCarry(RequestBody):
 
 
 class ConnectionIdentities(Resource):
-    """Identities that a connection uses at servers where each person has their own.
+    """Identities that a connection uses at servers where each person uses their own identity.
 
     A change of identities creates no new token. The owner needs no capability to change identities, but an API key
     needs `servers:manage`.

@@ -39,7 +39,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class CarriedRow:
-    """A server that needs a person's identity, and the identity a connection uses for it, if any."""
+    """A server that needs an identity of each person, and the identity, if any, that the connection uses there."""
 
     connection: Connection
     assignment: Assignment
@@ -72,7 +72,10 @@ class CarriedRow:
 
     @property
     def state(self) -> str:
-        """The state as a key of WORDS: the first reason why calls fail or may fail; "active" if there is none."""
+        """The state as a key of WORDS.
+
+        If calls fail or may fail, the state is the first reason for this. Otherwise, the state is "active".
+        """
         if not (self.assignment.enabled and self.server.enabled):
             return "blocked"
         if self.identity is None or self.is_missing:
@@ -285,7 +288,7 @@ def row_url(row: CarriedRow) -> str:
 
 
 class BringForm(IdentityForm):
-    """Form to choose one of the person's own identities for a server, or to add a new one."""
+    """Form to choose one of the person's own identities for a server, or to add a new identity."""
 
     otherwise = ""
     everywhere = forms.BooleanField(required=False, initial=True)

@@ -86,7 +86,7 @@ class HostRow:
 class GatewayHostFilter(ListFilter):
     """Filter by name, and keep only the apps and agents that are used, listed, blocked or limited on the gateway.
 
-    With `show=others`, keep only the others instead.
+    With `show=others`, keep only the apps and agents that are not used, listed, blocked or limited.
     """
 
     show = forms.ChoiceField(required=False, choices=[("others", "Others")])
@@ -116,7 +116,10 @@ class HostsAllowedForm(forms.Form):
 
 
 def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuerySet:
-    """Annotate each host with the decision about it on `gateway`, and its connections there that `viewer` may see."""
+    """Annotate each host with the decision about this host on `gateway`, and with its connections to `gateway`.
+
+    Only connections that `viewer` may see count.
+    """
     decided = HostAtGateway.objects.filter(gateway=gateway, host=OuterRef("pk"))
     links = connections_visible_to(viewer).live().filter(gateway=gateway, host=OuterRef("pk"))
     people = links.order_by().values("host").annotate(number=Count("user", distinct=True)).values("number")
@@ -176,7 +179,7 @@ def restrict(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _would_refuse(request: AppRequest, gateway: Gateway) -> HttpResponse:
-    """Show the apps and agents that the gateway would refuse after the choice in the form."""
+    """Show which apps and agents the gateway would refuse if the form was saved."""
     form, refused = HostsAllowedForm(request.GET), ""
     if form.is_valid() and form.cleaned_data["hosts_allowed"] == HostsAllowed.LISTED:
         refused = refused_unlisted(gateway, request.user, list_used=form.cleaned_data["list_used"])
@@ -233,7 +236,8 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     """Remove the decision that allows or blocks the app or agent.
 
-    After a first decision, the Undo button calls this view: there is no earlier decision to restore.
+    The Undo button of a decision calls this view if there was no decision before. Otherwise, the button restores the
+    decision before.
     """
     row, back = _find(request, slug, host)
     return _decide(row, "reset", "is neither listed nor blocked", back=back, request=request)

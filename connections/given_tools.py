@@ -1,4 +1,7 @@
-"""The tools allowed by sets, grants and limits, and the calls that a change of these would refuse."""
+"""Find the tools that the sets, grants and limits of a gateway allow.
+
+Before a person changes a set, grant or limit, also count the recent calls that the change would have refused.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +74,7 @@ class GivenTools:
     teams_of: Callable[[UUID], Iterable[UUID]]
 
     def sets_of(self, user: UUID) -> frozenset[UUID]:
-        """Return the sets that this person has by grants to everybody, their teams or themselves."""
+        """Return the sets that are given to everybody, to a team of this person, or to this person."""
         through_teams = (self.teams.get(team, frozenset()) for team in self.teams_of(user))
         return self.everyone.union(self.people.get(user, ()), *through_teams)
 
@@ -141,7 +144,10 @@ def refused_by(gateway: Gateway, viewer: User, change: Callable[[GivenTools], Gi
 
 
 def _calls(gateway: Gateway) -> list[tuple[UUID | None, UUID | None, str, int]]:
-    """Count at most MOST_READ + 1 calls that were not refused, by person, host and name of the tool or prompt."""
+    """Count the gateway's recent calls by person, host and name of the tool or prompt.
+
+    Leave out refused calls. Read at most MOST_READ + 1 calls.
+    """
     since = range_start(timezone.now(), PERIOD)
     rows = Call.objects.filter(gateway_id=gateway.pk, created_at__gte=since, feature_type__in=NAMED_KINDS)
     rows = rows.exclude(outcome__in=ENDINGS["denied"]).order_by()

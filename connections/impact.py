@@ -37,7 +37,7 @@ class Impact:
     identities: int
 
     def __str__(self) -> str:
-        """Return the counts in words. Credentials are left out if there are none, because most servers need none."""
+        """Return the counts in words. A credential count of 0 is left out, because most servers need no credentials."""
         parts = [(self.hosts, "app or agent", "apps or agents"), (self.users, "person", "people")]
         if self.identities:
             parts.append((self.identities, "credential", "credentials"))
@@ -85,9 +85,9 @@ def cuts(target: models.Model, viewer: User) -> str:
 
 
 def cuts_now(target: models.Model, viewer: User) -> str:
-    """Return a sentence with the hosts and people that disabling `target` cuts off.
+    """Return a sentence with the numbers of hosts, people and credentials that disabling `target` cuts off.
 
-    Empty if the viewer may not see all connections and `target` is not their own. Raises NothingGoesThrough.
+    Return "" if the viewer may not see all connections and does not own `target`. Raises NothingGoesThrough.
     """
     if not _is_own(target, viewer) and not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""
@@ -137,10 +137,11 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 
 
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
-    """Return sentences about the effect on used apps and agents if `gateway` allows only listed apps and agents.
+    """Return sentences on the effect if `gateway` allows only listed apps and agents.
 
-    With `list_used`, saving the form adds used apps and agents to the list unless they are blocked. Return an empty
-    text if the viewer may not see all connections.
+    The sentences are about apps and agents that have a live connection and are neither listed nor blocked. With
+    `list_used`, saving the form lists these apps and agents. Without `list_used`, the gateway refuses them. Return an
+    empty text if the viewer may not see all connections.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""

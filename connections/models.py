@@ -69,7 +69,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return a subquery for the role of a connection's user, if this role may not use gateways."""
+    """Return a subquery for the role of a connection's user. It has no row if this role may use gateways."""
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
@@ -204,9 +204,9 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         return identity
 
     def carry(self, identity: Identity, *, by: User, instead_of: Identity | None = None) -> int:
-        """Use `identity` for its server on some of the owner's live connections, and return their number.
+        """Use `identity` on live connections of the identity's owner, and return the number of changed connections.
 
-        These are the connections that have no live identity for the server, and the connections that use `instead_of`.
+        Change only connections that have no live identity for the identity's server, or that use `instead_of`.
         """
         with transaction.atomic():
             places = Assignment.objects.per_user().filter(server=identity.server_id)
@@ -462,11 +462,11 @@ class Connection(Versioned, Switchable):
 
     @property
     def refusal(self) -> str:
-        """The reason why the connection accepts no new token, in words for the person; empty if it accepts one."""
+        """The reason, in words for the person, why the connection accepts no new token; empty if it accepts tokens."""
         return "" if self.enabled else "This connection has been disabled by an administrator."
 
     def may_be_revoked_by(self, user: User) -> bool:
-        """True if `user` may revoke the connection: it is their own, or they have the capability."""
+        """True if `user` may revoke the connection: as the owner, or with the capability MCP_CONNECTIONS_REVOKE."""
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     def set_hold_wait(self, seconds: int | None, *, by: User) -> bool:
@@ -494,7 +494,7 @@ class Connection(Versioned, Switchable):
     def is_on(self) -> bool:
         """True if secrets of the connection may be replaced.
 
-        Connection, host and gateway must be enabled, and the host approved and allowed on the gateway.
+        Connection, host and gateway must be enabled. The host must also be approved, and allowed on the gateway.
         """
         return self.enabled and self.host.is_on and self.gateway.enabled and self.is_host_allowed
 
@@ -660,10 +660,10 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
         by: User,
         seen: Seen | None = None,
     ) -> datetime | None:
-        """Let all apps and agents use `gateway`, or only listed ones. With `list_used`, add hosts in use to the list.
+        """Let all apps and agents use `gateway`, or only the apps and agents on its list (`hosts_allowed`).
 
-        Returns the time of the additions, or None if there are none. To remove these hosts again, pass this time as
-        `unlist`. Raises ChangedMeanwhile.
+        With `list_used`, add the hosts in use to the list. Return the time of the additions, or None if no host was
+        added. To remove the added hosts again, pass this time as `unlist`. Raises ChangedMeanwhile.
         """
         with transaction.atomic():
             # Lock hosts before the gateway, in the same order as opening a connection, to avoid deadlocks.
@@ -686,7 +686,10 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
 
 
 class HostAtGateway(Versioned, models.Model):
-    """An app or agent that is on a gateway's list of allowed hosts, blocked there, or limited to some tools."""
+    """The settings of a gateway for one app or agent (host).
+
+    The gateway can list or block the host, and can limit the host to the tools of one set.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     gateway = models.ForeignKey(Gateway, models.PROTECT, related_name="+", db_index=False)  # The constraint is indexed.

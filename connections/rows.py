@@ -46,7 +46,7 @@ def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
 
 
 def counted_for(viewer: User) -> Q:
-    """Return a filter for `Count("connections")`, so that it counts only connections that `viewer` may see."""
+    """Return a filter for `Count("connections")`: count only the connections that `viewer` may see."""
     sees_all = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
     return Q(connections__isnull=False) if sees_all else Q(connections__user=viewer)
 
@@ -142,7 +142,10 @@ class ConnectionRow:
 
     @property
     def needs_identity(self) -> bool:
-        """True if the connection works, but a server of its gateway needs an identity and no usable one is bound."""
+        """True if the connection works, but has no usable identity for a server of its gateway.
+
+        Servers that need no identity do not count.
+        """
         lacks = bool(getattr(self.connection, "needs_identity", False))
         return lacks and self.status == "active" and not self.blocked
 

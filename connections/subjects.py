@@ -67,7 +67,7 @@ def _listed_tokens(view: Resource) -> QuerySet[Any]:
 def _listed_hosts(view: Resource) -> QuerySet[Any]:
     """Return all hosts if the caller has a capability to see them.
 
-    Other callers get the hosts of connections that they may see.
+    Other callers get a host only if they may see a connection of this host.
     """
     if _holds(view, Capability.HOSTS_READ):
         return Host.objects.all()

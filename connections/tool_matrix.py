@@ -101,7 +101,10 @@ class MatrixFilter(ListFilter):
 
 
 def _columns(gateway: Gateway, filters: MatrixFilter) -> list[MatrixColumn]:
-    """Return the columns that the filters choose. Without such a filter, return the first MOST_COLUMNS + 1 columns."""
+    """Return the columns of the person, team and agent that the filters name.
+
+    If the filters name none of the three, return the first MOST_COLUMNS + 1 columns.
+    """
     told: Any = filters.values
     if not any(told.get(name) for name in ("person", "team", "agent")):
         return [*islice(_all_columns(gateway), MOST_COLUMNS + 1)]

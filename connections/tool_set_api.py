@@ -55,7 +55,7 @@ class ToolSetQuery(ListQuery):
 
 
 class ToolSetBody(RequestBody):
-    """A tool set to create or change. Without patterns and effects it contains only its members."""
+    """A tool set to create or change. If `patterns` and `effects` are empty, the tool set contains only `members`."""
 
     name = serializers.CharField(max_length=80)
     patterns = serializers.ListField(child=serializers.CharField(max_length=200), default=list, max_length=100)
@@ -145,13 +145,13 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
         allow_null=True, help_text="The team; null if the recipient is not a team, or if the team was deleted."
     )
     team_name = serializers.CharField(
-        help_text="Name of the team when the grant ended; empty while the grant lasts, or if it is not for a team."
+        help_text="Name of the team at the end of the grant. Empty if the grant has not ended, or is not for a team."
     )
     email = serializers.EmailField(
         source="user.email", allow_null=True, help_text="E-mail address of the person; null for other recipients."
     )
     given_by = serializers.EmailField(
-        source="given_by.email", help_text="E-mail address of the person who gave the set."
+        source="given_by.email", help_text="E-mail address of the person who granted the set."
     )
     given_at = UtcDateTimeField(help_text="When it was given.")
     ends_at = UtcDateTimeField(allow_null=True, help_text="When it ends by itself; null if no end is set.")

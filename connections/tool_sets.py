@@ -91,7 +91,7 @@ TOOLS = Table(
 )
 GIVEN = {
     ToolsGiven.ALL: "Everybody who may use the gateway can use all its tools.",
-    ToolsGiven.GRANTED: "People can use the tools of sets given to everybody, to their teams or to them.",
+    ToolsGiven.GRANTED: "People can use the tools that sets give to everybody, to their teams or to themselves.",
 }
 MOST_NAMES, MOST_PATTERNS = 5_000, 100
 LONGEST_NAMES = 1_000_000
@@ -158,7 +158,7 @@ class ToolSetForm(forms.Form):
 
     @property
     def features(self) -> FeatureQuerySet:
-        """The features that a set with the form's values contains now. Requires a valid form."""
+        """The features that are now in a set with the form's values. Requires a valid form."""
         told = self.cleaned_data
         chosen = Q(pk__in=[feature.pk for feature in told["members"]])
         return features_at(self.gateway).filter(chosen | fitting(told["patterns"], told["effects"]))

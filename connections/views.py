@@ -212,7 +212,8 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
         text=f"Disable this connection? {connection.user.email} / {connection.host.name} loses access to "
         f"{connection.gateway.name} on the next request.",
         more=lambda: sentences(
-            cuts(connection, request.user), f"{NOTHING_IS_DELETED} After enabling it, the same token works again."
+            cuts(connection, request.user),
+            f"{NOTHING_IS_DELETED} Once the connection is enabled again, the same token works.",
         ),
         target=f"#connection-{pk}",
         back=back_url(request, connection),
@@ -329,7 +330,10 @@ def changed(
 
 
 def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
-    """Render a row to send with another fragment, in a template element: browsers drop a bare table row."""
+    """Render a table row that the response has beside another fragment.
+
+    The row is inside a `template` element, because browsers drop a bare table row.
+    """
     row = render_to_string(fragment.template, {**fragment.context, "changed": True, "aside": True}, request)
     return f"<template>{row}</template>"
 
@@ -417,7 +421,10 @@ class McpFilter(ConnectionFilter):
 
 
 def _number(viewer: User, filters: McpFilter) -> dict[str, Any]:
-    """Return the number of listed connections, and the URL of the numbers of active and of blocked connections."""
+    """Return the number of listed connections, and `counts_url`.
+
+    From this URL, the page gets the number of active connections and the number of blocked connections.
+    """
     rows = filters.narrow(connections_visible_to(viewer)).count()
     # Separate, because active and blocked connections take longer to count.
     counts_url = f"{reverse('connections:mcp_counts')}?{urlencode(filters.data, doseq=True)}"

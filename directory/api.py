@@ -156,7 +156,7 @@ class RegistryQuery(Query):
     search = serializers.CharField(required=False, help_text="Text contained in the name or title.")
     updated_since = serializers.CharField(required=False, help_text="Only servers changed at this time or later.")
     version = serializers.CharField(required=False, help_text="`latest` or a version.")
-    include_deleted = serializers.CharField(required=False, help_text="Ignored: removed gateways are not listed.")
+    include_deleted = serializers.CharField(required=False, help_text="No effect: removed gateways are never listed.")
 
 
 class RegistryListSerializer(serializers.Serializer[Any]):

@@ -1,4 +1,7 @@
-"""Files that an organisation installs on its computers, so that clients use the directory or load its gateways."""
+"""Policy files for an organisation's computers.
+
+With such a file, a client uses the directory, or loads the gateways of the directory.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ CLAUDE_CODE = (
 
 
 class PolicyFile(NamedTuple):
-    """A file for an organisation's computers: `place` is where to install it, `effect` what the client does with it."""
+    """A file for an organisation's computers.
+
+    `place` says where to install the file. `effect` says what the client does with the file.
+    """
 
     slug: str
     client: str

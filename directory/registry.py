@@ -145,7 +145,7 @@ def _limit(text: str) -> int:
 
 
 def _cursor(slug: str, search: str) -> str:
-    """Return a cursor without characters that need quoting in a URL, because VS Code does not quote it."""
+    """Return a cursor without characters that need quoting in a URL, because VS Code does not quote cursors."""
     return base64.urlsafe_b64encode(json.dumps([slug, search]).encode()).decode().rstrip("=")
 
 

@@ -50,7 +50,7 @@ STOPS = "Clients that use the current address get 404 from the next request on."
 
 
 class AddressFilter(ListFilter):
-    """Filter addresses by team, and by whether they are enabled or were ever read."""
+    """Filter addresses by the name of the team, and by state: enabled, disabled or never read."""
 
     radios: ClassVar[tuple[str, ...]] = ("show",)
     show = forms.ChoiceField(

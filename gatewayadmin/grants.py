@@ -51,12 +51,15 @@ def statements(role: str) -> list[str]:
 
 
 def apply(role: str) -> None:
-    """Grant `role` the rights a serving process needs, and revoke its other rights on tables. Raises Ungrantable."""
+    """Grant `role` the rights that a serving process needs. Revoke all other rights of `role` on tables.
+
+    Raises Ungrantable.
+    """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_JUDGED, [role, LOGS[0]])
         row = cursor.fetchone()
         if row is None:
-            raise Ungrantable(f"There is no role {role}: CREATE ROLE {role} LOGIN PASSWORD '...' makes one.")
+            raise Ungrantable(f"There is no role {role}. Run CREATE ROLE {role} LOGIN PASSWORD '...' first.")
         if row[0]:
             raise Ungrantable(f"{role} owns the tables or is a superuser: no grant can limit what it does.")
         for statement in _statements(role):

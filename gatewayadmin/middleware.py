@@ -225,7 +225,7 @@ class _LimitedBody:
     async def may_grow(self) -> bool:
         """Return whether the body may exceed the anonymous limit.
 
-        Sets `is_busy` if the credential was not checked because too many checks wait.
+        If too many checks of credentials wait, the credential is not checked, and `is_busy` is set.
         """
         if self._may_send_more is not None:
             ask, self._may_send_more = self._may_send_more, None
@@ -254,7 +254,7 @@ class _LimitedBody:
 
 
 async def _unknown_sender(scope: Scope, receive: Receive, send: Send) -> None:
-    text = "The token or session is unknown, expired or revoked. Requests of this size need a valid one."
+    text = "The token or session is unknown, expired or revoked. Requests of this size need a valid token or session."
     answer = _to_directory(scope, 401, text) or JSONResponse({"detail": text, "code": "unauthorized"}, 401)
     answer.headers.update({"WWW-Authenticate": "Bearer", "Connection": "close"})
     await answer(scope, receive, send)
@@ -269,7 +269,7 @@ def busy(scope: Scope, seconds: int) -> Response:
 
 
 def _refusal(scope: Scope, status: int, code: str, text: str) -> Response:
-    """Return the error in the format of SCIM or REST if the request is for one of them, otherwise as plain text."""
+    """Return the error: as SCIM for SCIM requests, as REST for REST requests, as plain text for other requests."""
     if answer := _to_directory(scope, status, text):
         return answer
     if scope["path"].startswith("/api/"):

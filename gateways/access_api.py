@@ -95,7 +95,7 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
     email = serializers.EmailField(source="user.email", help_text="E-mail address of the person who asked.")
     reason = serializers.CharField(help_text="What the person needs the access for.")
     days = serializers.IntegerField(
-        help_text="Number of requested days. An approval replaces this number by the given days, from the approval on."
+        help_text="Number of requested days. After an approval: number of approved days, counted from the approval."
     )
     state = serializers.ChoiceField(RequestState.choices, help_text="Its state.")
     approvers = serializers.SerializerMethodField(
@@ -160,7 +160,7 @@ class ApproveBody(DeclineBody):
 
 
 class AccessRequestResource(Resource):
-    """Your requests for access, and those on which you may decide."""
+    """Requests for access: your own requests, and the requests on which you may decide."""
 
     serializer_class = AccessRequestSerializer
     versioned = True
@@ -191,7 +191,7 @@ class AccessRequestResource(Resource):
         body = self.body()
         gateway = Gateway.objects.catalogue_of(self.me).filter(takes_requests=True, pk=body["gateway_id"]).first()
         if gateway is None:
-            raise ValidationError({"gateway_id": ["There is no gateway with this id that you can ask for."]})
+            raise ValidationError({"gateway_id": ["You cannot request access to a gateway with this id."]})
         tool_set = None
         if pk := body.get("tool_set_id"):
             tool_set = sets_at(gateway).filter(pk=pk).first()

@@ -162,7 +162,8 @@ class TakesRequestsForm(forms.Form):
 def people_named(emails: list[str], noun: str) -> list[User]:
     """Return the active people with these e-mail addresses.
 
-    Raises ValidationError for an unknown address, or for more than MOST_APPROVERS people, called `noun` in the message.
+    Raises ValidationError if an address belongs to no active person, or if there are more than MOST_APPROVERS
+    addresses. `noun` is the word for the people in the second message, such as "approvers".
     """
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:

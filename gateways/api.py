@@ -1,4 +1,4 @@
-"""/api/gateways, their servers, the gateways of shared identities, and the archiving of servers."""
+"""REST resources: gateways, the servers of a gateway, the gateways of a shared identity, archiving a server."""
 
 from __future__ import annotations
 

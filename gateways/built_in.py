@@ -14,7 +14,7 @@ from servers.models import Server
 
 
 class NameInUse(Exception):
-    """A server or gateway, live or archived, has or had this name, slug or URL. Slugs are never reused."""
+    """This name, slug or URL belongs to a server or gateway, live or archived. Slugs are never reused."""
 
 
 def add_built_in(

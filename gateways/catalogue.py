@@ -111,7 +111,10 @@ class Place(NamedTuple):
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server, with the tool's features. Each assignment with the tool has one feature for the tool."""
+    """One tool of a server, with the tool's features.
+
+    If the server is assigned to several gateways, each assignment with the tool has a feature of its own.
+    """
 
     feature: Feature  # The oldest of `found`.
     calls: int = 0  # Calls of the features in `found`.
@@ -174,8 +177,8 @@ class Catalogue:
     """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
     With `tells_use`, calls in the last SPAN are counted if the viewer may read the log. Sorting and filtering by use
-    need these numbers. `page` is the number, as text, of the page that the caller will probably read. If `page` is
-    None, or is not a page number, it stands for page 1.
+    need these numbers. `page` is the page that the caller will probably read: a number, as text. If `page` is None,
+    or is not a page number, the page is page 1.
     """
 
     ordered = True

@@ -55,7 +55,7 @@ class JsonNumber(str):
 
 
 def lines_of(text: str) -> list[str]:
-    """Return the JSON text of a definition as lines, at least one per value; members of objects are sorted."""
+    """Return the JSON text of a definition as lines. Members of objects are sorted, and each begins a new line."""
     value = json.loads(text, object_pairs_hook=Pairs, parse_float=JsonNumber, parse_int=JsonNumber)
     lines = _members(value, "", FIRST) if isinstance(value, Pairs) else _value("", value, "")
     # Lone surrogates cannot be encoded: show them as escapes.
@@ -246,7 +246,7 @@ def _arguments(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
 
 
 def resolved(schema: Any, whole: Any) -> dict[str, Any]:
-    """Return `schema`; if it has a `$ref`, replace the `$ref` by the part of `whole` to which it leads.
+    """Return `schema`. If `schema` has a `$ref`, put the part of `whole` that the `$ref` names in place of the `$ref`.
 
     Return {} if the result is no schema.
     """

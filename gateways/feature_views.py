@@ -76,7 +76,7 @@ class Lines(forms.CharField):
 
 
 class TextsForm(forms.Form):
-    """Form for the title and description that clients see for a tool instead of the server's."""
+    """Form for a tool's title and description. Clients see these texts instead of the server's texts."""
 
     title = forms.CharField(max_length=200, required=False, validators=[check_visible])
     description = Lines(
@@ -205,9 +205,9 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
-    """Return the context: the gateways with this tool and, if the viewer may read the log, its use.
+    """Return template context: the gateways with this tool, and the use of the tool.
 
-    Return {} if `feature` is not an offered tool.
+    The use is left out if the viewer may not read the log. The context is {} if `feature` is not an offered tool.
     """
     seen = Feature.objects.tools_seen_by(request.user).filter(pk=feature.pk)
     if not seen.exists():

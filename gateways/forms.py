@@ -72,7 +72,7 @@ class ReachForm(forms.Form):
 
 
 class LimitForm(forms.Form):
-    calls_per_minute = LimitField(help_text="For all its connections together. Empty: no limit.")
+    calls_per_minute = LimitField(help_text="Limit for all connections of the gateway together. Empty: no limit.")
 
 
 class DefinitionsForm(forms.Form):

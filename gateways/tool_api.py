@@ -54,17 +54,18 @@ class ToolSerializer(serializers.Serializer[Feature]):
     )
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
     effect = serializers.ChoiceField(
-        Effect.choices, help_text="Effect as an administrator states it, otherwise as the server claims it."
+        Effect.choices, help_text="Effect that an administrator states, or else the effect that the server claims."
     )
     said_effect = serializers.ChoiceField(
         SAID_EFFECTS,
         help_text="Effect that an administrator states. If it is empty, the effect that the server claims applies.",
     )
     said_title = serializers.CharField(
-        help_text="Title that an administrator states for clients. If empty, clients get that of the server."
+        help_text="Title that an administrator states for clients. If empty, clients get the server's title."
     )
     said_description = serializers.CharField(
-        help_text="Description that an administrator states for clients. If empty, clients get that of the server."
+        help_text="Description that an administrator states for clients. If empty, clients get the server's "
+        "description."
     )
     tool_policy = serializers.CharField(
         source="assignment.tool_policy", help_text="`allow_all`, `selected` or `block_all`."
@@ -88,7 +89,7 @@ class FeatureSerializer(ToolSerializer):
     )
     approved = serializers.CharField(help_text="The JSON text of the approved definition; empty if none is approved.")
     offered = serializers.CharField(
-        allow_null=True, help_text="The JSON text of the server's current definition; null if it is approved."
+        allow_null=True, help_text="The server's current definition as JSON text; null if this definition is approved."
     )
     hidden_characters = serializers.ListField(
         child=serializers.CharField(),
@@ -124,7 +125,7 @@ class ToolQuery(ListQuery):
     """Filters of the list of tools."""
 
     q = serializers.CharField(required=False, help_text="Text contained in the exposed name, title or description.")
-    enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
+    enabled = serializers.BooleanField(required=False, help_text="true: only enabled rows; false: only disabled rows.")
     server = SubjectField("server", _assignments, "alias", "server__slug", "server__name", ids=("pk", "server"))
 
 
@@ -147,14 +148,14 @@ class ToolChanges(RequestBody):
         allow_blank=True,
         max_length=200,
         validators=[check_visible],
-        help_text="Title of a tool for clients; if empty, the server's is used.",
+        help_text="Title of a tool for clients. If empty, clients get the server's title.",
     )
     said_description = serializers.CharField(
         required=False,
         allow_blank=True,
         max_length=LONGEST_TEXT,
         validators=[check_visible],
-        help_text="Description of a tool for clients; if empty, the server's is used.",
+        help_text="Description of a tool for clients. If empty, clients get the server's description.",
     )
 
 
@@ -251,7 +252,9 @@ class FeatureResource(Resource):
 
 
 def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
-    """Apply the switch, the effect and the texts in `body` to the feature, each only if present.
+    """Change the switch, the effect, the title and the description of the feature to the values in `body`.
+
+    A value that is missing in `body` stays unchanged.
 
     Raises ValidationError.
     """
@@ -317,12 +320,12 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
     effect = serializers.ChoiceField(
         Effect.choices,
         source="feature.effect",
-        help_text="Effect as an administrator states it, otherwise as the server claims it.",
+        help_text="Effect that an administrator states, or else the effect that the server claims.",
     )
     places = PlaceSerializer(many=True, help_text="Gateways that have it.")
     calls = serializers.SerializerMethodField(
-        help_text="Calls of the tool in the last `counted_seconds`, on the gateways where the tool matches the "
-        "filters; null if you may not read the log."
+        help_text="Calls of the tool in the last `counted_seconds`. Calls on gateways where the tool does not "
+        "match the filters are left out. Null if you may not read the log."
     )
     last_used_at = UtcDateTimeField(
         allow_null=True, help_text="When it was last called in the counted period; null if it was not."
@@ -339,7 +342,7 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
 
 
 class CatalogueToolDetailSerializer(CatalogueToolSerializer):
-    """A tool of a server, with its definition on the gateway where it was first seen."""
+    """A tool of a server in detail. The definition is from the gateway where the tool was first seen."""
 
     description = serializers.CharField(
         source="feature.description", allow_blank=True, help_text="Description given by its server."

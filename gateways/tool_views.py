@@ -298,7 +298,10 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
 
 
 def _tabs(gateway: Any, chosen: FeatureKind | None) -> list[Tab]:
-    """Return the tabs, each with the number of features of its kind that the gateway's servers offer."""
+    """Return a tab for each kind of feature, and a tab for all kinds.
+
+    Each tab has the number of these features that the gateway's servers offer.
+    """
     numbers = offered_by_kind(gateway)
     tabs = [Tab(kind.value, label, numbers.get(kind, 0), kind == chosen) for kind, label in PLURALS.items()]
     return [*tabs, Tab("all", "All", sum(numbers.values()), chosen is None)]

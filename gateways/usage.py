@@ -148,15 +148,15 @@ class ServerUse:
 
     @property
     def dearest_unused(self) -> list[ToolUse]:
-        """The listed tools with the longest definitions among those that were not used; at most DEAREST tools."""
+        """At most DEAREST listed tools that were not used, the longest definition first."""
         listed = (tool for tool in self.unused if tool.listed_bytes)
         return sorted(listed, key=lambda tool: (-tool.listed_bytes, tool.name))[:DEAREST]
 
 
 def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
-    """Return the tools of each assignment with their last calls in the last SPAN, in the order of `assignments`.
+    """Return the tools of each assignment, and the time of each tool's last call within the last SPAN.
 
-    Denied calls do not count.
+    The results are in the order of `assignments`. Denied calls do not count.
     """
     rows = list(assignments)
     narrowed = narrowings(one.pk for one in rows)
@@ -210,7 +210,7 @@ def _selected(statement: str, *parameters: Any, before: str = "") -> list[tuple[
 
 
 class TokenUse(NamedTuple):
-    """The number of tools called with a token in the last SPAN, and the number that the token's servers offer."""
+    """Two numbers of a token: the tools called with it in the last SPAN, and the tools that its servers offer."""
 
     used: int
     offered: int
@@ -346,14 +346,17 @@ def narrow(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _without_dearest(assignment: Assignment) -> list[str]:
-    """Return the names of all tools except the unused ones with the longest definitions."""
+    """Return the names of all tools except `dearest_unused`, the unused tools with the longest definitions."""
     (use,) = uses([assignment])
     hidden = [tool.name for tool in use.dearest_unused]
     return list(assignment.features.exclude(exposed_name__in=hidden).values_list("exposed_name", flat=True))
 
 
 def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
-    """Return keyword arguments for the confirmation: texts that name the tools to disable, and hidden form fields."""
+    """Return keyword arguments for the confirmation: its texts, and its hidden form fields.
+
+    The texts say which tools will be disabled or hidden.
+    """
     (use,) = uses([assignment])
     gateway, days, begun = assignment.gateway, SPAN.length.days, assignment.created_at
     off = use.dearest_unused if is_dearest else use.to_switch_off

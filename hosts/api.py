@@ -60,7 +60,7 @@ class HostQuery(ListQuery):
     """Filters of the list of hosts."""
 
     kind = serializers.ChoiceField(HostKind.choices, required=False, help_text="Apps (`headed`), or agents (`token`).")
-    enabled = serializers.BooleanField(required=False, help_text="Only enabled ones, or only disabled ones.")
+    enabled = serializers.BooleanField(required=False, help_text="true: only enabled rows; false: only disabled rows.")
     status = serializers.ChoiceField(list(STATUSES), required=False, help_text="Only hosts with this status.")
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
 

@@ -119,7 +119,10 @@ def page_url(host: Host) -> str:
 
 
 def _switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the on/off switch: the head of the host's page, or its row in the list."""
+    """Render the part of the page that has the on/off switch.
+
+    This is the head of the host's page, or the host's row in the list.
+    """
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
     context = {"host": host, "table": HOSTS.seen(request)}
     return answer(request, fragment, context, to=page_url(host), toast=toast, undo=undo)

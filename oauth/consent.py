@@ -57,8 +57,9 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 
 
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
-    """Return the connection that the person allowed; create it, and the key behind its OAuth tokens, if missing.
+    """Return the connection that the person allowed.
 
+    Creates the connection if it does not exist, and the key behind the connection's OAuth tokens if there is none.
     The caller must open a transaction.
     """
     assert flow.application

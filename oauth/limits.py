@@ -63,7 +63,10 @@ def each_client(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
 
 
 def _client(request: HttpRequest) -> str:
-    """Return the claimed client_id if it is known; otherwise "", under which all unknown clients are counted."""
+    """Return the client_id that the request claims, or "" if no app has this id.
+
+    All unknown clients are counted together under "".
+    """
     client_id = _claimed_client_id(request)
     if "\x00" in client_id or not Application.objects.filter(client_id=client_id).exists():
         return ""

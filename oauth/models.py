@@ -1,4 +1,7 @@
-"""Models of OAuth: the host of each application, the connection of each grant and token, and authorize flows."""
+"""Models of OAuth: registrations, bindings, and authorize flows.
+
+A registration ties an application to its host. A binding ties a grant or token to its connection.
+"""
 
 from datetime import timedelta
 from urllib.parse import urlencode

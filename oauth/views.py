@@ -52,7 +52,7 @@ OWN = own_resource("a flow belongs to the browser and the person that began it",
 @require_GET
 @CHECKED
 def connect(request: AppRequest) -> HttpResponse:
-    """Start the flow for the agent `?host=`; without it, redirect to the page that asks for an agent.
+    """Start the flow for the agent in `?host=`. Without `?host=`, redirect to the page that asks for an agent.
 
     `?gateway=` preselects a gateway. `?client=` preselects the client for the instructions at the end. This URL is also
     the enrolment link.
@@ -359,9 +359,9 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """Return the servers for which `connection` lacks an identity: a text with their names, or an empty text.
+    """Return the names of the servers for which `connection` lacks an identity, as text; empty if there are none.
 
-    If `connection` is None, use one of the person's connections to this gateway that lack an identity.
+    If `connection` is None, take a connection of the person to this gateway that lacks an identity.
     """
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
     if connection:

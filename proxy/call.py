@@ -435,7 +435,10 @@ class Endpoint:
                 stream.stop_pings()
 
     def _ended(self, request: McpRequest, ending: StopReason, stream: Stream | None) -> Response:
-        """Return the response to a call that was stopped while it ran: access was lost, or the call was cancelled."""
+        """Return the response to a call that was stopped while it ran.
+
+        Such a call lost its access, or was cancelled.
+        """
         request_id = request.message.id if request.message is not None else None
         if ending.refusal is not None:
             return self._upstream_error(request, ending.refusal)
@@ -818,7 +821,7 @@ class Endpoint:
     ) -> Target:
         """Return the server to call, with the era of MCP to use. Raises an UpstreamError.
 
-        This is the client's era if the server supports the client's era.
+        The era is the client's era if the server supports the client's era.
         """
         level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         target = target_of(
@@ -864,7 +867,7 @@ class Endpoint:
             self._note_patience(request, stream)
 
     def _note_patience(self, request: McpRequest, stream: Stream | None) -> None:
-        """Note how long this client waited for its answer, if rules of the gateway may hold calls."""
+        """Note how long this client waited for its answer. Do nothing if no rule of the gateway holds calls."""
         rules = request.grant.rules if request.grant is not None else None
         if rules is None or request.client_left or (stream is not None and stream.client_left):
             return
@@ -997,7 +1000,10 @@ INSTRUCTIONS = Wanted(ServersNeeded.INTRODUCED, "instructions")
 
 
 def wanted(message: Message | None, feature: Named | None) -> Wanted:
-    """Return the servers and features to query for this message. `feature` is the feature that it names, or None."""
+    """Return the servers and features to query for this message.
+
+    `feature` is the feature that the message names, or None if the message names no feature.
+    """
     if message is not None and message.method == ROOTS_CHANGED:
         return INTRODUCTION
     if message is None or message.id is None or (method := METHODS.get(message.method)) is None:
@@ -1082,9 +1088,9 @@ def _is_standing(request: McpRequest) -> bool:
 
 
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
-    """Check the params of a request that names a feature. Return its refusal, or None if they are well-formed.
+    """Return the refusal of a request with malformed params, or None if the params are well-formed.
 
-    Raises UnknownTask.
+    The request names a feature or a task. Raises UnknownTask.
     """
     params = message.params
     if message.method in tasks.TASK_METHODS:
@@ -1107,8 +1113,8 @@ def _form_refusal(request: McpRequest, message: Message) -> Response | None:
 def _resolve(request: McpRequest, grant: AccessRow, feature: Named) -> Resolved | AssignedServer | None:
     """Return the result of `resolve_call`.
 
-    Return None if the name is unknown, but may be the name that a server itself uses, without the server's alias.
-    Raises OutOfScope, Refusal or UnknownFeature.
+    An unknown name may be a server's own name for a tool or prompt, without the server's alias. For such a name, return
+    None. Raises OutOfScope, Refusal or UnknownFeature.
     """
     try:
         return resolve_call(grant, feature)
@@ -1170,7 +1176,7 @@ def _failed(request: McpRequest, error: Exception, public_url: str) -> Response:
 
 
 async def _send_not_executed(request: McpRequest, stream: Stream | None = None) -> None:
-    """Refuse a call that cannot be logged: send a 503, or the error on `stream` if that is open."""
+    """Refuse a call that cannot be logged. If `stream` is open, send the error on `stream`. Otherwise send a 503."""
     metrics.UNAVAILABLE.labels("not_executed").inc()
     answer = _unavailable(request, NOT_EXECUTED, {"reason": "log_unavailable"})
     if stream is not None and stream.opened:
@@ -1294,7 +1300,7 @@ class _Sent:
     async def on_notification(self, notification: Object) -> None:
         """Forward a notification of the server to this client.
 
-        A notification that a list has changed goes to all clients of the gateway instead.
+        If the notification says that a list has changed, all clients of the gateway are notified instead.
         """
         if (changed := LIST_OF.get(str(notification.get("method")))) is not None:
             self.parts.server_streams.list_changed(self.resolved.assigned, self.grant, changed)
@@ -1312,7 +1318,8 @@ class _Sent:
     async def _may_pass_on(self, notification: Object) -> bool:
         """Return whether the client may get this notification.
 
-        Return False if the client is of the session era, and may not subscribe to the resource that was updated.
+        Return True for all notifications except one: a resource was updated, and the client is of the session era.
+        Then return whether the client may subscribe to this resource. If that is unknown, return False.
         """
         uri = params_of(notification).get("uri")
         if self.request.modern or notification.get("method") != UPDATED or not isinstance(uri, str):

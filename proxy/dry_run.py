@@ -1,8 +1,8 @@
 """Dry run: decide a request without sending it (checks 4 to 10 and 13 to 16 of the decision order).
 
-It also checks that the credential can be decrypted. The functions and the SQL statement are those of real requests.
-If a name lacks its server's alias, a real request adds the alias, but a dry run does not. Nothing is sent, logged or
-counted against a limit.
+A dry run also checks that the credential can be decrypted. A dry run uses the functions and the SQL statement of real
+requests. One thing differs: if a name lacks its server's alias, the gateway adds the alias only in a real request.
+Nothing is sent, logged or counted against a limit.
 """
 
 import time

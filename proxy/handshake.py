@@ -112,11 +112,11 @@ class Eras:
         return task
 
     async def _look(self, target: Target, age: float) -> str:
-        """Return the server's eras: the stored eras if they are at most `age` seconds old, otherwise a probe's result.
+        """Return the server's eras. Probe the server unless its stored eras are at most `age` seconds old.
 
-        While another worker probes the server, the stored eras are returned, whatever their age. If no eras are stored
-        yet, a call with `age` 0 waits for the other worker; a call with any other `age` returns an empty text. Raises
-        an UpstreamError or DatabaseUnavailable.
+        While another worker probes the server, return the stored eras, whatever their age. If no eras are stored yet
+        and `age` is 0, wait for the other worker. If no eras are stored yet and `age` is not 0, return an empty text.
+        Raises an UpstreamError or DatabaseUnavailable.
         """
         claim = target.timeout_s + CLAIM_SECONDS
         given = {"server": target.server_id, "url": target.url, "claim": claim, "age": age}
@@ -237,7 +237,10 @@ def _said(grant: AccessRow, *, modern: bool) -> Object:
 
 
 def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
-    """Return the union of the servers' capabilities. `tools` is always present, and each list has `listChanged`."""
+    """Return the union of the servers' capabilities.
+
+    `tools` is always present. Every capability in LISTS gets `listChanged`.
+    """
     union: dict[str, set[str]] = {"tools": set()}
     extensions: Object = {}
     for capabilities in offered:

@@ -248,10 +248,10 @@ class Holds:
     # column `run_call` has the id of the call's latest request, so each `requestState` continues the call only once.
 
     def unwrapped(self, request: McpRequest, message: Message) -> Message:
-        """Return the call in the form for its server, with the server's own `requestState`.
+        """Return the call in the form that its server gets, with the server's own `requestState`.
 
-        The client's response to the approval page is removed. Sets `request.continues` if `wrapped` made the client's
-        `requestState`.
+        Removes the client's response to the approval page. If the client's `requestState` comes from `wrapped`, sets
+        `request.continues` to the call that continues.
         """
         params = message.params
         if message.method != "tools/call":
@@ -342,7 +342,9 @@ class Holds:
                     await news.wait()
 
     async def _look(self, found: FoundHold) -> tuple[str, float]:
-        """Return the state of the hold, or `gone`, and the seconds until it ends.
+        """Return the state of the hold, and the seconds until the hold ends.
+
+        If the hold no longer exists, the state is `gone`.
 
         Raises NotApproved if the hold was denied or withdrawn, or has expired.
         """
@@ -401,7 +403,10 @@ class Holds:
     # The page of the hold, for clients that open URLs
 
     async def _offers_page(self, call: HeldCall, found: FoundHold) -> bool:
-        """True if the client can open URLs, and this call created the hold. So the page of a hold is offered once."""
+        """True if the client can open URLs, and this call created the hold.
+
+        Later calls with the same hold do not offer the page again.
+        """
         if not can_answer(call.capabilities, page_request(found, "")):
             return False
         return bool(await self._state.fetch(IS_FIRST, (found.id, call.request.uid)))
@@ -428,15 +433,15 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Note that the client waited `seconds` for its answer.
+        """Note that the client waited `seconds` for the answer.
 
-        If this is longer than PATIENCE_SHOWN, and the connection has no `hold_wait` yet, store PATIENT there.
+        If `seconds` is more than PATIENCE_SHOWN, and the connection has no `hold_wait` yet, set `hold_wait` to PATIENT.
         """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)
 
     def _note_limit(self, call: HeldCall) -> None:
-        """Record that the client stopped waiting, so that its connection's next held calls are answered earlier."""
+        """Record that the client stopped waiting. The next held calls of the connection are then answered earlier."""
         seconds = max(WITHOUT_PROGRESS, int(call.waited * 0.8))
         self._in_background(LEARN_LIMIT, PATIENT, seconds, call.request.row.grant.connection_id)
 
@@ -445,7 +450,11 @@ class Holds:
 
 
 def _capabilities(request: McpRequest, message: Message) -> Object:
-    """Return the capabilities that the client declared: in this call (in MCP 2026-07-28), or for its session."""
+    """Return the capabilities that the client declared; empty if the client declared none.
+
+    In MCP 2026-07-28, the client declares capabilities in each call. In earlier versions, the client declares
+    capabilities for its session.
+    """
     session = request.grant.session if request.grant is not None else None
     declared = message.meta.get(versions.CAPABILITIES_KEY) if request.modern else session and session.capabilities
     return declared if isinstance(declared, dict) else {}

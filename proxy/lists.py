@@ -241,7 +241,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Return the re-read grant. Its features have the name `feature.name` at their servers, without an alias."""
+        """Return the grant, read again with the features whose own name at their server is `feature.name`."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )
@@ -507,7 +507,10 @@ def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[Ass
 def _raise_if_nothing_is_known(
     ready: Sequence[AssignedServer], live: dict[str, list[Definition] | UpstreamError]
 ) -> None:
-    """Raise the servers' error if all failed and no list is stored, so that errors do not look like an empty list."""
+    """Raise an error if all servers failed and no list of a server is stored.
+
+    Without the error, the client would get an empty list.
+    """
     faults = [answer for answer in live.values() if isinstance(answer, UpstreamError)]
     if not faults or len(faults) < len(live) or any(_is_known(assigned) or assigned.features for assigned in ready):
         return

@@ -163,7 +163,7 @@ class SessionCalls:
 
 
 class Heard(NamedTuple):
-    """Messages a server sent in a session, plus the aliases and log level needed to rewrite them for the client."""
+    """Messages that a server sent in a session, and aliases and log level to rewrite the messages for the client."""
 
     row: str
     owner: str
@@ -304,8 +304,8 @@ class Courier:
 def choose_destination(bids: dict[str, Bid], own: str) -> Destination | None:
     """Return the destination of a message that names no call, or None if there is no destination.
 
-    The destination is the running call of the session if no other call runs and the call has a stream. Otherwise, the
-    destination is a standing stream, preferably of this worker (`own`).
+    If exactly one call of the session is running, and this call has a stream, the destination is this call. Otherwise,
+    the destination is a standing stream, preferably of this worker (`own`).
     """
     if sum(bid.calls for bid in bids.values()) == 1:
         (worker,) = (worker for worker, bid in bids.items() if bid.calls)
@@ -559,8 +559,8 @@ class Carrier:
     async def _deliver(self, heard: Heard, to_call: bool) -> None:
         """Send a server's messages to the client.
 
-        If `to_call` is True, the messages go to this worker's call in the session, otherwise to a standing stream.
-        Updates of resources always go to a standing stream.
+        If `to_call` is True, the messages go to the call that this worker runs in the session. If `to_call` is False,
+        the messages go to a standing stream. Updates of resources always go to a standing stream.
         """
         call = next(iter(self.calls.of(heard.row)), None) if to_call else None
         for message in heard.messages:
@@ -574,8 +574,8 @@ class Carrier:
     def _put(self, heard: Heard, message: Object) -> None:
         """Rewrite a notification for the client, and send it on the client's standing stream.
 
-        If the client has no standing stream, store the notification for the client's session. In this case, drop an
-        update of a resource, and drop any notification to a client without a session.
+        If the client has no standing stream, two kinds of notifications are dropped: updates of resources, and
+        notifications to a client without a session. All other notifications are stored for the client's session.
         """
         standing = next(iter(self._standing_of_session(heard.owner)), None)
         params = params_of(message)

@@ -183,8 +183,8 @@ def watch(
 def tell_apart(most: int, folder: Path | None, gateways: Iterable[str], servers: Iterable[str]) -> None:
     """Let at most `most` gateways and at most `most` servers have their own label values.
 
-    The names in `gateways` and `servers` get label values now, and other names when they are first counted. Workers
-    share the names through files in `folder`, unless it is None.
+    The names in `gateways` and `servers` get label values now. Other names get label values when they are first
+    counted. Workers share the names through files in `folder`, unless `folder` is None.
     """
     for names, first in ((GATEWAYS, gateways), (SERVERS, servers)):
         names.set_up(most, folder)

@@ -6,7 +6,7 @@ from django.db import models
 
 
 class RateCounter(models.Model):
-    """A count of calls leased by workers in one minute, for the rate limit of a token, a gateway or the workspace."""
+    """Number of calls that workers leased in a minute, under the rate limit of a token, a gateway or the workspace."""
 
     id = models.BigAutoField(primary_key=True)
     subject_type = models.CharField(max_length=12)

@@ -100,7 +100,7 @@ REASONS = {
     ),
     "wrong_gateway": Reason(
         Step.ADDRESS,
-        "The token works only on its own gateway, but the URL of the call names another gateway or none.",
+        "The token works only on its own gateway, but the URL of the call names another gateway or no gateway.",
         page=TOKENS,
         status=403,
         published="Forbidden",
@@ -170,7 +170,7 @@ REASONS = {
     ),
     "identity_unconfirmed": Reason(
         Step.IDENTITY,
-        "The path, header or auth type of {server} changed; its credential waits to be confirmed.",
+        "The path, header or auth type of {server} changed, and nobody has confirmed the credential yet.",
         page=IDENTITIES,
     ),
     "identity_sign_in": Reason(
@@ -180,7 +180,7 @@ REASONS = {
         Step.IDENTITY, "The sign-in at {server} granted fewer scopes than the server requires now.", page=IDENTITIES
     ),
     "identity_unavailable": Reason(
-        Step.IDENTITY, "The gateway could not get a new token for the credential from its issuer.", page=IDENTITIES
+        Step.IDENTITY, "The gateway could not get a new token from the issuer of the credential.", page=IDENTITIES
     ),
     "identity_unreadable": Reason(
         Step.IDENTITY, "No encryption key decrypts the stored credential, or no header can carry it.", page=IDENTITIES
@@ -239,6 +239,9 @@ REASONS = {
 
 
 def message(reason: str, public_url: str, sentence: str = "", page: str = "") -> str:
-    """Return the error message for the client: a sentence and the URL of a page, by default those of the reason."""
+    """Return the error message for the client: a sentence and the URL of a page.
+
+    If `sentence` or `page` is empty, the sentence or page of the reason is used.
+    """
     found = REASONS[reason]
     return f"{(sentence or found.sentence).removesuffix('.')}. {public_url}{page or found.page}"

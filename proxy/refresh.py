@@ -308,9 +308,9 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Store that the person has to sign in again, and raise NotRenewed.
 
-    In two cases, do not store this, and give NotRenewed the reason `identity_unavailable`: the refusal counts as
-    temporary, or another process is renewing the token. If another process has already replaced the token, return the
-    new ciphertext.
+    There are three other cases, in which this is not stored. If the refusal counts as temporary, NotRenewed has the
+    reason `identity_unavailable`. If another process is renewing the token, NotRenewed has the same reason. If another
+    process has already replaced the token, return the new ciphertext.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)
@@ -385,8 +385,8 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
     """Count a refusal that may be temporary, and raise NotRenewed.
 
-    Raise nothing if at least UNCLEAR_REFUSALS refusals came in succession. The refusal then counts as final, and the
-    caller stores it.
+    From the third refusal in succession (UNCLEAR_REFUSALS) on, do not raise. The caller then stores the refusal as
+    final.
     """
     rows = yield Statement(STATEMENTS["wait"], parameters | {"is_refusal": True})
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:

@@ -130,7 +130,7 @@ class Origins:
 
 
 def accepted_formats(value: bytes | None) -> Accepted:
-    """Return the formats an Accept header allows, possibly none; without a header, JSON."""
+    """Return the formats that an Accept header allows: both, one or none. Without a header, only JSON is allowed."""
     if value is None or value == b"*/*":
         return Accepted(json=True, stream=False)
     if value == ACCEPT_BOTH:
@@ -314,7 +314,7 @@ class McpRequest:
     async def read(self, limit: int) -> bool:
         """Read the body and return True; return False if it is larger than `limit` bytes. Raises ClientLeft.
 
-        After False, `read` may be called again with a higher `limit`, and then continues.
+        After False, another `read` with a higher `limit` continues where the first `read` stopped.
         """
         declared = self.headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared) > limit:

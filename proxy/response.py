@@ -163,9 +163,9 @@ async def send(request: McpRequest, response: Response) -> None:
 
 
 async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
-    """Send a body in pieces, each after the client has read the previous piece.
+    """Send a body in pieces. Send each piece only after the client has read the previous piece.
 
-    Returns an empty text, which `send` sends as the end of the body.
+    Return an empty text. `send` sends this text as the end of the body.
     """
     for start in range(0, len(body), PIECE):
         piece = body[start : start + PIECE]
@@ -181,7 +181,7 @@ def is_primed(version: str) -> bool:
 class Stream:
     """The client's event stream, opened when the first event or ping is sent on it.
 
-    In a session, events have ids. If the client disconnects, `events` stores the recent events and all that follow.
+    In a session, events have ids. If the client disconnects, `events` stores the recent events and all later events.
     """
 
     __slots__ = (

@@ -65,7 +65,10 @@ class StreamOver(Exception):
 
 
 class InteractiveCall(NamedTuple):
-    """A call in which the server may send requests to the client: the client's capabilities, and its stream, if any."""
+    """A call in which the server may send requests to the client.
+
+    `capabilities` are the client's capabilities. `stream` is the stream to the client; None if there is none.
+    """
 
     request: McpRequest
     grant: AccessRow
@@ -736,9 +739,9 @@ def _sealable(task: "asyncio.Future[RpcResponse]") -> bytes | None:
 
 
 def _opened_outcome(text: bytes, server: str) -> RpcResponse:
-    """Return the outcome that `_sealable` wrote as `text`.
+    """Return the answer to the suspended call. `text` is the outcome that `_sealable` returned.
 
-    Raises Ended, DatabaseUnavailable or SuspendedCallFailed if the call failed.
+    If the call failed, raises Ended, DatabaseUnavailable or SuspendedCallFailed.
     """
     if text == UNAVAILABLE:
         raise DatabaseUnavailable("the database did not answer while the call was suspended")

@@ -152,7 +152,7 @@ class StandingStream:
         self.put(message)
 
     def put(self, message: Object, *, first: bool = False) -> None:
-        """Queue this message; if `first`, before all others. If the client reads too slowly, end the stream."""
+        """Queue this message; with `first`, as the next to send. If the client reads too slowly, end the stream."""
         if self._over:
             return
         if self.subscription is not None:
@@ -323,7 +323,10 @@ class Streams:
         return news
 
     def of_owner(self, owner: str) -> list[StandingStream]:
-        """Return the standing streams of `owner`, newest first: of a session, or of a connection without a session."""
+        """Return the standing streams of `owner`, newest first.
+
+        The owner is a session, or a connection without a session.
+        """
         return [standing for standing in reversed(self.standing()) if standing.owner == owner]
 
     def sessions(self) -> set[str]:
@@ -686,7 +689,7 @@ class Resumption:
     async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """Send the stored messages, and notifications of changes for `lists` and the subscribed resources."""
+        """Send the stored messages, the notifications named in `lists`, and a notification for each subscription."""
         self.server_streams.give_waiting(standing.owner)
         # Changes of lists and resources may have been missed.
         for method in lists:

@@ -190,7 +190,10 @@ class Tracer:
         self._sender.stop()
 
     def begin(self, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None) -> CallSpan | None:
-        """Return the span of a call whose access was decided; None if not sampled. `told` is the caller's trace."""
+        """Begin the span of a call after the decision on access. Return None if the call is not sampled.
+
+        `told` is the caller's trace.
+        """
         parent = told.get(trace_context.PARENT, "")
         # Anyone could have every call traced if the flag of untrusted callers counted.
         if self._trusts_callers and parent:
@@ -393,7 +396,7 @@ def _context_of(parent: str) -> Context:
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
     """Return a link to the span that the HTTP headers name.
 
-    If the headers name no span, or the span `parent`, there is no link.
+    Return no link if the headers name no span, or if the span that the headers name is `parent`.
     """
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)

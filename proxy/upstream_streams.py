@@ -206,7 +206,7 @@ class ServerStreams:
     def _due(
         self, standing: Sequence[StandingStream], granted: Mapping[AccessQuery, AccessRow], now: float
     ) -> set[str]:
-        """Return the owners to check: owners with a new grant, and owners not checked for LOOK_AGAIN_SECONDS."""
+        """Return owners that have a new grant, or whose last check was more than LOOK_AGAIN_SECONDS ago."""
         looked = {each.owner: self._looked.get(each.owner, now) for each in standing}
         due = {
             each.owner
@@ -681,9 +681,9 @@ class Audiences:
     async def find(
         self, standing: Iterable[StandingStream], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[Audience]:
-        """Return the audiences of these streams, with current grants; streams without access are left out.
+        """Return the audiences of these streams, each audience with its current grant.
 
-        Raises DatabaseUnavailable.
+        Streams that no longer have access are left out. Raises DatabaseUnavailable.
         """
         by_query: dict[AccessQuery, list[StandingStream]] = {}
         for each in standing:
@@ -761,7 +761,7 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
     """Return whether the server's capability `name` has this `member`.
 
-    With `modern`, the capabilities are those for clients of MCP 2026-07-28, otherwise those for older clients.
+    With `modern`, look at the capabilities for clients of MCP 2026-07-28; otherwise, at those for older clients.
     """
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())

@@ -40,7 +40,7 @@ from servers.models import Server
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-SOMEBODY_ELSE = "If true, people cannot decide on calls of agents that act for them."
+SOMEBODY_ELSE = "If true, a person cannot decide on calls that an agent makes for this person."
 TOOLS_HELP = "Names of tools as clients see them, with `*` (any text) and `?` (any character); empty means all."
 
 

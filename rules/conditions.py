@@ -24,7 +24,8 @@ BUILDERS = (
     Builder(
         HOURS,
         "Outside office hours",
-        "Outside the hours you choose (and at weekends, if ticked), in the workspace's time zone.",
+        "Outside the hours you choose, in the workspace's time zone. If you tick “Also at weekends”, the whole weekend "
+        "counts as outside.",
     ),
     Builder(PRODUCTION, "Production names", "One argument contains the word prod, production or live."),
     Builder(EXPRESSION, "Expression", "A condition in CEL."),

@@ -138,7 +138,7 @@ class CallRuleForm(forms.Form):
     somebody_else = forms.BooleanField(
         label="Somebody else must decide",
         required=False,
-        help_text="People cannot decide on calls of agents that act for them.",
+        help_text="A person cannot decide on calls that an agent makes for this person.",
     )
     hold_minutes = forms.IntegerField(
         label="Minutes to decide",

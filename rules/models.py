@@ -72,7 +72,7 @@ class NobodyDecides(RuleError):
 
 
 class NeedsPayloads(RuleError):
-    """A condition on arguments needs the permission View recorded payloads, because a match reveals argument values."""
+    """A condition on arguments needs the permission “View recorded payloads”: a match reveals argument values."""
 
     field = "when"
 
@@ -156,7 +156,7 @@ class RuleQuerySet(models.QuerySet["Rule"]):
         return row
 
     def arrange(self, rules: Sequence[Rule], *, by: Actor | None) -> None:
-        """Put these rules into this order, in the places that they occupy now. Other rules do not move."""
+        """Put these rules into this order. The rules change places only with each other; other rules do not move."""
         with transaction.atomic():
             now = list(self.model.objects.select_for_update())
             if (after := arranged(now, rules)) != now:

@@ -7,8 +7,9 @@ from difflib import SequenceMatcher
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
     """Return `now` with the items of `chosen` in the order of `chosen`: "abc" becomes "cba" if `chosen` is "ca".
 
-    The items of `chosen` take, in turn, the places where `now` has an item of `chosen`. Items of `chosen` for which no
-    place is left come at the end. All other items keep their places.
+    Some places of `now` have an item of `chosen`. The first item of `chosen` goes to the first of these places, the
+    second item to the second place, and so on. Items of `chosen` without a place come at the end. All other items keep
+    their places.
     """
     ours, queue = {*chosen}, iter(chosen)
     return [next(queue) if one in ours else one for one in now] + [*queue]

@@ -1,6 +1,6 @@
 """Replay: the recorded calls that a rule would have touched, found without changing anything.
 
-Teams, role and the tool's effect are the current ones, because the log does not have them.
+The replay uses the person's current teams and role, and the tool's current effect: the log does not record them.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
     """Show the names that a condition can use: the fields of every call, and the arguments of the rule's tools.
 
-    The form's fields in the URL describe the rule. If the URL has none, the saved rule is used.
+    The URL describes the rule by the fields of the form. If the URL has no fields, the saved rule is used.
     """
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk) if pk else None
     form = CallRuleForm(request.GET, viewer=request.user, rule=rule)

@@ -29,7 +29,7 @@ class CannotStart(Exception):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit code: 0, 1 if it failed, 2 if the file has mistakes."""
+    """Run a command. Return the exit code: 0 for success, 1 for a failure, 2 for mistakes in the file."""
     parser = argparse.ArgumentParser(prog="gateway-admin-runner", description=__doc__)
     parser.add_argument("--version", action="version", version=VERSION)
     commands = parser.add_subparsers(dest="command", required=True)

@@ -71,8 +71,9 @@ SERVER = _object(
             pattern=f"^{PACKAGE}$",
         ),
         "environment": _values(
-            "The program's environment variables. `env:NAME` takes the value from the runner's environment, "
-            "`file:PATH` from a file; give secrets in one of these forms. `${HOME}` is the program's home folder."
+            "The program's environment variables. `env:NAME` takes the value from the runner's environment. "
+            "`file:PATH` takes the value from a file. Use `env:` or `file:` for secrets. "
+            "`${HOME}` is the program's home folder."
         ),
         "folder": _text("Absolute path of the working folder. By default, it is the program's home.", pattern="^/"),
         "mode": {
@@ -146,7 +147,7 @@ class FilePosition(NamedTuple):
 
 
 class FileMistakes(Exception):
-    """The file has mistakes. Each line of this error's text describes one, as `file:line:column: message`."""
+    """The file has mistakes. This error's text has a line for each mistake: `file:line:column: message`."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class RunnerEntry:
         return int(self.fields.get("idle_seconds", 600))
 
     def limit(self, name: str) -> int:
-        """Return the entry's limit `name`. If it is not set, return its default, or 0 if it has no default."""
+        """Return the entry's limit `name`. If the entry does not set it, return the default, or 0 without a default."""
         given = self.fields.get("limits", {}).get(name)
         return int(given or LIMITS[name].get("default", 0))
 
@@ -276,7 +277,7 @@ def _plain(node: yaml.Node, path: tuple[Any, ...], marks: _Marks, mistakes: list
 
 
 def _scalar(node: yaml.Node, at: FilePosition, mistakes: list[tuple[FilePosition, str]]) -> Any:
-    """Return the value of a scalar: a whole number, true, false or None, and text for everything else."""
+    """Return a whole number, true, false or null as a Python value. Return any other scalar as text."""
     match node.tag.removeprefix("tag:yaml.org,2002:"), str(node.value):
         case "int", text if re.fullmatch(r"[-+]?\d{1,18}", text):
             return int(text)

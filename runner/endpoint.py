@@ -62,7 +62,7 @@ type Context = ServerRequestContext[Any, Any]
 
 
 class SessionClient:
-    """Passes the notifications and requests of a program on to the one session that the program serves."""
+    """Forwards a program's notifications and requests to the one session that the program serves."""
 
     def __init__(self, session: ServerSession) -> None:
         self._session = session
@@ -219,7 +219,7 @@ class ProgramEndpoint:
         self._in_background(self._sessions.pop(session).process.stop("its session ended"))
 
     def has_lost(self, session: str) -> bool:
-        """True if the session's program has ended, so that the client has to begin another session."""
+        """True if the session's program has ended. The client then has to begin another session."""
         program = self._sessions.get(session)
         return program is not None and (program.process.is_stopped or program.process.exited.is_set())
 

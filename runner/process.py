@@ -60,7 +60,10 @@ class ProcessUsage:
     memory_bytes: int
 
     def has_home(self, home: Path) -> bool:
-        """True if the process has this HOME. Children inherit it, even those that leave their session and parent."""
+        """True if the process has this HOME.
+
+        Child processes inherit HOME. They keep HOME when they leave their session and their parent.
+        """
         with contextlib.suppress(OSError):
             return f"HOME={home}".encode() in Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
         return False

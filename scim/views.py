@@ -191,7 +191,7 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
         return confirm(
             request,
             title="End old secret",
-            text="End the old secret of this key? Requests using it will fail with 401 immediately.",
+            text="End the old secret of this key? Requests with the old secret will fail with 401 immediately.",
             more=f"{key.previous_prefix} of {key.name}. The new secret {key.prefix} still works.",
             icon="revoke",
             back=page_url(key),

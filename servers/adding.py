@@ -134,7 +134,10 @@ class NewServerForm(Trial, ServerForm):
             self.add_error("secret", list(errors))
 
     def accepts_credential(self) -> bool:
-        """Test the credential. Return False, with a form error, if it is refused and `keep` is not ticked."""
+        """Test the credential, if one was entered. Return True if the form has no error.
+
+        If the server refuses the credential, the form gets an error, unless `keep` is ticked.
+        """
         if secret := self.cleaned_data["secret"]:
             server = Server(**self.server_fields())
             self.judge(refusal_of(server, secret), "secret", server.name)
@@ -319,9 +322,9 @@ def add_server(
     outcome: Discovered | DiscoveryFailed | None = None,
     gateway_name: str = "",  # The name of *A new gateway*; empty: the server's name.
 ) -> Server:
-    """Store the server with its credential, and assign it to the chosen gateways. Raises IntegrityError.
+    """Store the server and its credential, and assign the server to the chosen gateways. Raises IntegrityError.
 
-    A server with neither gateways nor a credential is not asked for its features.
+    If the form has neither gateways nor a credential, do not ask the server for its features.
     """
     with transaction.atomic():
         server = Server.objects.add(by=by, name_is_made=name_is_made, **form.server_fields())
@@ -550,7 +553,7 @@ def _not_asked(request: AppRequest, posted: dict[str, str], checked: NewServerFo
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context that shows the last test again; {} if the form now has another URL."""
+    """Return the context that shows the last test's result. Return {} if that test had another URL than the form."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}

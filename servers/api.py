@@ -56,7 +56,7 @@ class ServerSerializer(serializers.Serializer[Server]):
     total_seconds = serializers.IntegerField(help_text="Maximum seconds of a call.")
     max_concurrent = serializers.IntegerField(help_text="Maximum concurrent calls.")
     lists_live = serializers.BooleanField(
-        help_text="Whether its lists differ by session, and are fetched whenever a client asks."
+        help_text="Whether its lists differ by session. If true, a list is fetched for each request of a client."
     )
     key_help = serializers.CharField(help_text="How people get a credential, in the administrator's words.")
     key_url = serializers.CharField(help_text="Page where people get a credential; empty if none.")
@@ -83,7 +83,7 @@ class ServerSerializer(serializers.Serializer[Server]):
         help_text="Whether it may have a private address within `GATEWAY_PRIVATE_UPSTREAMS`; null if not known yet.",
     )
     health = serializers.CharField(help_text="`ok`, `down` or `unknown`, when last contacted.")
-    health_error = serializers.CharField(help_text="Why it is down or was not asked, in words; otherwise empty.")
+    health_error = serializers.CharField(help_text="Reason if the server is down or was not asked, in words; or empty.")
     health_checked_at = UtcDateTimeField(allow_null=True, help_text="Time of the last contact; null if never.")
     protocol_era = serializers.CharField(help_text="`session`, `modern` (MCP 2026-07-28), `both`, or empty if unknown.")
     protocol_probed_at = UtcDateTimeField(allow_null=True, help_text="When the era was detected; null if not yet.")
@@ -207,9 +207,12 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     )
     runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if the entry is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
-    detail = serializers.CharField(help_text="Why the entry is unusable, or the result of adding it; otherwise empty.")
+    detail = serializers.CharField(
+        help_text="If you asked to add the entry, the result. If the entry is unusable, the reason. Otherwise empty."
+    )
     server = ServerReference(
-        allow_null=True, help_text="The server that was added, or that has this URL already; otherwise null."
+        allow_null=True,
+        help_text="The server that was added, or the existing server with this URL. Null for any other entry.",
     )
 
 

@@ -35,7 +35,10 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ClientEntry:
-    """A server of the file: `url` for a remote server, `block` for a program, `why` if the gateway cannot use it."""
+    """A server of the file. A remote server has a `url`, and a program has a `block`.
+
+    If the gateway cannot use the server, `why` is the reason.
+    """
 
     name: str
     url: str = ""
@@ -131,7 +134,7 @@ class _Json:
                 self._refuse("Write a name in double quotes here, or close the object with }.")
             start, name = self._at, self._string()
             if name in found:
-                self._refuse("This name is in the object twice. Rename or remove one.", start)
+                self._refuse("This name is in the object twice. Rename or remove one of the two entries.", start)
             if self._next() != ":":
                 self._refuse("Write a colon after the name.")
             self._at += 1
@@ -242,7 +245,7 @@ def _remote(name: str, url: str, headers: Mapping[str, str], about: Mapping[str,
     try:
         query = parse_qsl(urlsplit(url).query)
     except ValueError:
-        return ClientEntry(name, url=shown, why="Its URL is not a URL. Correct it in the file.")
+        return ClientEntry(name, url=shown, why="Its URL is not valid. Correct the URL in the file.")
     if shown != url or any(names_a_secret(key) or "key" in key.lower() for key, _ in query):
         shown = shown.partition("?")[0]
         why = "Its URL contains a credential, and URLs are shown on pages. Give the credential in a header."

@@ -129,9 +129,10 @@ def identity_for(server: Server, user: User) -> Identity | None:
 
 
 def refusal_of(server: Server, secret: str) -> str:
-    """Test a secret that is not stored yet, and return the refusal as text that follows the server's name.
+    """Test a secret that is not stored yet. If the server refuses the secret, return the reason as text.
 
-    Return "" if the server accepts the secret, is disabled, cannot be reached, or had MOST_TRIALS tests this minute.
+    The text continues a sentence that begins with the server's name. Return "" if the server accepts the secret, is
+    disabled or cannot be reached, or if the server had MOST_TRIALS tests this minute.
     """
     # The limit keeps people from guessing credentials through the gateway.
     if not server.enabled or Attempt.objects.note(f"trial {server.pk}") > MOST_TRIALS:
@@ -151,7 +152,10 @@ def probe(server: Server, *, by: User) -> Discovered:
 
 
 def contact(server: Server, identity: Identity | None, seconds: float = DISCOVERY_SECONDS) -> Discovered:
-    """Contact `server`, with `identity` if given, and record the outcome on both. Raises DiscoveryFailed."""
+    """Contact `server`, and record the outcome on the server. Raises DiscoveryFailed.
+
+    If an `identity` is given, use the identity for the contact, and record the outcome on the identity, too.
+    """
     if identity is not None:
         keep_fresh(identity)
     try:

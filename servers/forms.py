@@ -82,7 +82,10 @@ class SlugForm(forms.Form):
 
 
 class SignInSettings:
-    """Form mixin that validates the sign-in fields. The form must declare them in the order of these methods."""
+    """Form mixin that validates the sign-in fields.
+
+    The form must declare the fields in the order of the mixin's `clean_` methods.
+    """
 
     cleaned_data: dict[str, Any]
 
@@ -131,7 +134,7 @@ class SignInSettings:
     def clean_revocation_endpoint(self) -> str:
         revocation = self._endpoint("revocation_endpoint")
         if revocation and not self.cleaned_data.get("token_endpoint", revocation):
-            raise ValidationError("Without an authorization endpoint and a token endpoint, leave this empty.")
+            raise ValidationError("Leave this empty, or also enter the authorization endpoint and the token endpoint.")
         return revocation
 
     def _endpoint(self, name: str) -> str:
@@ -256,8 +259,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="At a private address",
         required=False,
         help_text=(
-            "Allow addresses in the networks of GATEWAY_PRIVATE_UPSTREAMS for the URL's host name. For a new URL, the "
-            "gateway sets this box. If the server later moves to such a network, tick the box."
+            "Let the URL's host name lead to addresses in the networks of GATEWAY_PRIVATE_UPSTREAMS. For a new URL, "
+            "the gateway ticks or clears this box. If the server later moves to such a network, tick the box yourself."
         ),
     )
     end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)
@@ -363,7 +366,7 @@ def _is_command(text: str) -> bool:
 
 
 def _callable(url: str) -> tuple[str, bool]:
-    """Validate a server's URL. Return it with a lower-case scheme, and whether it is at a private address.
+    """Validate a server's URL. Return the URL with a lower-case scheme, and whether the URL has a private address.
 
     Raises ValidationError.
     """

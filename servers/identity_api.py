@@ -66,7 +66,8 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     )
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
-        help_text="When the server's path, header or auth type changed. Null if no such change waits for confirmation.",
+        help_text="When a change of the server's path, header or auth type suspended the identity. Null if the "
+        "identity does not wait for confirmation.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Refusal at the last use or test; otherwise empty.")
@@ -98,12 +99,15 @@ class NewIdentity(RequestBody):
     everywhere = serializers.BooleanField(
         default=True,
         help_text=(
-            "Whether to use the credential on your connections. Only connections that have no credential for the "
-            "server, and connections that use `instead_of`, get the credential. Ignored for shared identities."
+            "Whether to use the credential on your connections. Only two kinds of connections get the credential: "
+            "connections without a credential for the server, and connections that use `instead_of`. "
+            "Ignored for shared identities."
         ),
     )
     instead_of = serializers.UUIDField(
-        required=False, allow_null=True, help_text="Your credential that `everywhere` replaces; null if none."
+        required=False,
+        allow_null=True,
+        help_text="Your credential to replace by the new credential if `everywhere` is true; null to replace nothing.",
     )
 
     def validate_server_id(self, pk: UUID) -> Server:
@@ -253,7 +257,10 @@ class IdentityResource(Resource):
         return get_object_or_404(self.get_queryset(), pk=pk)
 
     def _changeable(self, pk: UUID) -> Identity:
-        """Return the identity. Raise an error if it is revoked, or the person may not disable, enable or revoke it."""
+        """Return the identity. Raise an error if the identity is revoked.
+
+        Also raise an error if the person may not disable, enable or revoke the identity.
+        """
         identity = self._find(pk)
         identity.must_be_open_to(self.me)
         identity.must_be_live()

@@ -96,7 +96,7 @@ class IdentityRow:
 
     @property
     def blocked(self) -> str:
-        """Text beside the switch of an enabled identity that is not used for calls; otherwise empty."""
+        """Text beside the switch: why calls do not use the enabled identity. Empty for other identities."""
         return BLOCKED.get(self.identity.status, "")
 
     @property

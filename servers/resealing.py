@@ -32,8 +32,9 @@ SEALED: dict[str, tuple[type[Any], str]] = {
 
 
 def reseal_servers() -> dict[str, Resealed]:
-    """Re-encrypt the columns of SEALED where an older key encrypted them. Return a result for each name in SEALED.
+    """Re-encrypt the values in the columns of SEALED that an older key encrypted.
 
+    Return a result for each name in SEALED.
     The ids of sessions at servers are re-encrypted too, so the sessions continue. An interrupted run can be repeated.
     """
     _reseal_sessions()

@@ -98,7 +98,10 @@ def filter_known_servers(words: str, kind: str) -> list[Tile]:
 
 
 def search_registry(words: str) -> list[Tile]:
-    """Search the registry for servers with `words` in their name, through the address guard. Raises NoRegistry."""
+    """Search the registry for servers with `words` in their name. Raises NoRegistry.
+
+    The request passes the address guard.
+    """
     if not settings.SERVER_REGISTRY:
         return []
     # The API of the official MCP registry.

@@ -59,7 +59,8 @@ class SinkSerializer(serializers.Serializer[Sink]):
     last_error_at = UtcDateTimeField(allow_null=True, help_text="Time of the last error; null if none.")
     retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if none is pending.")
     dropped_before = UtcDateTimeField(
-        allow_null=True, help_text="Retention deleted undelivered calls from before this time; null if none."
+        allow_null=True,
+        help_text="Retention deleted undelivered calls made before this time; null if it deleted no undelivered call.",
     )
     created_at = UtcDateTimeField(help_text="When it was created.")
 

@@ -317,8 +317,8 @@ class Sink(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> None:
         """Change the sink, and record what changed. Raises SinkError, CapabilityRequired and ChangedMeanwhile.
 
-        If a log is newly selected, only its new rows are sent. If the change leaves the receiver with less
-        data, or none, the receiver is notified before the change.
+        If the change adds a log, only new rows of this log are sent. If the current receiver will get less
+        data or no data, this receiver is notified before the change.
         """
         if fields.get("address") == self.place:  # The shortened address that people see: the address stays as it is.
             del fields["address"]

@@ -52,8 +52,8 @@ def headers_of(secret: str) -> dict[str, str]:
         name, value = name.strip().lower(), unquote(value.strip())
         if not equals or not _header_name(name) or not _header_value(value) or name in OURS:
             raise ValueError(
-                "Write headers like Authorization=Bearer%20..., separated by commas. Leave out those that the "
-                "gateway sets."
+                "Write headers like Authorization=Bearer%20..., separated by commas. Leave out headers that "
+                "the gateway sets."
             )
         headers[name] = value
     return headers

@@ -83,7 +83,7 @@ class Writer:
 def parquet_rows(data: bytes, equal: Mapping[str, Any] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file, which is read in chunks.
 
-    If `equal` is given, yield only rows that have its values in its columns.
+    `equal` maps columns to values. If `equal` is given, yield only rows that have these values in these columns.
     """
     file = pq.ParquetFile(pa.BufferReader(data))
     for batch in file.iter_batches(batch_size=500):

@@ -67,7 +67,7 @@ POSITION = ("calls_to", "near_from", "late_calls_to", *ROUND, "events_to", "chec
 
 
 class Batch(NamedTuple):
-    """Lines to deliver, and the sink's position to store once they are acknowledged."""
+    """Lines to deliver, and the sink's new position. The position is stored after the lines are acknowledged."""
 
     lines: list[LogLine]
     then: dict[str, Any]
@@ -206,9 +206,9 @@ class SinkReader:
         asked: dict[str, Any],
         line: Callable[[dict[str, Any]], LogLine],
     ) -> tuple[list[LogLine], dict[str, Any] | None]:
-        """Return the lines of one delivery, and the row of the last line.
+        """Return a pair: the lines of one delivery, and the row of the last line.
 
-        If no rows are left for another delivery, the second value is None.
+        If no rows are left for another delivery, the pair has None instead of this row.
         """
         lines: list[LogLine] = []
         size, last, number = 0, None, 4
@@ -232,10 +232,10 @@ class SinkReader:
 
 @contextmanager
 def leased_reader(pk: UUID, claim: UUID | None = None) -> Iterator[SinkReader | None]:
-    """Take the lease of a sink and yield its reader, or None if another process has the lease.
+    """Take the lease of a sink and yield a reader of the sink. Yield None if another process has the lease.
 
-    After the block, the lease lasts until it is released or LOAN_S have passed. `claim` is the id of a lease that this
-    process already has, if any.
+    The end of the block does not end the lease. The lease ends when it is released, or LOAN_S seconds after it was
+    taken. To keep a lease that this process already has, pass its id as `claim`.
     """
     with databases.connect_direct() as own:
         own.adapters.register_loader("jsonb", AsItIs)

@@ -69,7 +69,7 @@ class LogLine(NamedTuple):
 
 
 class Undelivered(Exception):
-    """A receiver did not acknowledge its lines.
+    """Lines were not delivered, because the receiver did not acknowledge them.
 
     The message is a sentence without its subject (the sink), for example "answered 500.".
     """
@@ -204,9 +204,9 @@ def signing_key(secret: str) -> bytes:
 
 
 def weakness(secret: str) -> str:
-    """Return why a secret cannot hold LEAST_SECRET random bytes: it is too short or too regular.
+    """Return why a secret is too weak: the secret is too short or too regular.
 
-    Return "" if the secret can hold so many random bytes.
+    A secret is strong enough if it can hold LEAST_SECRET random bytes. For such a secret, return "".
     """
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():

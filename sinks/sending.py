@@ -252,9 +252,9 @@ def _loaded(pk: UUID) -> Sink | None:
 
 
 def drop_before(limit: date) -> int:
-    """Let sinks skip undelivered calls in partitions before `limit`, record this, and return the number of calls.
+    """Let sinks skip undelivered calls in partitions before `limit`, and return the number of skipped calls.
 
-    Call this before the partitions are dropped.
+    For each sink that skips calls, an event records the number. Call this before the partitions are dropped.
     """
     begin = Call.partitions.kept_from(limit)
     lost = 0
@@ -266,7 +266,7 @@ def drop_before(limit: date) -> int:
 
 
 def _note_gap(sink: Sink) -> None:
-    """Record the calls that the sink lost because their partitions were dropped without calling `drop_before`."""
+    """Record that the sink lost an unknown number of calls, if partitions were dropped without `drop_before`."""
     starts = Call.partitions.starts()
     if sink.sends_calls and starts and sink.near_from < (begin := midnight(starts[0])):
         _skip(sink, begin, None)

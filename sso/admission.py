@@ -100,9 +100,10 @@ class Admission(models.Model):
         ]
 
     def admit(self, who: Claims, *, invited: User | None = None) -> User:
-        """Return the person with these claims, with the role and teams that the group rules give. Raises NoEntry.
+        """Return the person with these claims. If needed, create the person. Raises NoEntry.
 
-        A new person is created if needed. `invited` is the person whose invitation was opened in this browser.
+        Give the person the role and the teams that follow from the group rules. `invited` is the person whose
+        invitation was opened in this browser.
         """
         with transaction.atomic():
             rules = self.rules
@@ -162,7 +163,10 @@ class Admission(models.Model):
 
     @staticmethod
     def why_linked(person: User) -> ProviderError | None:
-        """Return why unlinking is refused: sign-in at the provider is required, or there is no password; else None."""
+        """Return the reason why `person` cannot be unlinked, or None if unlinking is allowed.
+
+        The reasons are: the person must sign in at the organisation, or has no password.
+        """
         if must_sign_in_at_organisation(person):
             return MustStayLinked(MustStayLinked.__doc__)
         return None if person.has_usable_password() else NeedsPassword(NeedsPassword.__doc__)

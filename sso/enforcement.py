@@ -44,7 +44,7 @@ def remember(request: HttpRequest, who: Claims) -> None:
 
 
 def forget_organisation(request: HttpRequest) -> None:
-    """Remove what `remember` stored in the browser session, after a sign-in with a password."""
+    """Remove from the browser session what `remember` stored. Call this after a sign-in with a password."""
     request.session.pop(BROWSER, None)
 
 

@@ -200,12 +200,12 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
         """Change the settings, and record the changes.
 
-        `rules` in `fields` is a list of GroupRule. Without `secret`, the current secret stays, unless `ends_secret`
-        applies. When sign-in becomes enforced, the password sessions of affected people end.
+        `rules` in `fields` is a list of GroupRule. If `secret` is empty, the current secret stays, except after a
+        change that ends it (`ends_secret`). When sign-in becomes enforced, affected people's password sessions end.
 
         Raises ProviderError or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks a capability of SETS_UP.
-        Only an actor who has every capability and may use gateways may change TERMS, the source of the metadata, or an
-        existing decryption key. Raises Outranked for any other actor.
+        To change TERMS, the source of the metadata, or an existing decryption key, `by` must have every capability and
+        be allowed to use gateways. Otherwise, raises Outranked.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.

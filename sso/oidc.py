@@ -93,7 +93,7 @@ def provider_metadata(provider: Provider) -> OpenIdMetadata:
 def provider_keys(provider: Provider, *, anew: bool = False) -> SigningKeys:
     """Return the provider's keys, cached. Raises ProviderDown.
 
-    With `anew`, the keys are read again, for a token that is signed with an unknown key.
+    Set `anew` if a token is signed with an unknown key. The keys are then read again, at most once a minute.
     """
 
     def read() -> SigningKeys:

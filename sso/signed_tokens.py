@@ -38,7 +38,10 @@ class UnknownKey(TokenInvalid):
 def id_token(
     token: str, keys: Sequence[Mapping[str, Any]], *, issuer: str, client_id: str, nonce: str
 ) -> dict[str, Any]:
-    """Return the claims of an ID token for this client and the request with this nonce. Raises TokenInvalid."""
+    """Return the claims of an ID token. Raises TokenInvalid.
+
+    The token must be for this client, and for the request with this nonce.
+    """
     claims = _claims(token, keys, issuer=issuer, client_id=client_id)
     if claims.get("nonce") != nonce:
         raise TokenInvalid("The token belongs to another sign-in (nonce).")

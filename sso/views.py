@@ -408,7 +408,7 @@ def _context(request: AppRequest, provider: Provider, form: ProviderForm) -> dic
 def link(request: AppRequest) -> HttpResponse:
     """Start a sign-in at the organisation's identity provider.
 
-    If it succeeds, the account there is linked to the account that is signed in here.
+    If the sign-in succeeds, the account at the provider is linked to the account that is signed in here.
     """
     return _begin(request, LINK, reverse("accounts:profile"))
 

@@ -310,7 +310,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
     capabilities = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Slugs of its capabilities. Capabilities that its owner no longer has do not work.",
+        help_text="Slugs of the key's capabilities. A capability works only while the key's owner has it, too.",
     )
     status = serializers.CharField(help_text="`active`, `expired` or `revoked`.")
     blocked_by = CauseField(help_text="`user` if it is blocked because its owner is deactivated; otherwise null.")
@@ -390,8 +390,9 @@ class ApiKeyResource(Resource):
 class Regenerate(Connections):
     """A new secret for a connection. The previous secret stops working at once.
 
-    For your own agent, the answer has the new secret. For another person's agent, the owner is asked to collect the new
-    secret, and the answer is the connection. For an app, the answer is the connection; the new key is never shown.
+    For your own agent, the answer has the new secret. For another person's agent, the gateway asks this person to
+    collect a new secret, and the answer is the connection. For an app, the gateway makes a new key, which it never
+    shows. The answer is then the connection.
     """
 
     versioned = False  # The response may be a token instead of the connection.
@@ -411,16 +412,19 @@ class Regenerate(Connections):
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """Regenerate an app's key, which is never shown.
+        """Make a new key for an app. The key of an app is never shown.
 
-        MCP_CONNECTIONS_REVOKE is required even for the person's own connection.
+        The person needs MCP_CONNECTIONS_REVOKE, also for a connection of their own.
         """
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_regenerate(connection)
         return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
-        """Rotate the connection's only active token. If it is another person's, ask them to collect the new secret."""
+        """Rotate the connection's only active token.
+
+        If the token belongs to another person, ask this person to collect the new secret.
+        """
         self.must_own(connection.user_id)
         is_own = connection.user_id == self.me.pk
         if is_own and getattr(self.request.auth, "is_api_key", False):
@@ -443,6 +447,9 @@ class Regenerate(Connections):
 
 
 def _must_regenerate(connection: Connection) -> None:
-    """Raise ConnectionAlreadyRevoked if the connection is revoked, and ApiError if it is not on (see `must_be_on`)."""
+    """Raise ConnectionAlreadyRevoked if the connection is revoked.
+
+    Raise ApiError if `must_be_on` refuses the connection.
+    """
     connection.must_be_live()
     must_be_on(connection)

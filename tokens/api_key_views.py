@@ -47,7 +47,10 @@ class KeyFilter(ListFilter):
         return {"status": "active"} | {name: value for name, value in super().values.items() if value}
 
     def listed(self, viewer: User) -> ApiKeyQuerySet:
-        """Return the viewer's own keys. If the filter has an `owner`, return all keys. Raises CapabilityRequired."""
+        """Return the viewer's own keys. If the filter `owner` is set to everyone, return everyone's keys.
+
+        Raises CapabilityRequired if the viewer may not see everyone's keys.
+        """
         return ApiKey.objects.within_reach(viewer, of_all="owner" in self.values)
 
     def narrow(self, rows: ApiKeyQuerySet) -> ApiKeyQuerySet:

@@ -34,7 +34,7 @@ class Presented:
 
 @dataclass(frozen=True, slots=True)
 class ByKey:
-    """The API key that authenticated a request; the user's capabilities are limited to the key's."""
+    """The API key that authenticated a request. The key limits the user's capabilities to the key's capabilities."""
 
     key: ApiKey
     is_api_key: ClassVar[bool] = True

@@ -116,9 +116,9 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 
 
 def prefixed(words: str) -> Q:
-    """Match tokens whose prefix, or the prefix of a previous secret that still works, starts with `words`.
+    """Match tokens whose prefix starts with `words`. The prefix of a previous secret that still works counts, too.
 
-    If `words` do not start with one of PREFIXES, return an empty Q, which has no effect in `a | b`.
+    If `words` do not start with one of PREFIXES, return an empty Q. An empty Q has no effect in `a | b`.
     """
     if not words.startswith(tuple(token_text.PREFIXES)):  # For example `gw`, which would match all tokens.
         return Q()
@@ -136,7 +136,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return self.lasting().exclude(digest=None)
 
     def lasting(self) -> "TokenQuerySet":
-        """Return the unrevoked, unexpired tokens, including those whose owner has to collect a new secret."""
+        """Return the unrevoked, unexpired tokens. Include tokens whose owner has to collect a new secret."""
         return self.live().exclude(expires_at__lte=timezone.now())
 
     def overlapping(self) -> "TokenQuerySet":
@@ -370,7 +370,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def previous_works_until(self) -> datetime | None:
         """The time when the replaced secret ends; None if no secret was replaced, or if the replaced secret has ended.
 
-        The replaced secret ends with the token at the latest.
+        If the token expires earlier, the replaced secret ends with the token.
         """
         if self.status not in ("active", "waiting"):
             return None
@@ -429,15 +429,15 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If an earlier request is still open, nothing changes. Only `overlap_hours=0` has an effect even then: the
-        previous secret ends at once.
+        If an earlier request is still open, the call has only one possible effect: `overlap_hours=0` ends the previous
+        secret at once.
         Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:
             if row.kind != TokenKind.ACCESS:
                 raise TokenError(
-                    "The key of an app can only be regenerated; its owner cannot be asked to collect a new one."
+                    "The key of an app can only be regenerated. The key's owner cannot be asked to collect a new key."
                 )
             self.digest, self.key_id, self.asked_at, self.asked_by = None, "", row.asked_at, row.asked_by
             if row.digest is None:
@@ -560,9 +560,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def is_last(self) -> bool:
-        """True if the connection has no other unrevoked, unexpired token.
+        """True if every other token of the connection is revoked or expired.
 
-        Other tokens count even if their new secret is not collected yet.
+        A token that waits for its owner to collect a new secret is not revoked.
         """
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 

@@ -30,7 +30,7 @@ SENTENCES: dict[str, str] = {
 
 
 class Notice(NamedTuple):
-    """Another person's change to one of the user's tokens or connections, as a sentence of SENTENCES."""
+    """A change that another person made to one of the user's tokens or connections. `sentence` is from SENTENCES."""
 
     who: str
     sentence: str

@@ -332,7 +332,7 @@ def owner_of_listed(viewer: User, query: QueryDict) -> User | None:
 
 
 def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
-    """Return the viewer's own tokens, or everyone's with `?owner=all`. Raises CapabilityRequired."""
+    """Return the viewer's own tokens. With `?owner=all`, return everyone's tokens. Raises CapabilityRequired."""
     tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     if owner := owner_of_listed(viewer, query):
         return tokens.filter(connection__user=owner)

@@ -46,7 +46,7 @@ class TokenSerializer(serializers.Serializer[Token]):
 
     id = Id()
     name = serializers.CharField(help_text="Name, unique among the unrevoked tokens of its connection.")
-    prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
+    prefix = serializers.CharField(help_text="First characters of the secret, to recognise the token.")
     expires_at = UtcDateTimeField(allow_null=True, help_text="When it expires; null if never.")
     allowed_ips = serializers.ListField(
         child=serializers.CharField(), allow_null=True, help_text="Networks it may be used from; null means any."
@@ -55,7 +55,8 @@ class TokenSerializer(serializers.Serializer[Token]):
     created_at = UtcDateTimeField(help_text="When it was created.")
     status = serializers.CharField(help_text="`active`, `waiting` (to be collected), `expired` or `revoked`.")
     blocked_by = CauseField(
-        help_text="What blocks it: `user`, `host`, `gateway`, `connection` or `reach`; null if nothing does."
+        help_text="What blocks the token: `user`, `host`, `gateway`, `connection` or `reach`; null if nothing blocks "
+        "the token."
     )
     blocked_reason = CauseField(help_text="Reason that blocks it, as a code of the log; null if nothing does.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
@@ -79,7 +80,8 @@ class TokenSerializer(serializers.Serializer[Token]):
         help_text="Prefix and times of the previous secret, while it still works; otherwise null."
     )
     asked_at = UtcDateTimeField(
-        allow_null=True, help_text="When its owner was asked to collect a new secret; null if not."
+        allow_null=True,
+        help_text="When the token's owner was asked to collect a new secret; null if no new secret is to be collected.",
     )
 
     @extend_schema_field(PreviousSecret(allow_null=True))
@@ -162,7 +164,7 @@ class Rotation(RequestBody):
     )
     until_used = serializers.BooleanField(
         default=False,
-        help_text="Whether the first call with the new secret ends the old one, even before overlap_hours are over.",
+        help_text="Whether the first call with the new secret ends the old secret, even within overlap_hours.",
     )
 
 

@@ -479,9 +479,9 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return a sentence about the calls with these tokens in the last 7 days.
+    """Return a sentence with the number of calls that used these tokens in the last 7 days.
 
-    Such calls would be refused without the tokens. Empty if the viewer may not read these calls.
+    The sentence says that these calls would have been refused. The sentence is empty if the viewer may not read them.
     """
     # Calls are indexed by connection, not by token.
     of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}
@@ -658,7 +658,7 @@ def without_notice(request: AppRequest, token: Token) -> str:
 
 
 def back_url(request: AppRequest, token: Token) -> str:
-    """Return the URL to redirect to after an action if the browser runs no script."""
+    """Return the URL of the page that browsers without scripts show after an action."""
     if _in_dialog(request):
         return reverse("tokens:for_gateway", args=[token.connection.gateway.slug])
     if token.connection.user_id == request.user.pk:

@@ -65,7 +65,7 @@ def registered_domain(host: str) -> str:
 
 
 def _ascii_host(split: SplitResult) -> str:
-    """Return the host in punycode, IPv6 in brackets; empty if it is not a plain host."""
+    """Return the host in punycode, or an IPv6 address in brackets. Return "" for anything but a plain host."""
     host = hosts.canonical_host(split.hostname or "")
     return host if host.startswith("[") or _plain_host.fullmatch(host) else ""
 

@@ -68,7 +68,7 @@ class Block:
         return text.replace(EXAMPLE_TOOL, literal(call.name)).replace(EXAMPLE_ARGUMENTS, literal(call.values))
 
     def where_for(self, text: str) -> str:
-        """Return where to paste `text`, and how to set the variable TOKEN if the text reads it."""
+        """Return where to paste `text`. If `text` reads the variable TOKEN, also return how to set this variable."""
         reads = re.search(r"\bTOKEN\b", text) and "TOKEN" not in self.where
         terminal = "the terminal where you " + ("run this command" if self.language == "bash" else "start the client")
         return f"{self.where}. First run `export TOKEN=...` with your token in {terminal}." if reads else self.where
@@ -123,7 +123,10 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A block for a page. In `code`, the URL and the secret or its placeholder are highlighted."""
+    """A block for a page.
+
+    `code` highlights the URL and the secret. If the secret is not known, `code` highlights the placeholder instead.
+    """
 
     slug: str
     name: str

@@ -59,7 +59,10 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 
 def _without_last_slash(request: HttpRequest) -> str:
-    """Return the URL without its last slash if only this shorter URL is a page, otherwise an empty string."""
+    """Return the URL without its last slash, if a page has this shorter URL but no page has the whole URL.
+
+    Otherwise return "".
+    """
     if request.resolver_match or not request.path.endswith("/") or not is_valid_path(request.path_info[:-1]):
         return ""
     path, mark, query = request.get_full_path().partition("?")

@@ -197,9 +197,9 @@ async def stream_export(pieces: Export) -> AsyncIterator[str]:
 
 
 class ListExport(Export):
-    """The rows of a list, in its order. `detail` and `wrap` are those of `ui.viewset.list_page`.
+    """The rows of a list, in the order of the list.
 
-    `rows` may also be a sequence instead of a query.
+    `detail` and `wrap` mean the same as in `ui.viewset.list_page`. `rows` may also be a sequence instead of a query.
     """
 
     def __init__(

@@ -198,8 +198,8 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 ) -> HttpResponse:
     """Render a confirmation, whose button `submit` posts to `action`.
 
-    If the action permanently ends many objects, or one that everybody depends on, people must type a name
-    (`was_typed`).
+    If `typed` is given, people must type this name (`was_typed`). Give `typed` if the action permanently ends many
+    objects, or an object that everybody depends on.
     """
     context = {
         "title": title,
@@ -294,7 +294,7 @@ def page_of[M: Model](
     """Return the page requested by `?page=`, or the nearest one.
 
     The joins and counts of `detail` run only for the rows of the page. `count` is the number of rows, if known. Use
-    `at_once` for conditions that take long to check: they are then checked once instead of twice.
+    `at_once` if the conditions of `rows` take long to check: the database then checks them once instead of twice.
     """
     keys = rows if detail is None else rows.values_list("pk", flat=True)
     # Usually, one query counts the rows, and another gets the keys of the page.

@@ -163,7 +163,7 @@ def already_exists(detail: str) -> ApiError:
 class RateLimit(SimpleRateThrottle):
     """A rate limit of an operation, reported in response headers (draft-ietf-httpapi-ratelimit-headers-10).
 
-    `scope` is the name of the limit, `rate` its number of requests and period, such as `60/h`.
+    `scope` is the name of the limit. `rate` is the number of requests in a period, such as `60/h`.
     """
 
     num_requests: int
@@ -238,7 +238,7 @@ class Resource(GenericViewSet[Any]):
     def seen(self) -> Precondition | None:
         """The versions in If-Match. The current version must be one of these versions (RFC 9110 13.1.1).
 
-        None if If-Match is missing or `*`: the client then allows a change of any version.
+        Without If-Match, or with `If-Match: *`, the value is None: the client allows a change of any version.
         """
         field = self.request.headers.get("If-Match", "").strip()
         # Weak tags never match: the comparison is strong. Only If-None-Match uses the part of a tag after the version.
@@ -269,7 +269,7 @@ class Resource(GenericViewSet[Any]):
         return self.current(row)
 
     def removed(self, row: Any, verb: Callable[..., object], *arguments: Any) -> Response:
-        """Call `verb`, a method that removes `row`, if `If-Match` allows it, and respond with 204."""
+        """If `If-Match` allows it, call `verb`, a method that removes `row`. Then respond with 204."""
         with self.unchanged(row):
             verb(*arguments, by=self.me)
         return Response(status=HTTPStatus.NO_CONTENT)
@@ -472,7 +472,7 @@ class SubjectField(serializers.CharField):
         return called if columns else Q(pk=None)
 
     def _near(self, things: QuerySet[Any], text: str) -> str:
-        """Return a sentence that suggests names similar to `text`; empty if there are none."""
+        """Return a sentence that suggests names similar to `text`; empty if no name is similar."""
         rows = things.order_by().values_list(*self.names).distinct()[:MOST_COMPARED] if self.names else ()
         known = {str(name).lower(): str(name) for row in rows for name in row if name}
         word = text.lower()

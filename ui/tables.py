@@ -60,7 +60,10 @@ class Column:
 
     @property
     def field(self) -> str:
-        """The name in exports, made from the label: `last_used` for "Last used"; `email`, as in REST, for "E-mail"."""
+        """The column's name in exports, made from the label.
+
+        For example, "Last used" becomes `last_used`. "E-mail" becomes `email`, as in REST.
+        """
         return slugify(self.label.replace("E-mail", "email")).replace("-", "_")
 
     def value_of(self, row: Any) -> Any:
@@ -162,7 +165,7 @@ class Table:
         )
 
     def _chosen(self, request: HttpRequest, asked: QueryDict, columns: tuple[Column, ...]) -> frozenset[str]:
-        """Return the names of chosen columns: from the query, the cookie, or the default."""
+        """Return the names of the chosen columns: the query's choice, else the cookie's choice, else the default."""
         names = [column.name for column in columns if not column.chosen_by_nobody]
         usual = frozenset(column.name for column in columns if not column.is_extra and column.name in names)
         if "columns" in asked:
@@ -285,7 +288,7 @@ def _plain(value: Any) -> Any:
 
 
 def order_of(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> OrderBy:
-    """Return the ordering. NULLS LAST is used only for nullable fields, because it prevents the use of an index."""
+    """Return the ordering. Only nullable fields get NULLS LAST, because NULLS LAST prevents the use of an index."""
     by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:
         return by.asc()

@@ -38,14 +38,14 @@ class Seen(Protocol):
     def stale(self, now: str) -> bool | list[int]:
         """Return the indexes of the values that differ from the version `now`.
 
-        If no value differs, the result is False or an empty list. If it is unknown which values differ, it is True.
+        If no value differs, return False or an empty list. If the differing values are unknown, return True.
         """
 
 
 class FormSeen(NamedTuple):
-    """The version that a form was opened with.
+    """The version that a row had when a form was opened.
 
-    Later changes conflict only in fields that this form would change.
+    Later changes of the row conflict with the form only in fields that the form would change, too.
     """
 
     version: str

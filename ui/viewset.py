@@ -122,10 +122,10 @@ def confirmed(
     typed: str = "",
     **question: Any,  # Arguments of `confirm`. Values that cost a query may be functions.
 ) -> HttpResponse:
-    """Show a confirmation (see `confirm`); on POST, run `act` and return its response.
+    """Show a confirmation (see `confirm`). On POST, run `act` and return the response of `act`.
 
-    If `act` returns no response, redirect to `to` or `back` with the toast `done`. If `act` raises one of `faults`,
-    redirect to `back` with the message, or return the response of `refused`.
+    If `act` returns no response, redirect with the toast `done` to `to`, or to `back` if `to` is empty. If `act` raises
+    one of `faults`, return the response of `refused`. Without `refused`, redirect to `back` with the message.
     """
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         told = {name: value() if callable(value) else value for name, value in question.items()}
@@ -230,8 +230,8 @@ class Picked:
     def each(self, act: Callable[[Any], object], faults: Fault, done: str, undo: str = "") -> HttpResponse:
         """Call `act` for each row, and redirect to the list with a toast.
 
-        The toast names the rows for which `act` raises one of `faults`. With `undo`, it offers an Undo that posts
-        `undo` as the form field "act".
+        If `act` raises one of `faults` for a row, the toast names this row. If `undo` is given and a row was changed,
+        the toast offers an Undo. This Undo posts `undo` as the form field "act".
         """
         changed = self.change(self.open, act, faults)
         toast = f"{self.number(changed)} {done}" if changed or not self.apart else ""
@@ -239,7 +239,7 @@ class Picked:
         return self.leave(". ".join(filter(None, (toast, self.left_alone))), offered)
 
     def change(self, rows: Sequence[Any], act: Callable[[Any], object], faults: Fault | tuple[Fault, ...]) -> list[Any]:
-        """Call `act` for each of `rows`, and return the changed ones. Skip the rows for which it raises `faults`."""
+        """Call `act` for each row. Return the rows that `act` changed. Skip rows for which `act` raises `faults`."""
         changed = []
         for row in rows:
             try:
@@ -297,9 +297,9 @@ def end_picked(
 ) -> HttpResponse:
     """End the selected rows after a confirmation; `verb` is a pair such as ("Revoke", "revoked").
 
-    `end` may refuse a row with one of `faults`. `ends` returns the consequences as a sentence. To confirm, the user
-    types the number and noun of the rows, such as "2 hosts". With `undo`, one click confirms, and the toast
-    offers an Undo that posts `undo` as the form field "act".
+    `end` may refuse a row with one of `faults`. `ends` returns the consequences as a sentence. Without `undo`, the
+    person types the number and noun of the rows to confirm, such as "2 hosts". With `undo`, the person only clicks to
+    confirm. The toast then has an Undo button, which posts `undo` as the form field "act".
     """
     act, done = verb
     ending = picked.open

@@ -84,10 +84,10 @@ class Spoken(NamedTuple):
     is_certain: bool = True
 
     def eras_beside(self, known: str) -> str:
-        """Return the eras to store. `known` are the eras stored until now, or empty.
+        """Return the eras to store. `known` contains the eras stored until now; it is empty if none are stored.
 
-        Return `eras`, except in one case: `is_certain` is false, and `known` is neither empty nor equal to `eras`. Then
-        return BOTH, to keep the stored era.
+        Return `eras` if `is_certain` is true, or if `known` is empty or equal to `eras`. Otherwise return BOTH, to
+        keep the stored era, too.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
@@ -98,13 +98,13 @@ class Beside(Protocol):
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Pass messages that arrive outside the request's own stream to the callbacks, until `end` is called.
+        """Call the callbacks with the messages that arrive outside the request's own stream, until `end` is called.
 
         Called before the request is sent, and only if the request belongs to a session.
         """
 
     def end(self) -> None:
-        """Handle the end of a request that got a slot. `end` is called for every such request, even without `begin`."""
+        """Handle the end of a request. Called for every request that got a slot, even if `begin` was not called."""
 
 
 class QueueSlot:
@@ -475,8 +475,8 @@ def discover_blocking(
 ) -> Discovery:
     """Find out which eras a server speaks and which features it lists, within `seconds`. Closes `transport`.
 
-    Call this only in a thread without a running event loop. Raises an UpstreamError if the eras are unclear, or the
-    first kind cannot be listed.
+    Call this only in a thread without a running event loop. Raises an UpstreamError if the server speaks neither era,
+    if its eras cannot be determined, or if it does not list the first kind.
     """
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(_discover(target, transport, seconds, kinds))

@@ -152,7 +152,10 @@ class ByteBudget:
         return len(self._waiting) > MOST_WAITING or of_person > MOST_WAITING_OF_ONE
 
     def _let_in(self) -> None:
-        """Give room to waiting calls and answers; those that wait for the same account get room in order of arrival."""
+        """Give room to waiting calls and answers.
+
+        No call or answer overtakes an earlier one that waits for the same account.
+        """
         blocked: set[Account] = set()  # Accounts for which an earlier call or answer waits.
         for turn, claim in list(self._waiting.items()):
             if turn.done():
@@ -286,7 +289,10 @@ class FairQueue:
         return False
 
     def _took_turn(self, person: str, connection: str) -> None:
-        """Move a started call's person and connection to the end of the queue; remove each that has no waiting call."""
+        """Move the person and the connection of a started call to the end of the queue.
+
+        Remove the connection if it has no waiting call. Remove the person if the person has no waiting call.
+        """
         self._waiting_count -= 1
         connections = self._waiting.pop(person)
         turns = connections.pop(connection)
@@ -381,7 +387,7 @@ class TimeLimit:
         self._moved = self._loop.time()
 
     def hold(self) -> None:
-        """Pause the idle limit until `go_on` has been called as often as `hold`."""
+        """Pause the idle limit. The limit runs again after one call of `go_on` for each call of `hold`."""
         self._held += 1
 
     def go_on(self) -> None:

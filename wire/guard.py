@@ -156,7 +156,7 @@ NOWHERE = OwnEndpoints()
 
 
 def _is_gateway(path: str) -> bool:
-    """Return whether this path is `/mcp` or below it, once decoded and normalised as a reverse proxy may do."""
+    """Decode and normalise this path like a reverse proxy. Return whether it is then `/mcp` or a path below."""
     tidy = normpath(unquote(path)).lstrip("/")
     return tidy == "mcp" or tidy.startswith("mcp/")
 
@@ -309,8 +309,8 @@ class Guard:
 
 
 TO_ALLOW = (
-    "To allow it, the operator of the gateway adds it to the setting, as in GATEWAY_PRIVATE_UPSTREAMS={network}, and "
-    "restarts the gateway: see /help/reference/settings/."
+    "To allow this address, the operator of the gateway adds the address to the setting, as in "
+    "GATEWAY_PRIVATE_UPSTREAMS={network}, and restarts the gateway: see /help/reference/settings/."
 )
 WITHOUT_TLS = (
     "The URL must start with https://. It may start with http:// only if its address is in a network of "

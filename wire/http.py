@@ -178,7 +178,8 @@ _MOST_DIGITS = 9
 class HeaderCache[Read]:
     """A parsed header block, reused for messages that differ only in Content-Length and body.
 
-    Stores the bytes before and after the digits of Content-Length, and the parsed result `read`.
+    Stores the bytes before the digits of Content-Length, the bytes after these digits, and the result of parsing. The
+    result is in the attribute `read`.
     """
 
     __slots__ = ("_after", "_before", "read")
@@ -692,7 +693,10 @@ class HttpResponse:
         return b"".join(parts)
 
     def held(self, size: int) -> HeldBytes | None:
-        """Resize this answer's memory reservation to the `size` bytes read, and return it; None for a small answer."""
+        """Resize this answer's memory reservation to `size`, the number of bytes read, and return the reservation.
+
+        Return None for a small answer, which has no reservation.
+        """
         if (held := self._connection.held) is not None:
             held.resize(size)
         return held
@@ -869,7 +873,7 @@ class Transport:
             connection.discard()
 
     async def _close_idle(self) -> None:
-        """For each origin, close idle connections, the oldest first, until a connection can still be used."""
+        """Close idle connections of each origin, oldest first. Stop at the first connection that can still be used."""
         for origin, idle in [*self._idle.items()]:
             while idle and not idle[0].is_usable():
                 idle.popleft().close()

@@ -291,7 +291,7 @@ class StreamPlace:
 
 
 class StreamBroke(Unreachable):
-    """A stream ended before the answer, after an event with an id, so it can be resumed."""
+    """A stream ended before the answer came. The stream can be resumed, because it has sent an event with an id."""
 
     def __init__(self, server: str, detail: str, place: StreamPlace) -> None:
         super().__init__(server, detail)
@@ -558,8 +558,8 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
     """Return the server's ServerDescription, or a BadAnswer if it does not answer as MCP 2026-07-28 requires.
 
-    Raises UnknownVersion if the server names only versions we do not know, or another UpstreamError if the request
-    fails, such as Unreachable or AccessRefused.
+    Raises UnknownVersion if the server names only versions we do not know. Raises another UpstreamError, such as
+    Unreachable or AccessRefused, if the request fails.
     """
     try:
         answer = await send_request(transport, target, "server/discover", {}, ignore)

@@ -48,7 +48,7 @@ def fits_a_header(text: str) -> bool:
 
 
 def place_of(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port. A credential stored for one such origin is never sent to another origin."""
+    """Return the origin of `url`: scheme, host, port. A credential for one origin is never sent to another origin."""
     return hosts.origin_of(url)
 
 
@@ -96,7 +96,7 @@ class TokenRefused(Exception):
 
 
 class TokenUnavailable(Exception):
-    """The authorization server neither granted nor refused. Try again later."""
+    """The authorization server sent neither tokens nor a refusal. Try again later."""
 
 
 class Mismatch(Exception):
@@ -121,7 +121,11 @@ def read_challenge(headers: Iterable[str]) -> Challenge:
 
 
 def resource_metadata_urls(url: str, challenge: Challenge) -> list[str]:
-    """Return the URLs to try for resource metadata: from the challenge, for the path of `url`, and at the root."""
+    """Return the URLs to try for the resource metadata of `url`, in order.
+
+    The challenge may name the first URL. Then the well-known URLs follow: with path and query of `url`, with its path
+    only, and without a path.
+    """
     parts = urlsplit(url)
     origin = f"{parts.scheme}://{parts.netloc}/.well-known/oauth-protected-resource"
     path = parts.path.rstrip("/")
@@ -239,7 +243,7 @@ def authorize_url(endpoint: str, parameters: Mapping[str, str]) -> str:
 def check_iss(given: str | None, issuer: str, *, advertised: bool) -> None:
     """Raise Mismatch if the `iss` of an answer names another issuer (RFC 9207 section 2.4).
 
-    A missing `iss` is accepted, unless the issuer has `advertised` that its answers have one.
+    If the issuer has `advertised` that its answers contain an `iss`, a missing `iss` also raises Mismatch.
     """
     if given is None:
         if advertised:

@@ -143,8 +143,8 @@ class MatchBudget:
 def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBudget | None = None) -> bool:
     """Return whether `uri` can be an expansion of `template`.
 
-    With `narrowly`, simple expressions match within one segment only. If a template has too many expressions or exceeds
-    the budget, the result is False with `narrowly`, and True without `narrowly`.
+    With `narrowly`, simple expressions match within one segment only. If the template has too many expressions, or if
+    the comparison exceeds the budget, the answer is unknown: return False with `narrowly`, and True without `narrowly`.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:
@@ -296,7 +296,7 @@ def meta_for_server(meta: Object, task: TaskIds | None) -> Object:
 
 
 def _renamed(meta: Object, known: str | None, shown: str) -> Object:
-    """Replace the id `known` of the related task in `meta` by `shown`; remove a reference to any other task."""
+    """In `meta`, change the related task's id from `known` to `shown`. Remove a reference to any other task."""
     related = meta[RELATED]
     rest = {key: inner for key, inner in meta.items() if key != RELATED}
     if known is not None and isinstance(related, dict) and related.get("taskId") == known:

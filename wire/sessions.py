@@ -402,11 +402,11 @@ class SessionWire:
         place: StreamPlace | None = None,
         asked: Callable[[], object] = bool,
     ) -> bool:
-        """Read the standing stream of the target's session until it ends. Return False if the server offers no stream.
+        """Read the standing stream of the target's session until the stream ends.
 
-        Calls `asked` when the request was sent and `begun` when the stream is open. Resumes from `place` and updates
-        it. If the server refuses to resume, `place` is reset, and the result is True. Raises an UpstreamError, or
-        SessionLost.
+        Returns False if the server offers no stream. Calls `asked` when the request was sent, and `begun` when the
+        stream is open. Resumes from `place`, and updates `place`. If the server refuses to resume, resets `place` and
+        returns True. Raises an UpstreamError, or SessionLost.
         """
         place = place if place is not None else StreamPlace()
         session = target.session
@@ -477,7 +477,10 @@ class SessionWire:
 
 
 class IncomingRequests:
-    """Answers the requests that a server sends during one of our requests, each by `on_request` in a separate task."""
+    """Answers the requests that a server sends during one of our requests.
+
+    `on_request` answers each request of the server, except pings, in a separate task.
+    """
 
     def __init__(self, wire: SessionWire, session: SessionHandle, target: Target, on_request: OnRequest | None) -> None:
         self._wire = wire
@@ -554,9 +557,9 @@ def _is_valid_id(request_id: object) -> bool:
 
 
 async def _denies_session(response: HttpResponse) -> bool:
-    """Return whether a server refused a GET because of its session.
+    """Return whether a server refused our GET because the server does not know the session.
 
-    Servers answer 404. Servers with some SDKs answer 400 with `session` in the body.
+    Most servers then answer 404. Servers with some SDKs answer 400, with `session` in the body.
     """
     return response.status == 404 or (response.status == 400 and b"session" in (await response.read()).lower())
 

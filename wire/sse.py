@@ -77,7 +77,7 @@ class EventParser:
 
     @property
     def event_id(self) -> str:
-        """The id of the last event that had one, even if that event had no data; empty if no event had an id."""
+        """The id of the last event with an id, even if this event had no data; empty if no event had an id."""
         return self._event_id
 
     @property

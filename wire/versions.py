@@ -17,7 +17,10 @@ SERVER_INFO_KEY = "io.modelcontextprotocol/serverInfo"
 
 
 def negotiated(proposed: object) -> str:
-    """Return the session version to answer `initialize` with: the proposed one if supported, otherwise the newest."""
+    """Return `proposed` if it is a supported session version, otherwise the newest session version.
+
+    `initialize` is answered with this version.
+    """
     return proposed if isinstance(proposed, str) and proposed in SESSION_VERSIONS else NEWEST_SESSION
 
 

@@ -143,7 +143,7 @@ def _read(event, walks, names, uses_all):
 
 
 def _store(apps, walks, names, gone):
-    """Store the periods. A fact of unknown start begins when its subject (a person or a gateway) was created."""
+    """Store the periods. If a period's start is unknown, use the time when its person or gateway was created."""
     fact = apps.get_model("access", "Fact")
     began = {str(pk): at for pk, at in apps.get_model("accounts", "User").objects.values_list("pk", "date_joined")}
     first = min(began.values(), default=timezone.now())

@@ -247,7 +247,7 @@ class Review(Versioned, models.Model):
     # Closing.
 
     def may_be_closed_by(self, person: User) -> bool:
-        """True if `person` may start reviews, or if the review names them as a reviewer and no line is open."""
+        """True if `person` may start reviews. If no line is open, also true for each reviewer that the review names."""
         if may_start(person):
             return True
         return may_review(person) and self.names_reviewer(person) and not self.lines.filter(answer="").exists()

@@ -49,7 +49,7 @@ KINDS = [*ThingKind]
 # people who can change it.
 OTHERS = {
     ThingKind.ROLE: "People with “Manage people” change roles.",
-    ThingKind.EVERYONE: "People with “Basic gateway management” choose whom a gateway is open to.",
+    ThingKind.EVERYONE: "People with “Basic gateway management” choose who may use a gateway.",
 }
 
 
@@ -85,7 +85,7 @@ class ReviewedThing:
 
 
 def things_in(lines: Iterable[AccessLine]) -> list[ReviewedThing]:
-    """Return the things in the lines of an access report, sorted. Each thing of a person is returned once."""
+    """Return each person's things from the lines of an access report, sorted and without duplicates."""
     found: dict[Any, ReviewedThing] = {}
     for line in lines:
         for thing in _things(line):
@@ -104,7 +104,7 @@ def _things(line: AccessLine) -> Iterator[ReviewedThing]:
 
 
 def _first(row: Any, *names: str) -> Any:
-    """Return the value of the first of these attributes that `row` has; None if it has none of them."""
+    """Return the value of the first attribute in `names` that `row` has; None if `row` has no such attribute."""
     return next((getattr(row, name) for name in names if hasattr(row, name)), None)
 
 
@@ -181,7 +181,7 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
     """Revoke `row`, and return True. Return False if `row` is None.
 
-    The owner needs no capability, except when acting with an API key; other people always need a capability.
+    The owner needs a capability only with an API key. Other people always need a capability.
     """
     owner: UUID | None
     needed: tuple[Capability, ...]

@@ -62,9 +62,10 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.aggregate(**{name: models.Count("pk", filter=which) for name, which in means.items()})
 
     def matching(self, words: str, *, of_many: bool = False) -> "ApiKeyQuerySet":
-        """Return the keys whose name contains `words`, or whose prefix starts with `words`; all if `words` is empty.
+        """Return the keys whose name contains `words`, or whose prefix starts with `words`.
 
-        With `of_many` (the keys of several people), also return the keys whose owner's e-mail contains `words`.
+        With `of_many` (the keys of several people), also return the keys whose owner's e-mail contains `words`. If
+        `words` is empty, return all keys.
         """
         matches = Q(name__icontains=words) | Q(prefix__startswith=words)
         matches |= Q(user__email__icontains=words) if of_many else Q()

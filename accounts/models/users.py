@@ -123,9 +123,10 @@ class UserManager(BaseUserManager["User"]):
     def invite_all(
         self, people: Iterable[tuple[str, str]], *, role: Role, by: Grantor | None, teams: Iterable["Team"] = ()
     ) -> "list[User]":
-        """Invite people, given as (e-mail, name), with the same role and teams: all or none.
+        """Invite all of these people with the same role and teams, or nobody if an address is refused.
 
-        Raises InvitationsRefused with the reason for each refused address. Raises BeyondYours or InvitesOthers.
+        `people` are pairs of e-mail and name. Raises InvitationsRefused with the reason for each refused address.
+        Raises BeyondYours or InvitesOthers.
         """
         invited, reasons, teams = [], {}, list(teams)
         with transaction.atomic():
@@ -351,8 +352,8 @@ class User(Versioned, AbstractBaseUser):
     def set_break_glass(self, on: bool, *, by: Grantor | None) -> None:
         """Set or clear break-glass, which permits password sign-in even if sign-in by the organisation is enforced.
 
-        Clearing ends password sessions if sign-in by the organisation is enforced for the person. Raises NotOwner,
-        NotBreakGlass (see `can_break_glass`), LastBreakGlass or Outranked.
+        If break-glass is cleared and sign-in by the organisation is enforced for the person, the person's password
+        sessions end. Raises NotOwner, NotBreakGlass (see `can_break_glass`), LastBreakGlass or Outranked.
         """
         with self.changed_by(by) as present:
             actor = acting_now(by)

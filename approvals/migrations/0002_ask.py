@@ -1,5 +1,6 @@
-"""The function by which the proxy uses, finds or makes the hold of a call.
+"""The database function that the proxy calls when a rule holds a call.
 
+The function uses an approved hold of the call. Otherwise, it finds another hold of the call, or makes a hold.
 A trigger notifies the workers when the state of a hold changes, for example by a decision.
 """
 

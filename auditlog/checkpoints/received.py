@@ -59,9 +59,9 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return, for each checkpoint number, the id of `log` up to which rows may be missing from the file.
+        """Return an id of `log` for each checkpoint number. Rows up to this id may be missing from the file.
 
-        The file must have all rows of the checkpoint with higher ids.
+        All rows of the checkpoint whose ids are higher must be in the file.
         """
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]
@@ -82,7 +82,7 @@ class Received:
     def is_same(self, log: str, row: Mapping[str, Any]) -> bool | None:
         """Return whether the received copy of `row` equals `row`, or None if the sink did not receive the row.
 
-        The copy is removed from `rows`.
+        Remove the received copy from `self.rows`.
         """
         line = self.rows[log].pop(row["uid"], None)
         return None if line is None else line.digest == _digest(_told(row, FIELDS[log], line.fields))
@@ -92,10 +92,10 @@ class Received:
         return max(self.checkpoints.values(), default=None)
 
     def may_come(self, row: Mapping[str, Any]) -> bool:
-        """True if the sink may receive this row later: a call that took longer than NEAR and ended recently.
+        """True if the sink may receive this row later, because the call was long and ended recently.
 
-        The limit is LATE before the file's last checkpoint: every call that ended after the limit ended recently.
-        If the file has no checkpoint, every end counts as recent.
+        The call was long if it took more than NEAR. It ended recently if it ended after the time `newest() - LATE`.
+        If the file has no checkpoint, every call ended recently.
         """
         ended = row.get("recorded_at")
         if ended is None or ended - row["created_at"] <= NEAR:

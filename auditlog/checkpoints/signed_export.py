@@ -1,8 +1,8 @@
 """Signed exports: checkpoints with the rows they cover, as JSON lines that `verify_export.py` verifies offline.
 
-The first line has the newest checkpoint, which says what retention dropped; the last line signs the file. Each row is
-written as the text from which its digest was computed. A row with payloads is written without them; its line says
-whether the complete row matched the digest.
+The first line has the newest checkpoint, which says what retention dropped. The last line signs the file. Each row is
+written as the text from which the row's digest was computed. If a row has payloads, its line omits the payloads, and
+says whether the complete row matched the digest.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ class SignedExport(Export):
             yield some
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        """Yield a line per checkpoint and per row that it covers. No database cursor is open between two lines."""
+        """Yield a line for each checkpoint, followed by a line for each row that this checkpoint covers.
+
+        No database cursor is open between two lines.
+        """
         for number in range(self._first_number, self._last_number + 1):
             one = Checkpoint.objects.filter(pk=number).first()
             if one is None:

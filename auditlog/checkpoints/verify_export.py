@@ -145,7 +145,7 @@ class NotAnExport(Exception):
 
 
 class CheckpointLine:
-    """A checkpoint. `open` has its rows that were not read from the file yet: the digest of each row, by uid."""
+    """A checkpoint. `open` maps the uid of each row that was not read from the file yet to the digest of the row."""
 
     def __init__(self, line: dict[str, Any]) -> None:
         self.text = str(line["body"])
@@ -324,10 +324,10 @@ class Verification:
             self.found("Checkpoints or rows were removed from the file, or added to it.")
 
     def review(self, lines: Any) -> None:
-        """Compare an export of an access review with the verified events of reviews that were closed.
+        """Compare an export of an access review with the verified events about the closing of reviews.
 
-        Adds a finding if the export is incomplete, or if no event has its checksum. Raises ValueError if a line is not
-        JSON.
+        Adds a finding if the export is incomplete. Adds a finding if none of these events has the export's checksum.
+        Raises ValueError if a line is not JSON.
         """
         told = [json.loads(line) for line in lines if line.strip()]
         last = told.pop() if told else {}
@@ -351,7 +351,9 @@ class Verification:
                 "The export has no admin events, so the review cannot be compared with the event of its closing."
             )
             return
-        self.found("The review was changed or lacks lines, or the event of its closing is not among the verified rows.")
+        self.found(
+            "Either the review was changed or lacks lines, or the verified rows lack the event that closed the review."
+        )
 
     def found(self, sentence: str) -> None:
         self.findings.append(sentence)

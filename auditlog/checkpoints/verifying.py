@@ -178,10 +178,9 @@ class CallPlaces(CheckpointIndex):
         self._oldest = datetime.fromisoformat(sealed[-1].body["near_from"]) - LATEST if sealed else END
 
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
-        """Return the checkpoint that covers the row.
+        """Return the checkpoint that covers the row, or a bool if no checkpoint covers the row.
 
-        If there is none, return True if the row may lack a checkpoint, otherwise False. False means that the row was
-        added by tampering.
+        True means that the row may lack a checkpoint. False means that the row was added by tampering.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)
@@ -227,7 +226,7 @@ def verify(
 
     `keys` are the trusted public keys (32 bytes each). Without `keys`, any key is trusted: then changed rows are not
     detected if their checkpoints were made and signed again with another key. `received` is a sink's copy of the logs.
-    Its rows must equal those in the database, and it must have all rows that its checkpoints cover.
+    The rows of the copy must equal the rows in the database. The copy must have all rows that its checkpoints cover.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; SET LOCAL statement_timeout = 0")

@@ -168,7 +168,7 @@ def _count_late() -> tuple[int, bool]:
     """Count the calls that were written more than NEAR after their start, and advance `near_from`.
 
     Do nothing if the last such count was less than LATE_EVERY ago. Return a pair: the number of counted calls, and
-    whether there are more to count. The latter is always False, because one run counts all late calls.
+    False. False means that no call is left to count, because one run counts all late calls.
     """
     with _state() as state:
         now = databases.database_now()
@@ -188,7 +188,7 @@ def _count_late() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_old() -> tuple[int, bool]:
-    """Add the next batch of older calls to the roll-ups. Return a pair: its size, and whether more exist."""
+    """Add the next batch of older calls to the roll-ups. Return the size of the batch, and whether more calls exist."""
     with _state() as state:
         if state is None or state.counted_from <= BEGINNING:
             return 0, False

@@ -185,10 +185,10 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """Return the counts of calls between two times, for the `most` most frequent values of the column `by`.
+        """Count the calls between two times for the most frequent values of the column `by`.
 
-        The empty value is left out; `named` also leaves out calls of unknown tools. Returns None in the same cases as
-        `read`.
+        `most` is the maximum number of values. The empty value is left out; `named` also leaves out calls of unknown
+        tools. Returns None in the same cases as `read`.
         """
         query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:
@@ -405,9 +405,9 @@ def _union(rows: Sequence[SQL], columns: str) -> SQL:
 
 
 def _keys(by: Sequence[str], bars: Bars | None, at: str) -> SQL:
-    """Return SQL for the columns that rows are grouped by, with its parameters.
+    """Return SQL for the columns by which rows are grouped, and the parameters of the SQL.
 
-    The first column is NULL, so that there is at least one column.
+    The first column is always NULL, because the list of columns must not be empty.
     """
     number, parameters = bars.number_of(at) if bars else ("", [])
     return ", ".join(filter(None, ("NULL", *by, number))), parameters

@@ -106,7 +106,8 @@ TIME_RANGES = {
 def range_start(now: datetime, length: timedelta) -> datetime:
     """Return the start of a range up to `now`, aligned to the roll-ups.
 
-    A range of one day starts at a whole hour, a longer one at a whole day (UTC), a shorter one exactly `length` ago.
+    A range of one day starts at a whole hour. A longer range starts at a whole day (UTC). A shorter range is not
+    aligned: it starts exactly `length` before `now`.
     """
     if length < timedelta(days=1):
         return now - length
@@ -114,9 +115,9 @@ def range_start(now: datetime, length: timedelta) -> datetime:
 
 
 def quantile(classes: Sequence[int], part: float) -> float | None:
-    """Return the duration in ms within which the share `part` (0 to 1) of calls ended, ±10 %; None without calls.
+    """Return the quantile `part` (0 to 1) of the durations of calls in ms, ±10 %; None if there are no calls.
 
-    `classes` are the numbers of calls by duration class.
+    `classes` has the number of calls in each duration class.
     """
     up_to = [*accumulate(classes)]
     if not up_to or not up_to[-1]:

@@ -35,7 +35,7 @@ class Found:
 
 @dataclass(slots=True)
 class Entry:
-    """An object in a document, with the values that the document gives it. `was` is its key before a rename."""
+    """An object in a document. `given` has the values in the document. `was` is the object's key before a rename."""
 
     kind: Kind
     key: Key
@@ -81,12 +81,15 @@ class Change:
         return self.fields.get("enabled", (None, None))[1] is False
 
     def after(self, *names: str) -> dict[str, Any]:
-        """Return the new values of the changed fields except `enabled`; if `names` are given, only of these fields."""
+        """Return the new values of the changed fields, without `enabled`.
+
+        If `names` are given, return only the values of the fields with these names.
+        """
         changed = {name: after for name, (_, after) in self.fields.items() if name != "enabled"}
         return {name: value for name, value in changed.items() if not names or name in names}
 
     def gives(self, *names: str) -> bool:
-        """True if one of these fields changes, or is given in the document for a new object."""
+        """True if the file changes one of these fields, or gives one of these fields to a new object."""
         return any(name in self.fields for name in names)
 
 
@@ -126,7 +129,7 @@ class Kind:
         return next((one for one in self.fields if one.name == name), None)
 
     def key_of(self, given: Mapping[str, Any]) -> str:
-        """Return the last part of an object's key, taken from the object's values `given`."""
+        """Return the last part of the key of the object with the values `given`."""
         return str(given.get(self.key, ""))
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
@@ -237,7 +240,7 @@ class World:
         return (found.values if found else {}) | (entry.given if entry else {})
 
     def renamed(self, field: Field, value: Any) -> Any:
-        """Return `value` with other objects' names replaced by the new names that the document gives them."""
+        """Return `value` with the new names of the other objects that the document renames."""
         if not field.refers_to:
             return value
         if isinstance(value, list):

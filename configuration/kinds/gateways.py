@@ -125,7 +125,7 @@ class AssignmentKind(Kind):
     manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
     fields = (
         text("server", "Slug of the server.", 16, refers_to="servers", is_fixed=True),
-        Field("alias", "Prefix of its tools' names. If missing, the server's slug.", ALIAS, INSTEAD_OF_ALIAS, None),
+        Field("alias", "Prefix of tool names. If missing, the server's slug is used.", ALIAS, INSTEAD_OF_ALIAS, None),
         flag("enabled", "Whether it is enabled at this gateway.", True),
         choice(
             "identity_scheme",
@@ -171,7 +171,10 @@ class AssignmentKind(Kind):
             yield (row.gateway.slug, row.alias), row, values
 
     def exported(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Return the values with one list of tools: the enabled ones for “Allow selected”, else the disabled ones."""
+        """Return the values with only one of the two lists of tools.
+
+        For “Allow selected”, keep `enabled_tools`. For any other policy, keep `disabled_tools`.
+        """
         unlisted = "disabled_tools" if values["tool_policy"] == ToolPolicy.SELECTED else "enabled_tools"
         return {name: value for name, value in values.items() if name != unlisted}
 
@@ -192,7 +195,7 @@ class AssignmentKind(Kind):
             yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
 
     def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Yield an error if the document changes the alias of a server on the gateway, but has no `moved` for it."""
+        """Yield an error if the document changes a server's alias on the gateway, but has no `moved` for the alias."""
         if change.act is not Act.ADD:
             return
         gateway, alias = change.key
@@ -283,7 +286,7 @@ def _allowed_identity(change: Change, gateway: Gateway, server: Any, by: User) -
 
 
 def _wrong_tools(row: Assignment, change: Change) -> list[Feature]:
-    """Return the known tools whose state, enabled or disabled, differs from the change's list of tools."""
+    """Return the known tools that must be enabled or disabled to match the list of tools in the change."""
     wrong: list[Feature] = []
     for name, on in LISTS.items():
         listed = change.after(name).get(name)

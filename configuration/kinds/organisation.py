@@ -31,8 +31,8 @@ RULE = {
 }
 RULES = Field(
     "rules",
-    "Each rule gives people of a `group` a `role`, a `team` or both. The first match with a role sets the role, all "
-    "matches add teams.",
+    "Each rule has a `group`, and a `role`, a `team` or both for the people of the group. The first matching rule "
+    "with a role sets the role. Every matching rule adds its team.",
     {"type": "array", "items": RULE, "maxItems": 300},
     "Write a list such as [{group: engineers, role: Developer, team: Engineering}].",
     [],
@@ -65,8 +65,8 @@ class OrganisationKind(Kind):
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role",
-            "Role of people to whom no rule gives a role; if empty, these people cannot sign in. If no rule names a "
-            "role, only new people get this role; people with an account keep their present role.",
+            "Role of people who get no role from a rule. If empty, these people cannot sign in. Exception: if no rule "
+            "names a role, people with an account keep their present role. Then only new people get this role.",
             80,
             "",
             refers_to="roles",

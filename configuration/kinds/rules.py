@@ -49,7 +49,7 @@ class RuleKind(Kind):
     name, noun = "rules", "rule"
     about = (
         "Rules on tool calls, in the order in which they apply. A rule that is not in the file keeps its "
-        "position: if it is the third of all rules now, it stays third."
+        "position: the third of all rules stays the third."
     )
     sees = frozenset({Capability.RULES_READ})
     manages = Capability.RULES_MANAGE
@@ -69,7 +69,7 @@ class RuleKind(Kind):
         choice("effect", "What the rule does with a call.", RuleEffect),
         text(
             "text",
-            "Sentence for the agent when a call is refused; if `effect` is `label`, the label.",
+            "For the effect `refuse`, the sentence for the agent. For the effect `label`, the label.",
             LONGEST_TEXT,
             "",
         ),
@@ -83,7 +83,7 @@ class RuleKind(Kind):
             Approvers.ANYBODY,
         ),
         text("approver_team", "Team that decides, if the field `approvers` is `team`.", 80, "", refers_to="teams"),
-        flag("somebody_else", "If true, people cannot decide on calls of agents that act for them.", False),
+        flag("somebody_else", "If true, a person cannot decide on calls that an agent makes for this person.", False),
         number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, USUAL_HOLD),
     )
 

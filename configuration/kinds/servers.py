@@ -43,8 +43,8 @@ class ServerKind(Kind):
         number("max_concurrent", "Maximum concurrent calls.", 1, 1000, 64),
         flag(
             "lists_live",
-            "Whether its lists, such as the list of tools, differ by session. If so, they are fetched whenever a "
-            "client asks.",
+            "Whether its lists, such as the list of tools, differ by session. If true, the gateway asks the server "
+            "whenever a client requests a list.",
             False,
         ),
         text("key_help", "How people get a credential, in your words.", 300, ""),
@@ -120,7 +120,7 @@ def _initial(server: Server | None) -> dict[str, Any]:
 
 
 def slug_taken(model: Any, slug: str) -> str:
-    """Return why no new object can have this slug, or an empty string."""
+    """Return the reason why no new object can have this slug. If the slug is allowed, return an empty string."""
     if slug in RESERVED:
         return f"“{slug}” is reserved for this site's own addresses. Choose another."
     if model.objects.filter(slug=slug).exists():

@@ -1,6 +1,7 @@
 """Log sinks in configuration files.
 
-An export writes references instead of secrets, and instead of addresses with a path: a path may contain a secret.
+An export contains references instead of secrets. If an address has a path, the export contains a reference instead of
+the address, because the path may contain a secret.
 """
 
 from __future__ import annotations

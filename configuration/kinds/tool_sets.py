@@ -27,8 +27,8 @@ INSTEAD = f"Write a list of at most {MOST_PATTERNS} patterns, such as ['github__
 class ToolSetKind(Kind):
     parent, name, noun, lookup = "gateways", "tool_sets", "tool set", "gateway__slug"
     about = (
-        "The tool sets of a gateway. A set that is not in the list is archived, and its grants to teams and to "
-        "everybody end. But if a person has the set, or an app or agent is limited to it, the file is refused."
+        "The tool sets of a gateway. A set that is not in the list is archived, and the set's grants to teams and to "
+        "everybody end. But the file is refused if such a set is given to a person, or limits an app or agent."
     )
     sees = frozenset({Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
@@ -105,7 +105,7 @@ def _grants(row: ToolSet) -> list[ToolGrant]:
 
 
 def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
-    """Return the features with these names. Tools that their server has not listed yet are created.
+    """Return the features with these names. If a server has not listed a tool yet, create a row for the tool.
 
     Raises GatewayError.
     """
@@ -124,8 +124,7 @@ def _members(gateway: Gateway, wanted: list[str]) -> list[Feature]:
 def _give(row: ToolSet, values: dict[str, Any], world: World, by: User) -> None:
     """Give the set to the teams in `values`, and to everybody if `values` says so. These grants have no end date.
 
-    Other grants without an end date are ended if they are to a team or to everybody. Grants with an end date, and
-    grants to people, remain.
+    End all other grants to teams and to everybody, except grants with an end date. Grants to people remain.
     """
     teams: list[Team] = [world.row("teams", name) for name in values["teams"]]
     wanted = {*teams} | ({None} if values["everyone"] else set())

@@ -1,7 +1,8 @@
-"""Let a connection have only identities of its user, for servers of its gateway.
+"""Add a trigger that refuses an identity which does not fit its connection.
 
-A row has a connection, an identity and an assignment. The assignment must be of the connection's gateway, and have the
-identity's server. The proxy's statement checks all this too; the trigger keeps wrong rows out altogether.
+A row has a connection, an identity and an assignment. The identity must belong to the connection's user. The assignment
+must be on the connection's gateway, and must be of the identity's server. The proxy's statement checks all this too;
+the trigger keeps wrong rows out altogether.
 """
 
 from django.db import migrations

@@ -30,7 +30,7 @@ INVITED = Q(is_active=True, password__startswith=UNUSABLE_PASSWORD_PREFIX, by_or
 
 @register(User, site=site)
 class UserPages(CapabilityAdmin):
-    """Role and password are set on the product's page only, where editors can grant only capabilities they have."""
+    """Role and password can be set only on the product's page. There, nobody can grant capabilities that they lack."""
 
     seen_by = (Capability.PEOPLE_READ,)
     page = ("accounts:person", "pk")

@@ -116,7 +116,7 @@ class RegistrationPages(CapabilityAdmin):
 
 @register(Gateway, site=site)
 class GatewayPages(CapabilityAdmin):
-    """Read-only, except for the actions: gateways are edited on the product's page, which validates the fields."""
+    """Read-only, except for the actions. People edit gateways on the product's page, which validates the fields."""
 
     seen_by = (Capability.GATEWAYS_READ,)
     page = ("gateways:detail", "slug")
@@ -398,7 +398,7 @@ class ServerSettings(SignInSettings, VersionedForm):
     end_sign_ins = BooleanField(
         label="End sign-ins",
         required=False,
-        help_text="Save without this first. Tick it only if an error says that your change ends sign-ins.",
+        help_text="First save with this box unticked. Tick it only if an error says that your change ends sign-ins.",
     )
 
     class Meta:

@@ -68,7 +68,7 @@ class Caller:
         return cls(person)
 
     def must_hold(self, needed: Held) -> None:
-        """Raise ToolFailed, naming the missing capability, if the person lacks what is `needed`."""
+        """Raise ToolFailed if the person lacks what is `needed`. The error names the missing capability."""
         try:
             must_hold(self.person, needed)
         except CapabilityRequired as missing:
@@ -108,7 +108,7 @@ class Caller:
 
 
 def _sentences(errors: Any, name: str = "") -> Iterator[str]:
-    """Yield the errors of an answer as sentences, each with its field."""
+    """Yield each error of an answer as a sentence that begins with the name of the field."""
     match errors:
         case Mapping():
             for field, below in errors.items():

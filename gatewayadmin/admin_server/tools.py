@@ -176,7 +176,10 @@ def _agent_summary(caller: Caller, arguments: Object) -> tuple[str, Object]:
 
 
 def _host(caller: Caller, name: str) -> Object:
-    """Return the app or agent with this id or name, or the only one that a search finds. Raises ToolFailed."""
+    """Return the app or agent with this id or name. Raises ToolFailed.
+
+    If no app or agent has this name, search for `name`. If there is only one result, return this result.
+    """
     if pk := uuid_of(name):
         return caller.rest(HostResource, "retrieve", pk=pk)
     found = caller.rest(HostResource, "list", {"q": name, "page_size": ROWS})["results"]
@@ -227,7 +230,7 @@ def _plan_link(text: str) -> str:
 
 
 def _more(cursor: str | None) -> str:
-    return " There are more: call again with this cursor." if cursor else ""
+    return " More rows follow: call again with this cursor." if cursor else ""
 
 
 def _link(view: str, *parts: object) -> str:
@@ -264,9 +267,9 @@ def _tools() -> Iterator[Tool]:
         _search_calls,
         {
             "q": _text(
-                "Search as on the page Logs. A condition is a word such as `error` or `refused`, or a field, an "
-                "operator and a value. Join conditions by `and` or `or`. Fields: host, user, gateway, server, tool, "
-                "outcome, reason, duration, label.",
+                "Search as on the page Logs. Some conditions are one word, such as `error` or `refused`. Other "
+                "conditions have three parts: a field, an operator and a value. Join conditions by `and` or `or`. "
+                "Fields: host, user, gateway, server, tool, outcome, reason, duration, label.",
                 "refused and tool is crm__delete_contact",
                 "error and duration > 500",
             ),
@@ -299,8 +302,8 @@ def _tools() -> Iterator[Tool]:
     yield Tool(
         "who_can_use",
         "Who can use it",
-        f"List who may use a gateway, server or tool and through what: everyone, a team, role or grant. {ROWS} at a "
-        f"time, by person. Needs gateways:read and people:read. {UNTRUSTED}",
+        f"List who may use a gateway, server or tool, and why: everyone may, or a team, role or grant allows it. "
+        f"{ROWS} at a time, by person. Needs gateways:read and people:read. {UNTRUSTED}",
         _who_can_use,
         {
             **_BY_NAME,
@@ -329,8 +332,8 @@ def _tools() -> Iterator[Tool]:
     yield Tool(
         "list_waiting",
         "List what waits",
-        "List what needs the attention of the person you act for, worst first, as the page “Needs attention” does: "
-        f"servers down, held calls, requests, changed definitions, expiring tokens. {UNTRUSTED}",
+        "List the matters that the page “Needs attention” shows to the person you act for, worst first. "
+        f"Examples: servers down, held calls, requests, changed definitions, expiring tokens. {UNTRUSTED}",
         _list_waiting,
         {},
         answers={"waiting": _ROWS},

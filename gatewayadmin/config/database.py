@@ -197,10 +197,10 @@ def ensure() -> None:
 
 
 def require(*, tables: bool = True) -> None:
-    """Raise UnusableDatabase unless the database answers, and this version can use it and its tables.
+    """Raise UnusableDatabase if the database does not answer, or if this version cannot use the database or its tables.
 
-    A pooler in transaction mode is refused. With `tables`, a database without tables is refused too, and a missing
-    embedded database is refused, not created.
+    Also raises UnusableDatabase for a pooler in transaction mode. With `tables`, a database without tables is refused,
+    and so is a missing embedded database. Without `tables`, a missing embedded database is created.
     """
     if tables and is_embedded() and not (settings.DATA_DIR / "postgres" / "PG_VERSION").exists():
         raise UnusableDatabase(

@@ -48,7 +48,7 @@ def key_uses() -> list[KeyUses]:
 
 
 def is_another_secret_key() -> bool:
-    """Return whether the newest web session was signed with another GATEWAY_SECRET_KEY than the current one."""
+    """Return whether the newest web session was signed with a GATEWAY_SECRET_KEY that is not the current key."""
     newest = Session.objects.filter(expire_date__gt=timezone.now()).order_by("-expire_date").first()
     if newest is None:
         return False

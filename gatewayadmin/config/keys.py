@@ -63,7 +63,7 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the names of the environment variables that lack a key of their key file in `folder`.
+    """Return the names of environment variables that do not contain all keys of their key file in `folder`.
 
     Files that do not exist are skipped. Raises Refused for unreadable files.
     """

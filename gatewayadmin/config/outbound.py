@@ -61,7 +61,7 @@ def server_of(mailers: dict[str, dict[str, Any]]) -> str:
 def sender(value: str, public_host: str) -> str:
     """Return the sender: an address such as `gateway@example.com` or `Gateway <gateway@example.com>`.
 
-    The default is an address at the public host, which mail servers may refuse as unknown.
+    If `value` is empty, the sender is an address at the public host. Mail servers may refuse this address as unknown.
     """
     name, address = parseaddr(value or f"gateway-admin@{public_host}")
     try:

@@ -1,7 +1,7 @@
 """The address and the secret of the runner, which runs MCP servers that are programs.
 
-They are read from GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET, or from files if `serve` starts the runner in a clone
-of the repository.
+The address and the secret are read from GATEWAY_RUNNER_URL and GATEWAY_RUNNER_SECRET. If `serve` starts the runner in
+a clone of the repository, they are read from files instead.
 """
 
 import re

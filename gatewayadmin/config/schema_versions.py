@@ -59,7 +59,7 @@ def record() -> None:
 
 
 def newer_version() -> str:
-    """Return the version that made the tables if it is newer than this version; otherwise an empty string."""
+    """Return the newer version that migrated the tables. If no newer version migrated the tables, return ""."""
     with connection.cursor() as cursor:
         cursor.execute(_VERSION)
         made_by, _ = cursor.fetchone() or (VERSION, OLDEST)

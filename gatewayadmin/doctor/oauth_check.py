@@ -58,7 +58,7 @@ def newest_registration() -> int:
 def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
     """Return the application with this `client_id` if it registered itself with this name and redirect, else None.
 
-    Only primary keys above `after` count (see `newest_registration`).
+    The application's primary key must be above `after` (see `newest_registration`).
     """
     if "\x00" in client_id:
         return None
@@ -190,7 +190,7 @@ class OAuthCheck:
         if challenge is None:
             raise StepFailed(
                 "401 without the header WWW-Authenticate: clients cannot find out how to sign in.",
-                "A proxy in front removes the header. Let it pass (nginx: no proxy_hide_header).",
+                "A proxy in front removes the header. Let the proxy pass the header (nginx: no proxy_hide_header).",
             )
         match = METADATA.search(challenge)
         if match is None:
@@ -203,7 +203,7 @@ class OAuthCheck:
         return "The refusal names the metadata document."
 
     def resource_metadata(self) -> str:
-        """Check that the resource metadata name exactly this gateway and its authorization server (RFC 9728)."""
+        """Check that the resource metadata have the exact URLs of the gateway and authorization server (RFC 9728)."""
         document = self._document(self.metadata_url)
         if document.get("resource") != self.url:
             belongs(str(document.get("resource")), self.base, "The field resource")

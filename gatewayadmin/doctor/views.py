@@ -38,6 +38,6 @@ def doctor(request: AppRequest) -> HttpResponse:
 
 
 def _other_host(request: AppRequest) -> str:
-    """Return the host of this request if it is not the public one, otherwise an empty string."""
+    """Return this request's host if it differs from the public URL's host, otherwise an empty string."""
     host = request.headers.get("X-Forwarded-Host") or request.get_host()
     return "" if host.lower() == urlsplit(settings.PUBLIC_URL).netloc.lower() else host

@@ -222,9 +222,9 @@ class Cluster:
         return result.returncode == 0 and self._ready()
 
     def _drop_stale_status(self) -> None:
-        """Remove postmaster.pid if PostgreSQL would take a zombie or another program for a running server.
+        """Remove postmaster.pid if the file names a zombie or a process of another program.
 
-        Kills remaining processes of the old server first.
+        PostgreSQL would take this process for a running server. Kills remaining processes of the old server first.
         """
         status = self._status()
         if not status or not psutil.pid_exists(int(status[0])):
@@ -267,9 +267,9 @@ class Cluster:
             raise ClusterError(f"{self.folder} was made by PostgreSQL {made_by}, the embedded one is {MAJOR}")
 
     def _open_path(self) -> None:
-        """Give the server's system user access to its folder, socket and programs.
+        """Give the server's system user access to the server's folder, socket and programs.
 
-        This can let all system users pass through other folders. Log these other folders.
+        All system users may then pass through the folders on the path. Log opened folders, except the data directory.
         """
         if self.socket_folder != self.folder:
             self._own_socket_folder()

@@ -46,7 +46,10 @@ class Immovable(Exception):
 
 @contextmanager
 def source(data_dir: Path) -> Iterator[Connection]:
-    """Connect to the embedded database of `data_dir`, in one snapshot. Raises Immovable if it is missing or in use."""
+    """Connect to the embedded database of `data_dir`. The connection reads one snapshot of the database.
+
+    Raises Immovable if the database is missing or in use.
+    """
     folder = data_dir / "postgres"
     if not (folder / "PG_VERSION").exists():
         raise Immovable(f"There is no embedded database in {data_dir}: set GATEWAY_DATA_DIR to where it is.")
@@ -59,7 +62,7 @@ def source(data_dir: Path) -> Iterator[Connection]:
 
 
 def refuse_unless_empty(target: Connection) -> None:
-    """Raise Immovable if the target has rows that `migrate` did not create, or tables of other programs."""
+    """Raise Immovable if the target has tables of other programs, or if it has rows that `migrate` did not create."""
     names = _names(target, _TABLES)
     if names and "django_migrations" not in names:
         raise Immovable(f"The database has tables that are not the gateway's, such as {names[0]}: use an empty one.")
@@ -98,7 +101,7 @@ def _refuse_if_used(old: Connection, data_dir: Path) -> None:
 
 @contextmanager
 def _connected(conninfo: str = "", **parameters: Any) -> Iterator[Connection]:
-    """Connect with settings under which PostgreSQL writes rows as text that every version of it can read."""
+    """Connect, and make PostgreSQL write rows as text that every PostgreSQL version can read."""
     with psycopg.connect(conninfo, client_encoding="utf8", **parameters) as connection:
         for setting in ("datestyle = 'ISO, YMD'", "intervalstyle = 'postgres'", "extra_float_digits = 3"):
             connection.execute(f"SET {setting}".encode())

@@ -162,9 +162,9 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def search(words: str, limit: int = FOUND) -> list[FoundPage]:
-    """Return the best section of each page, best page first.
+    """Return the best section of each page. The best page comes first.
 
-    A section counts only if each word is in the section, or in the title or summary of its page.
+    A section is found only if each word is in the section, or in the title or summary of the section's page.
     """
     wanted = _wanted(words)
     if not wanted:

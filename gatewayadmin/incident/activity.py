@@ -54,9 +54,10 @@ class CallTally(NamedTuple):
 
 @dataclass
 class Count:
-    """Numbers of calls: `now` in the last 24 hours, `before` in the number of days `days` before these hours.
+    """Two numbers of calls, `now` and `before`.
 
-    `per_day` is None if `days` is 0.
+    `now` counts the last 24 hours. `before` counts the `days` days before these 24 hours. If `days` is 0, `per_day` is
+    None.
     """
 
     now: int = 0
@@ -99,7 +100,10 @@ class ToolCount(Count):
 
 @dataclass
 class AddressCount(Count):
-    """The calls from one address, the client of the newest of these calls, and the time of the earliest."""
+    """The numbers of calls from one address.
+
+    `client` is the client of the newest of these calls. `since` is the time of the earliest call.
+    """
 
     ip: str = ""
     client: str = ""

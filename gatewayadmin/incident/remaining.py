@@ -27,7 +27,10 @@ class Given(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """The remaining access through one connection or, if the subject is a server, through one gateway."""
+    """The remaining access through one connection.
+
+    If the subject of the incident is a server, this is the remaining access through one gateway instead.
+    """
 
     row: ConnectionRow | None  # None if the subject is a server.
     gateway: Any

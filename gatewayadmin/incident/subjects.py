@@ -99,7 +99,7 @@ class Subject:
 
     @property
     def calls(self) -> dict[str, UUID]:
-        """The log columns, with their values, that select the subject's calls."""
+        """The values that select the subject's calls in the log, by column."""
         return {f"{self.kind}_id": self.row.pk}
 
     @property
@@ -252,7 +252,7 @@ class HostSubject(Subject):
     @property
     def effect(self) -> str:
         if not self.live_count:
-            return "Its requests are refused from the next one on. Undo at any time."
+            return f"Every further request of this {self.noun} is refused. Undo at any time."
         again = f" The {self.noun} can be enabled again; people then have to connect again." if self.row.enabled else ""
         return f"{self.ending} {NO_WAY_BACK}.{again}"
 
@@ -299,7 +299,7 @@ class PersonSubject(Subject):
 
     @cached_property
     def sign_ins(self) -> int:
-        """The number of sign-ins at issuers. The gateway refreshes the tokens of a sign-in until it is revoked."""
+        """The number of sign-ins at issuers. The gateway refreshes the tokens of each sign-in that is not revoked."""
         return Identity.objects.own(self.row).live().exclude(issuer="").count()
 
     @property

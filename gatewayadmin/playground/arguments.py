@@ -125,7 +125,11 @@ class ArgumentsForm(forms.Form):
 
 
 def form_of(schema: Any, arguments: Any, *, as_json: bool = False) -> ArgumentsForm:
-    """Return a form filled in with `arguments`, as one JSON field if separate fields cannot represent them exactly."""
+    """Return a form filled in with `arguments`.
+
+    The form has one JSON field for all arguments if `as_json` is set, or if separate fields cannot represent the
+    arguments exactly.
+    """
     form = ArgumentsForm(schema)
     if not (as_json or form.as_json) and isinstance(arguments, dict):
         fields: Any = form.fields

@@ -76,9 +76,10 @@ def live_connection(user: User, gateway: Gateway | None) -> Connection | None:
 
 
 def connect(user: User, gateway: Gateway) -> Connection:
-    """Return the user's playground connection to this gateway, opening one if needed.
+    """Return the user's playground connection to this gateway. Open a connection if there is none.
 
-    An existing connection may be blocked: each call checks this. Raises ConnectionRefused if none can be opened.
+    The returned connection may be blocked: each call checks that. Raises ConnectionRefused if no connection can be
+    opened.
     """
     if (live := live_connection(user, gateway)) is not None:
         return live
@@ -169,7 +170,10 @@ class Chosen:
 
     @property
     def offers(self) -> dict[str, list[tuple[str, Feature]]]:
-        """The features in the list by server name, each as a pair: its name for clients, and the feature."""
+        """The features in the list, by server name.
+
+        Each feature is a pair: the feature's name for clients, and the feature itself.
+        """
         by_server: dict[str, list[tuple[str, Feature]]] = {}
         for one in self.features[:MOST_OFFERED]:
             by_server.setdefault(one.assignment.server.name, []).append((called(one), one))
@@ -290,7 +294,7 @@ def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
 
 
 def _form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
-    """Return the form with the arguments of an earlier run, or None if the log does not show them to the user."""
+    """Return the form with an earlier run's arguments; None if the log does not show these arguments to the user."""
     call = _row(uid)
     if call is None or call.user_id != chosen.user.pk or not chosen.user.has_perm(Capability.LOGS_PAYLOADS):
         return None

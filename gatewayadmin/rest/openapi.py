@@ -32,7 +32,7 @@ def _link(which: str) -> dict[str, Any]:
 
 
 class ProblemSerializer(serializers.Serializer[Any]):
-    """A refusal: its reason in words, and as a code that does not change."""
+    """A refusal. The reason is given in words, and as a code. The codes do not change."""
 
     detail = serializers.CharField(help_text="What went wrong, in words; the wording may change.")
     code = serializers.CharField(help_text="What went wrong, as a code for programs; codes do not change.")
@@ -112,8 +112,8 @@ HEADERS: dict[str, dict[str, Any]] = {
     "If-None-Match": {"description": "The `ETag` of an earlier answer. If it is still current, the answer is 304."},
     HEADER: {
         "type": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{FORM.pattern}$"},
-        "description": "A new text, such as a UUID, for each object to create. For an hour, the same request with the "
-        "same key gets the same answer, with `Idempotency-Replayed: true`, and creates nothing twice.",
+        "description": "A new text, such as a UUID, for each object to create. If you repeat a request with this text "
+        "within an hour, nothing is created again. You get the first answer, with `Idempotency-Replayed: true`.",
     },
 }
 
@@ -177,7 +177,7 @@ class OperationSchema(AutoSchema):
         return get_doc(getattr(self.view, self.action)).partition("\n")[0].rstrip(".")
 
     def get_description(self) -> str:  # type: ignore[override]  # As drf-spectacular has it.
-        """Return the method's docstring without its first paragraph, and then the required capabilities."""
+        """Return the method's docstring after its first paragraph. Append a sentence on the required capabilities."""
         # If nothing is left, the docstring of the view's class replaces it.
         doc = get_doc(getattr(self.view, self.action)).partition("\n\n")[2] or get_doc(type(self.view))
         needed = sorted(capability.slug for capability in capabilities_in(self.rule))
@@ -356,7 +356,7 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 
 
 class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """Authentication by an API key, or by an API access token, which is accepted only for its own rotation."""
+    """Authentication by an API key or an API access token. An API access token can only rotate itself."""
 
     target_class = "tokens.authentication.BearerAuthentication"
     name = ["apiKey", "accessToken"]  # noqa: RUF012

@@ -23,7 +23,8 @@ QUICKSTART = "quickstart"
 class Welcome:
     """The account to sign in with.
 
-    `secret` is its password if this start has generated one, and must be shown once. Otherwise, `secret` is None.
+    If this start generated the account's password, `secret` is this password and must be shown once. If not, `secret`
+    is None.
     """
 
     email: str

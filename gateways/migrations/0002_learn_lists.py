@@ -1,4 +1,7 @@
-"""Triggers that check shared identities and set the effect of tools; a function that stores the lists of servers."""
+"""Create a trigger that checks shared identities, and a trigger that sets the effect of tools.
+
+Also create a function that stores the lists of features that a server returns.
+"""
 
 from django.db import migrations
 

@@ -81,7 +81,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def visible_to(self, viewer: User) -> "AccessRequestQuerySet":
         """Return the requests that `viewer` may read.
 
-        A viewer with GATEWAYS_READ may read all requests, other viewers only those that `concerning` returns.
+        A viewer with GATEWAYS_READ may read all requests. Other viewers may read only the requests from `concerning`.
         """
         return self if viewer.has_perm(Capability.GATEWAYS_READ) else self.concerning(viewer)
 
@@ -227,13 +227,13 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def fallback_at(self) -> datetime:
-        """The time from which people with GATEWAYS_MANAGE are notified, not only the approvers."""
+        """The time from which the approvers and also people with GATEWAYS_MANAGE are notified."""
         return self.created_at + FALLBACK_AFTER
 
     def may_be_decided_by(self, person: User) -> bool:
-        """True if `person` is an approver or has GATEWAYS_MANAGE, and is not the person who asked.
+        """True if `person` has GATEWAYS_MANAGE, or is an active approver. False for the person who asked.
 
-        If `person` uses an API key without GATEWAYS_MANAGE, being an approver is not enough.
+        With an API key, approvers also need GATEWAYS_MANAGE, and the key must have this capability.
         """
         if person.pk == self.user_id:
             return False

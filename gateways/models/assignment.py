@@ -147,13 +147,13 @@ class Assignment(Versioned, Switchable):
             raise AliasRequired(AliasRequired.__doc__)
 
     def check_identity(self) -> None:
-        """Raise WrongIdentity if there is a shared identity, and it is not a service account of this server."""
+        """Raise WrongIdentity if the assignment has a shared identity that is no service account of this server."""
         identity = self.shared_identity
         if identity and (identity.server_id != self.server_id or not identity.is_shared):
             raise WrongIdentity(WrongIdentity.__doc__)
 
     def check_allowed(self) -> None:
-        """Raise WrongIdentity if there is a shared identity, and it may not be used on this gateway."""
+        """Raise WrongIdentity if the assignment has a shared identity that may not be used on this gateway."""
         identity = self.shared_identity
         if identity and not identity.gateways.filter(pk=self.gateway_id).exists():
             raise WrongIdentity(

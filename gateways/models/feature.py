@@ -275,7 +275,10 @@ class Feature(Versioned, Switchable):
 
     @property
     def claim(self) -> str:
-        """The tool's effect as an administrator or the server states it, as text; empty if neither states one."""
+        """The tool's effect as text: the effect stated by an administrator, or else by the server.
+
+        Empty if neither of them states an effect.
+        """
         return Effect(self.effect).claim
 
     @property
@@ -293,7 +296,10 @@ class Feature(Versioned, Switchable):
 
     @property
     def hidden_characters(self) -> list[str]:
-        """The hidden characters of `offered`, or of `approved` if `offered` is None, by code point and name."""
+        """The hidden characters in the definition `offered`, each as its code point and name.
+
+        If `offered` is None, the hidden characters in `approved` are returned.
+        """
         text = self.offered or self.approved
         return definitions.hidden_characters(definitions.definition_in(text)) if text else []
 
@@ -450,7 +456,7 @@ class FeatureVersion(models.Model):
 
 
 class Listing(models.Model):
-    """The last request to a server for its features of one kind, with one identity, and the outcome."""
+    """Time and outcome of the last request for a list of features, by assigned server, kind and identity."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     assignment = models.ForeignKey(Assignment, models.CASCADE, related_name="listings")

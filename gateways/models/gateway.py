@@ -73,7 +73,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live().filter(reached)
 
     def open_to_all_of(self, team: Team | None) -> "GatewayQuerySet":
-        """Return live gateways that all people of `team` may use; with None, those that are open to everyone."""
+        """Return live gateways that all people of `team` may use. Without `team`, return gateways open to everyone."""
         return self.live().filter(_open_to([team] if team else []))
 
     def usable_by(self, user: User) -> "GatewayQuerySet":

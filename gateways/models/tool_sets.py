@@ -26,7 +26,7 @@ from ui.forms import holds
 
 
 class StillInUse(GatewayError):
-    """The set is granted, or limits an app or agent. End its grants and limits first."""
+    """The set is still in a grant, or in the limit of an app or agent. End these grants and limits first."""
 
 
 def like(pattern: str) -> str:
@@ -38,7 +38,7 @@ def like(pattern: str) -> str:
 def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
     """Match the features that fit one of the patterns and one of the effects.
 
-    An empty list is no restriction, but if both are empty, no feature matches.
+    If one of the two lists is empty, it restricts nothing. If both lists are empty, no feature matches.
     """
     likes = models.Value([*map(like, patterns)], ArrayField(models.TextField()))
     asked = models.Value([*effects], ArrayField(models.TextField()))

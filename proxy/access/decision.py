@@ -27,7 +27,10 @@ from wire.mcp import MODERN, SESSION, era_for
 
 
 class FeatureRow(NamedTuple):
-    """The stored row of a feature that matches the name in a request."""
+    """The stored row of a feature with the name in a request.
+
+    If a resource is requested, the rows of all resource templates are read too.
+    """
 
     name: str
     exposed_name: str
@@ -210,7 +213,10 @@ class AccessRow(NamedTuple):
 
     @property
     def owner_id(self) -> str:
-        """The id of the owner of sessions at servers: the client's session, or the connection without a session."""
+        """The id of the owner of sessions at servers.
+
+        The owner is the client's session. If the client has no session, the owner is the connection.
+        """
         return self.session.id if self.session is not None else self.connection_id
 
     @property
@@ -384,7 +390,8 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 class TokenDigests(NamedTuple):
     """The values by which a token is looked up: its digests or, for an OAuth token, its checksum.
 
-    Both tuples have the same length; the one that is not used has only None.
+    For an OAuth token, `digests` has only None. For any other token, `checksums` has only None. Both tuples have the
+    same length.
     """
 
     digests: tuple[bytes | None, ...]  # One for each token key.
@@ -479,7 +486,7 @@ async def find_again(
 
 
 def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
-    """Return the grants by query number; for a row that cannot be read, DatabaseUnavailable instead of a grant."""
+    """Return the grants by query number. For a row that cannot be read, the value is a DatabaseUnavailable."""
     number, columns = _places(tuple(map(result.fname, range(result.nfields))))
     transformer = Transformer()
     transformer.set_pgresult(result)
@@ -560,8 +567,8 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
     """Return the parameters of the access statement. Each parameter is the text of a PostgreSQL array.
 
-    The arrays are the columns of a table. For each digest of a query's token, the table has a row. For an OAuth token,
-    which has a checksum instead of digests, the table has one row.
+    The arrays are the columns of a table. For each query, the table has one row per digest of the token. An OAuth token
+    has one checksum and no digests: a query with an OAuth token has one row.
     """
     rows = [
         (n, query, digest, checksum)
@@ -590,7 +597,7 @@ def _bytes(value: bytes | None) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote `text` as an array element. NULs are dropped: PostgreSQL rejects them, and no feature name has one."""
+    """Quote `text` as an array element. Drop its NULs: PostgreSQL rejects NULs, and no feature name contains a NUL."""
     if "\\" in text or '"' in text or "\0" in text:
         text = text.replace("\0", "").replace("\\", "\\\\").replace('"', '\\"')
     return f'"{text}"'

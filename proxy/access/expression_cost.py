@@ -1,6 +1,6 @@
 """The most processor time that a condition can take, estimated from its syntax tree.
 
-Evaluation cannot be interrupted. So a condition is saved, and evaluated, only if it cannot take too long. The constants
+Evaluation cannot be interrupted. So a condition that could take too long is neither saved nor evaluated. The constants
 were measured with arguments that an attacker would choose.
 """
 

@@ -127,7 +127,7 @@ class Together(NamedTuple):
 
 @lru_cache(maxsize=MOST_COMPILED)
 def together(texts: tuple[str, ...]) -> Together | None:
-    """Compile valid conditions into one program; None if it is too deep for CEL."""
+    """Compile valid conditions into one program. Return None if this program is nested too deeply for CEL."""
     costs = zip(*(compiled(text).cost for text in texts), strict=True)
     try:
         return Together(_environment().compile(" || ".join(f"({text}\n)" for text in texts)), Cost(*map(sum, costs)))

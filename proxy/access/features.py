@@ -192,7 +192,7 @@ HEADER_AUTH_TYPES = frozenset({"bearer", "header", "oauth"})
 
 
 def policy_allows(policy: str, enabled: bool | None) -> bool:
-    """Return whether a feature may be used; `enabled` is its switch, or None if it has no row yet."""
+    """Return whether `policy` allows a feature. `enabled` is the feature's switch; None for a feature without a row."""
     match policy:
         case "allow_all":
             return enabled is not False
@@ -299,9 +299,10 @@ def _owner_of_uri(
 
 
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
-    """Return the server for a URI that has no alias. If no server fits, return the server without an alias, or None.
+    """Return the server that has the resource `uri`, which contains no alias.
 
-    Raises UnknownFeature if several servers have the URI and all these servers have an alias.
+    If no server has the resource, return the server without an alias, or None if all servers have an alias. Raises
+    UnknownFeature if several servers have the resource and all these servers have an alias.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     # Servers that list the URI come first, then servers with a template for it. Of several, the one without an alias is
@@ -399,7 +400,10 @@ def check_held(resolved: Resolved, arguments: object) -> None:
 
 
 def can_be_listed(assigned: AssignedServer) -> bool:
-    """Return whether a tool that is not stored yet could be called once the gateway has requested the server's list."""
+    """Return whether clients could call a new tool of this server.
+
+    A new tool is not stored yet. The gateway must first request the server's list.
+    """
     # New tools can be called under `allow_all` only.
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)
 
@@ -527,7 +531,7 @@ def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
 
 
 def exposed_feature(grant: AccessRow, feature: Named) -> Named:
-    """Find the feature that a server calls `feature.name`, and return it with its exposed name.
+    """Return the kind and the exposed name of the feature whose own name at its server is `feature.name`.
 
     `grant` must be queried with BY_OWN_NAME. Raises UnknownFeature, or AmbiguousName if several features match.
     """

@@ -58,7 +58,7 @@ class Rules(NamedTuple):
 
 
 class RuledCall(NamedTuple):
-    """A tool call as conditions see it: `fields` are the values of expressions.FIELDS."""
+    """The values of a tool call that conditions can read. `fields` has a value for each name in expressions.FIELDS."""
 
     server_id: str
     fields: Mapping[str, Any]

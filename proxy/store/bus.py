@@ -1,6 +1,7 @@
 """Short messages between workers, mostly ids, by LISTEN and NOTIFY of PostgreSQL.
 
-Data that must not be lost is in rows. After each connect, every handler is called with None and has to read its rows.
+Data that must not be lost is in rows. Each time the bus has connected to the database, the bus calls every handler with
+None. The handler then has to read its rows.
 """
 
 import asyncio

@@ -204,9 +204,10 @@ type Line = Waiting[bytes, None]
 class CallWriter(GroupCommit[bytes, None]):
     """Commits rows over `connections`, and is the circuit breaker of calls (see `may_begin`).
 
-    The breaker opens when a commit fails, loses its connection, or takes more than a second (in any process). The
-    breaker closes when it can write a test row. `observe` gets the size of each batch; `bus` tells other processes of a
-    hang.
+    The breaker opens when a commit fails or loses its connection. The breaker also opens when a commit takes more than
+    a second, even in another process, which reports this over `bus`. The breaker closes when it can write a test row.
+
+    `observe` is called with the size of each batch.
     """
 
     def __init__(

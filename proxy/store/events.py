@@ -193,7 +193,10 @@ class StreamHistory:
             self._events.drop(self)
 
     def leave(self) -> None:
-        """Write the recent events to rows now, and later events as they occur, because the client has disconnected."""
+        """Write the recent events to rows now, because the client has disconnected.
+
+        From now on, write each new event as it occurs.
+        """
         if not self.away:
             self.away = True
             self._pending, self._recent = [*self._recent], deque()
@@ -315,9 +318,9 @@ class StreamEvents:
         return self._background.spawn("events of a stream", work)
 
     def _wanted(self, told: str | None) -> None:
-        """Write the events of a stream to the database, because its client has reconnected to another worker.
+        """Write the events of a stream to the database. The stream's client has reconnected to another worker.
 
-        `told` has the session id and the stream id; None is ignored.
+        `told` contains the session id and the stream id. If `told` is None, do nothing.
         """
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))

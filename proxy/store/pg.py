@@ -1,7 +1,8 @@
 """Fast database access for the proxy: a connection driven by the event loop itself, and group commit.
 
-Two statements in each request, the access decision and the row of the call, are most of the proxy's own cost. So they
-go through libpq directly, without psycopg's `execute`. Items that arrive together go to the database in one batch.
+Each request has two statements: one decides on access, one stores the row of the call. The two statements cause most of
+the proxy's own cost. So both use libpq directly, without psycopg's `execute`. Items that arrive together go to the
+database in one batch.
 """
 
 import asyncio
@@ -280,10 +281,11 @@ class _Worker[Item, Answer]:
 class GroupCommit[Item, Answer]:
     """Passes waiting items to `handlers`, in batches. Each handler has one of the `connections`.
 
-    A handler resolves the future of each item. If it raises, its whole batch fails with the result of `to_error`.
+    A handler resolves the future of each item. If a handler raises, all items of the batch fail with the error that
+    `to_error` returns.
 
-    With `rejects_when_full`, an added item fails at once with DatabaseUnavailable if a statement hangs, or if
-    `max_waiting` items wait. The option also makes all waiting and running items fail when a statement begins to hang.
+    If `rejects_when_full` is set, a new item fails at once with DatabaseUnavailable while a statement hangs, or while
+    `max_waiting` items wait. When a statement begins to hang, all waiting and running items also fail.
     """
 
     def __init__(
@@ -433,7 +435,7 @@ class GroupCommit[Item, Answer]:
             worker.batch = ()
 
     async def _repair(self, worker: _Worker[Item, Answer]) -> bool:
-        """Reopen the worker's connection if it is closed, and check it. Return True if it works again."""
+        """Reopen the worker's connection if it is closed, and check the connection. Return True if it works again."""
         if self._waiting:
             self._wake()  # Let another worker handle the waiting items during the repair.
         worker.ticks, worker.repairing = 0, True

@@ -1,6 +1,7 @@
 """Usage noted during calls: last uses, health and descriptions of servers, requests with unknown tokens.
 
-Usage is written in the background, once a second. Data is lost if writing it fails, or if the process is killed first.
+Usage is written in the background, once a second. If writing fails, or if the process is killed before the usage is
+written, this usage is lost.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_statements(path: Path) -> dict[str, str]:
-    """Return the statements of a .sql file by name: each begins with a line `-- name: ...`."""
+    """Return the statements of a .sql file by name. In the file, a line `-- name: ...` begins each statement."""
     _, *parts = path.read_text().split("-- name: ")
     named = (part.partition("\n") for part in parts)
     return {name.strip(): statement.strip() for name, _, statement in named}

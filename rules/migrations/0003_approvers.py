@@ -1,4 +1,4 @@
-"""Adds to rules the approvers of held calls, and the time for which held calls wait."""
+"""Adds columns to rules: the approvers of held calls, and the time for which held calls wait."""
 
 import django.db.models.deletion
 from django.db import migrations, models

@@ -202,7 +202,7 @@ class Identity(Versioned, Switchable):
     def may_be_enabled_by(self, user: User) -> bool:
         """True if `user` may enable the disabled identity.
 
-        An owner may enable an identity that they disabled. In all other cases, `user` needs `self.needed`.
+        The owner may enable the identity if the owner disabled it. In all other cases, `user` needs `self.needed`.
         """
         ones_own = self.owner_id == user.pk and self.disabled_by_id == user.pk
         return ones_own or user.has_perm(self.needed)

@@ -299,7 +299,7 @@ class Server(Versioned, Switchable):
         return signed_in.filter(pk__in=ended)
 
     def _fits(self, then: Mapping[str, Any], issuer: str, resource: str, scope: str) -> bool:
-        """True if a grant for this issuer, resource and scope stays valid after a change to the settings `then`."""
+        """True if a grant for this issuer, resource and scope stays valid when `then` replaces the sign-in settings."""
         if (self.expected_issuer or issuer) != (then["expected_issuer"] or issuer):
             return False
         if self.moves_issuer(then):

@@ -114,9 +114,9 @@ def authorization(
 ) -> tuple[SignIn, str]:
     """Start a sign-in, and return it with the authorization URL at the issuer of `server`.
 
-    The tokens are stored in `identity`. If it is None, they are stored in a new identity: a shared one if `shared`,
-    otherwise a personal one. A personal identity is then used on `connection`. `refused_scope` is not requested.
-    Raises SignInRefused or CapabilityRequired.
+    The tokens are stored in `identity`. If `identity` is None, the tokens are stored in a new identity: a shared
+    identity with `shared`, otherwise a personal identity. A personal identity is then used on `connection`.
+    `refused_scope` is not requested. Raises SignInRefused or CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)
@@ -287,7 +287,7 @@ def take_sign_in(request: AppRequest) -> SignIn:
         sign_in = mine.select_related("server", "identity", "registration", "user").first()
         if sign_in is None:
             raise SignInRefused(
-                "This sign-in was not started here, was used before, or was replaced by newer ones. Start it again."
+                "This sign-in was not started here, was used before, or was ended by newer sign-ins. Start again."
             )
         SignIn.objects.filter(pk=sign_in.pk).delete()
         Server.objects.filter(pk=sign_in.server_id).update(sign_ins_begun=0)
@@ -323,7 +323,10 @@ def finish_server_sign_in(request: AppRequest, sign_in: SignIn) -> Identity:
 
 
 def _must_not_be_of_lasting_access(sign_in: SignIn, error: str) -> None:
-    """Raise LastingRefused if the issuer refused the scopes, and a retry without `offline_access` may help."""
+    """Raise LastingRefused if the issuer refused the scopes, and `offline_access` was one of the scopes.
+
+    A retry without `offline_access` may then help.
+    """
     if error == "invalid_scope" and LASTING in sign_in.scope.split():
         raise LastingRefused
 

@@ -90,7 +90,7 @@ class ClientRegistration(models.Model):
         return RegisteredClient(self.client_id, cipher().open(bytes(sealed)) if sealed else "", self.auth_method)
 
     def use_other_auth_method(self) -> None:
-        """Switch to the other auth method, which the issuer accepted after refusing the current one."""
+        """Switch to the other auth method: the issuer refused the current method, but accepted the other method."""
         before, self.auth_method, self.other_auth_method = self.auth_method, self.other_auth_method, ""
         rows = type(self).objects.filter(pk=self.pk, auth_method=before)
         rows.update(auth_method=self.auth_method, other_auth_method="")
@@ -170,7 +170,7 @@ def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration
 def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[ClientRegistration]:
     """Return the live registrations for this server: clients entered for this server, and some shared clients.
 
-    The result has the shared clients of `issuer`, and each shared client that a grant or sign-in of the server uses.
+    A shared client is included if its issuer is `issuer`, or if a grant or sign-in of the server uses the client.
     """
     granted = Grant.objects.filter(identity__server=server).values("registration")
     asked = SignIn.objects.filter(server=server).values("registration")
@@ -184,8 +184,8 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 def unfinished_sign_ins(server: Server) -> int:
     """Return how many sign-ins at this server seem abandoned; 0 if fewer than MANY_UNFINISHED were begun.
 
-    The server's count of begun sign-ins is set to 0 by `registration.reset`, and whenever the issuer sends a person
-    back. A person with an unexpired sign-in may still come back, so one sign-in of each such person is subtracted.
+    The server's count of begun sign-ins becomes 0 when the issuer sends a person back, and in `registration.reset`. A
+    person with an unexpired sign-in may still come back. So for each such person, one sign-in is not seen as abandoned.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
@@ -296,7 +296,7 @@ def _identity_for(sign_in: SignIn, account: str) -> Identity:
 
 
 def _free_label(identity: Identity, wish: str) -> str:
-    """Return the label `wish`, with a number added if another identity of the owner at this server has the label."""
+    """Return the label `wish`. If the owner has another identity with this label at this server, add a number."""
     others = Identity.objects.live().filter(server=identity.server, owner=identity.owner)
     taken = set(others.values_list("label", flat=True))
     names = chain([wish[:80]], (f"{wish[:74]} {number}" for number in count(2)))

@@ -57,8 +57,9 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
-    It is for issuers that read our metadata document and name themselves in answers (RFC 9207), and for clients that an
-    administrator registered with an earlier release of this gateway.
+    Issuers of two kinds share this URI. Issuers of the first kind read our metadata document, and name themselves in
+    answers (RFC 9207). At issuers of the second kind, an administrator registered a client with an earlier release of
+    this gateway.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 
@@ -122,7 +123,7 @@ def registration_for(
 
 
 def _addresses(client: ClientRegistration) -> tuple[str, ...]:
-    """Return the redirect URIs that `client` may have: the one for new clients, and those of earlier releases."""
+    """Return the redirect URIs that `client` may have: the URI for new clients, and the URIs of earlier releases."""
     own = redirect_uri(client.issuer, client.token_endpoint, client.revocation_endpoint)
     return own, redirect_uri(client.issuer), common_redirect_uri()
 
@@ -275,10 +276,10 @@ def enter(
 
 
 def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
-    """End the live registrations of this server: its own, and the shared ones it uses. Return how many were ended.
+    """End the live registrations of this server, and the live shared registrations that the server uses.
 
-    The next sign-in then creates a new registration. With `issuer`, also end all other shared registrations at this
-    issuer.
+    Return the number of ended registrations. The next sign-in then creates a new registration. If `issuer` is given,
+    also end all other shared registrations at this issuer.
     """
     with transaction.atomic():
         ended = live_registrations(server, issuer).update(ended_at=timezone.now())

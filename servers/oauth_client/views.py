@@ -70,14 +70,14 @@ class SignInSerializer(serializers.Serializer[StartedSignIn]):
     authorization_url = serializers.CharField(help_text="Address where the person continues.")
     unfinished = serializers.IntegerField(
         help_text=(
-            "Unfinished sign-ins in a row at this server; 0 if fewer than 3 were started. If 3 or more are unfinished, "
-            "the issuer may have forgotten this gateway."
+            "Number of unfinished sign-ins at this server since the issuer last sent a person back; 0 if fewer than 3 "
+            "sign-ins were started. From 3 on, the issuer may have forgotten this gateway."
         )
     )
 
 
 class NewSignIn(RequestBody):
-    """A request to start a sign-in, which creates an identity or replaces one."""
+    """A request to start a sign-in. The sign-in creates an identity, or replaces the identity `identity_id`."""
 
     server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
     connection_id = serializers.UUIDField(
@@ -87,7 +87,7 @@ class NewSignIn(RequestBody):
 
 
 class SignIns(Resource):
-    """Sign-ins at the issuer of a server; each creates an identity or renews one."""
+    """Sign-ins at the issuer of a server. Each sign-in creates an identity, or renews an existing identity."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         SignInRefused: Problem(HTTPStatus.CONFLICT, "sign_in_refused")
@@ -99,8 +99,8 @@ class SignIns(Resource):
         """Start to sign in at the issuer of a server.
 
         The answer has the address where the person continues in a browser. The address works once, for ten minutes, and
-        only for the same person. With a session, continue in the same browser; with an API key, in a browser where the
-        key's owner is signed in. The result is an identity, which GET /identities lists.
+        only for this person. If you used a session, continue in the same browser. If you used an API key, continue in a
+        browser where the key's owner is signed in. The result is an identity, which GET /identities lists.
         """
         body = self.body()
         server = self._server(body["server_id"])

@@ -76,8 +76,10 @@ def begin_saml(request: HttpRequest, provider: Provider, *, act: str, onward: st
 def sign_in_url(provider: Provider, request_id: str, *, anew: bool) -> str:
     """Return the provider's sign-in URL with our request.
 
-    With `anew`, the provider must ask for a credential even if the person has an open session there. Raises
-    wire.cipher.Undecryptable, or ValueError or TypeError if the signing key is unusable.
+    With `anew`, the provider must ask for a credential even if the person has an open session there.
+
+    Raises wire.cipher.Undecryptable if the signing key cannot be decrypted. Raises ValueError or TypeError if the
+    signing key is unusable.
     """
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     request = (

@@ -114,7 +114,7 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def add(cls, pem: str, certificate: str) -> None:
-        """Add a key, whose certificate is then in our metadata. Keep the previous key, and delete older keys."""
+        """Add a key, and publish its certificate in our metadata. Keep the previous key, and delete older keys."""
         cls.objects.create(certificate=certificate, sealed=cipher().seal(pem), key_id=cipher().key_id)
         cls.objects.exclude(pk__in=cls.objects.values_list("pk")[:KEPT_KEYS]).delete()
 

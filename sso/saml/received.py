@@ -22,7 +22,10 @@ KEPT = timedelta(minutes=15)
 
 
 class ReceivedAssertion(models.Model):
-    """The digest and the encrypted claims of an assertion, stored for KEPT. `take` removes the claims earlier."""
+    """A received assertion: its digest and its encrypted claims. The row is kept for KEPT.
+
+    `take` removes the claims from the row before that time, but the digest stays.
+    """
 
     digest = models.CharField(max_length=64, primary_key=True)
     ticket = models.CharField(max_length=64, unique=True)
@@ -57,7 +60,10 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def look(cls, ticket: str) -> dict[str, object] | None:
-        """Return the claims stored under this ticket without removing them; None if none can be read."""
+        """Return the claims that are stored under this ticket, but do not remove the claims.
+
+        Return None if no claims are stored, or if the claims cannot be decrypted.
+        """
         found = cls._kept(ticket).first()
         try:
             return orjson.loads(cipher().open(bytes(found.sealed or b""))) if found else None
@@ -66,7 +72,7 @@ class ReceivedAssertion(models.Model):
 
     @classmethod
     def take(cls, ticket: str) -> dict[str, object] | None:
-        """Remove and return the claims stored under this ticket; return None if none can be read."""
+        """Remove and return the claims stored under this ticket. Return None if no claims can be read."""
         what = cls.look(ticket)
         # Only one of several concurrent requests updates the row.
         return what if cls._kept(ticket).update(sealed=None) else None

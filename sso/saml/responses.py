@@ -199,7 +199,7 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
         signed = _verified(root, location, certificate)
         if signed is not None:
             if signed.tag != element.tag or signed.get("ID") != element.get("ID") or not element.get("ID"):
-                raise ResponseRefused("wrapped", "The signature covers another element than the one it is in.")
+                raise ResponseRefused("wrapped", "The signature does not cover the element that contains it.")
             return signed
     raise ResponseRefused(
         "wrong_signature",
@@ -385,7 +385,10 @@ FAILED = "The assertion cannot be decrypted with our keys. Have the provider rea
 
 
 class EncryptedAssertion(NamedTuple):
-    """An encrypted assertion. `wrapped` is its encrypted AES key, `length` the length of the AES key in bytes."""
+    """An encrypted assertion.
+
+    `wrapped` is the encrypted AES key. `length` is the length of the AES key in bytes.
+    """
 
     nonce: bytes
     data: bytes

@@ -89,8 +89,8 @@ class SamlSettings(models.Model):
         default="",
         db_default="",
         help_text=(
-            "The metadata are read when you save a new address, and again at a sign-in if they are older than an hour, "
-            "to pick up new certificates."
+            "The gateway reads the metadata when you save a new address. At a sign-in, the gateway reads metadata "
+            "older than an hour again, to pick up new certificates."
         ),
     )
     metadata_read_at = models.DateTimeField(null=True, editable=False, help_text="When the metadata were last read.")
@@ -267,7 +267,7 @@ def _with_signing_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[s
 def _decryption_key(present: Provider, fields: dict[str, Any], *, is_asked: bool) -> tuple[str, str] | None:
     """Return a new key for encrypted assertions, or None.
 
-    If encrypted assertions are enabled, a key is created when there is none yet, or when `is_asked`.
+    A key is created only if encrypted assertions are enabled. If a key exists already, `is_asked` must be True, too.
     """
     if not fields.get("takes_encrypted", present.takes_encrypted):
         return None

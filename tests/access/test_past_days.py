@@ -199,7 +199,7 @@ def test_the_page_says_of_which_day_it_is_and_refuses_others(
 
     page = client.get(f"/access/report/?person={ann.pk}&on={ago(5)}").content.decode()
     assert f'data-of="access:{ann.pk}:{work.pk}"' in page
-    assert "For earlier days, the report derives them from admin events" in page
+    assert "For earlier days, the report derives teams, roles and access from admin events" in page
     assert "Enter a past day" not in page
     for wrong in ("yesterday", f"{ago(-2)}"):
         page = client.get("/access/report/", {"on": wrong}).content.decode()

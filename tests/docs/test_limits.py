@@ -37,8 +37,8 @@ LIMITS = {
     "a request at `/mcp`, MiB": settings.BODY_MIB,
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers in memory, in each worker": settings.ANSWERS_MIB,
-    "of all large answers, MiB for one person; one answer is always allowed": settings.ANSWERS_MIB // fair_queue.SHARES,
-    "of all large answers, MiB that arrive from one server; one answer is always allowed": settings.ANSWERS_MIB
+    "MiB of large answers for one person; a single answer may be larger": settings.ANSWERS_MIB // fair_queue.SHARES,
+    "MiB of large answers arriving from one server; a single answer may be larger": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
     "KiB a second: slower large answers are cut off while another answer waits for memory": fair_queue.LEAST_PACE >> 10,
     "seconds in which a client must read 16 KiB of a waiting answer, or the rest if less than 16 KiB is left": int(
@@ -50,14 +50,14 @@ LIMITS = {
     "calls in progress of one token, in each worker": settings.TOKEN_CALLS,
     "requests that wait for the database, in each worker": settings.WAITING_CALLS,
     "calls that wait for one server, in each worker": fair_queue.MOST_WAITING,
-    "of these, calls of one person": fair_queue.MOST_WAITING_OF_ONE,
+    "calls of one person that wait for one server, in each worker": fair_queue.MOST_WAITING_OF_ONE,
     "calls of one connection that wait in one worker after `input_required`": server_requests.MOST_SUSPENDED,
     "rounds in which a server may ask for input in one call": server_requests.MOST_ROUNDS,
     "requests a server may make in one round": server_requests.MOST_ASKED,
     "seconds in which a client must answer a server's request": settings.ANSWER_SECONDS,
     "hours an MCP session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
-    "MiB of all unread messages of one stream together": streams.MOST_PENDING_BYTES >> 20,
+    "MiB of unread messages of one stream, in total": streams.MOST_PENDING_BYTES >> 20,
     "servers' standing streams kept only for calls, in each worker": upstream_streams.MOST_FOR_CALLS,
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,

@@ -28,9 +28,9 @@ HEAD = """# Tested clients and servers
 Results of {date} with real clients and unmodified servers behind one gateway; `make matrix` writes this page.
 
 **L** list tools, **C** call a tool, **P** get a prompt, **R** read a resource, **G** progress, **S** session state,
-**E** elicitation, **X** cancel, **M** sampling, **F** roots. A feature whose letter is missing was not tried, or works
-neither with nor without the gateway. ~~Struck~~ features work only without the gateway, *italic* features only with it.
-Servers built with an SDK or FastMCP use its default settings.
+**E** elicitation, **X** cancel, **M** sampling, **F** roots. A feature whose letter is missing was not tried, or fails
+both with and without the gateway. ~~Struck~~ features work only without the gateway. *Italic* features work only with
+the gateway. Servers built with an SDK or FastMCP use its default settings.
 
 """
 

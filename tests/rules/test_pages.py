@@ -257,7 +257,7 @@ def test_whoever_may_not_read_arguments_writes_no_condition_on_them() -> None:
     assert [problem(answer) for answer in by_rest] == [(400, "invalid")] * 2
     for refused in (added, edited):
         assert refused.status_code == 422
-        assert "needs the permission View recorded payloads" in refused.content.decode()
+        assert "needs the permission “View recorded payloads”" in refused.content.decode()
     assert [each.when for each in Rule.objects.all()] == ['args.iban == "D"']
     assert rule.edit(text="Ask the bank.", by=person)
     assert client.post("/rules/add/", FORM | {"condition": "expression", "when": "now.hour > 3"}).status_code == 302

@@ -347,7 +347,7 @@ def test_the_oldest_unfinished_sign_ins_of_a_person_end(github: Github, ann: Use
     assert SignIn.objects.filter(user=ann).count() == MOST_OPEN
     ended = client.get(consent(oldest))
     assert ended.status_code == 400
-    assert "was replaced by newer ones" in words(ended)
+    assert "was ended by newer sign-ins" in words(ended)
     assert client.get(consent(second)).status_code == 302
     assert other.get(kept).status_code == 302
 

@@ -1,4 +1,4 @@
-"""A replaced secret may end with the first use of the new one."""
+"""Add a column for tokens: whether the previous secret ends when the new secret is first used."""
 
 from django.db import migrations, models
 

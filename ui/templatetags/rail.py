@@ -137,7 +137,7 @@ def groups_below(context: RequestContext) -> list[SettingsGroup]:
 
 
 def _link(setting: Setting, path: str) -> Link:
-    """Build the link, which is current on its own page and all pages below it."""
+    """Build the link of a setting. The link is marked as current on its page, and on the pages below that page."""
     url = reverse(setting.page)
     below = "true" if path.startswith(f"{url.rstrip('/')}/") else ""
     return Link(setting, url, "page" if path == url else below)

@@ -247,7 +247,7 @@ def until(moment: datetime) -> SafeString:
 
 @register.simple_tag
 def ago(moment: datetime | None, never: str = "Never") -> str:
-    """Render the age of `moment`, such as "5m ago", or its date if it is a week old; `never` if it is None."""
+    """Render the age of `moment`, such as "5m ago". After a week, render its date. For None, return `never`."""
     if not moment:
         return never
     age = timezone.now() - moment
@@ -284,7 +284,7 @@ def rail_link(
     """Render a link of the rail.
 
     The link is current on its own page. The link is also current on pages below its own page and below the path `also`,
-    except pages below the path `apart`. If a page sets `rail_entry`, the link with that URL name is current instead.
+    except pages below the path `apart`. If a page sets `rail_entry` to a URL name, the link with this name is current.
     `words` describe the objects that `waiting` counts.
     """
     request: HttpRequest = context["request"]

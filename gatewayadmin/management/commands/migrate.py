@@ -68,7 +68,7 @@ class Command(migrate.Command):
                 self._index_the_log(options["verbosity"])
 
     def _migrates(self, attempt: int, *args: Any, **options: Any) -> bool:
-        """Run the migrations. Return False if a table was in use and tries are left."""
+        """Run the migrations. Return False if a table was in use and the caller should try again."""
         try:
             if _is_whole(options) and not MigrationRecorder(connections[options["database"]]).has_table():
                 # A migration of oauth2_provider renders all models many times: run it while there are few models.

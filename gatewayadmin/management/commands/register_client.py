@@ -12,8 +12,8 @@ from oauth.client_metadata import BadClientMetadata
 
 class Command(WorkspaceCommand):
     help = (
-        "Register an app that asks its user for a client_id because it cannot register itself. Prints one line of "
-        "JSON; a secret is shown only here."
+        "Register an app that cannot register itself and asks for a client_id. Prints one line of JSON. If the line "
+        "has a secret, copy the secret now: it is not shown again."
     )
 
     refusals = (BadClientMetadata,)

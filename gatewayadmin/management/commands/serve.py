@@ -81,7 +81,10 @@ class Command(BaseCommand):
         ).run()
 
     def _require_keys(self) -> None:
-        """Raise CommandError if stored data needs a missing key that is not declared lost."""
+        """Raise CommandError if a key that stored data needs is missing.
+
+        A missing key in GATEWAY_LOST_KEYS is no error.
+        """
         for keys in key_uses():
             lost = {key_id: keys.uses[key_id] for key_id in keys.missing if key_id not in settings.LOST_KEYS}
             if lost:
@@ -104,7 +107,7 @@ class Command(BaseCommand):
 
 
 def _end(number: int, _: object) -> None:
-    """Exit with the exit handlers, which stop the embedded PostgreSQL; a signal's default action skips them."""
+    """Run the exit handlers, which stop the embedded PostgreSQL, and exit. By default, a signal skips the handlers."""
     signal.signal(number, signal.SIG_IGN)  # A second signal would interrupt the exit handlers.
     sys.exit(128 + number)
 
