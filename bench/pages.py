@@ -322,7 +322,7 @@ def logs() -> Iterator[str]:
 
 
 def words() -> Iterator[str]:
-    """Yield addresses: searches in the palette; lists with a search, filter or order; lists of the API."""
+    """Yield the URLs of searches in the palette, of lists with a search, filter or order, and of lists of the API."""
     from gateways.catalogue import SORTS  # noqa: PLC0415
 
     typed = ("h", "host 1", "gateway", "server 1", "tool_4", "person", "token", "disable host", "nothing+like+it")

@@ -69,7 +69,7 @@ class AgentGatewayKind(Kind):
     fields = (
         text("gateway", "Slug of the gateway.", 40, refers_to="gateways", is_fixed=True),
         ALLOWED,
-        text("tool_set", "The only tool set for the agent on the gateway. If empty, there is no limit.", 80, ""),
+        text("tool_set", "Tool set to which the agent is limited on the gateway. If empty, there is no limit.", 80, ""),
     )
 
     def title(self, key: Key) -> str:

@@ -101,8 +101,8 @@ def _what_to_do(reason: str) -> str:
         return "New apps need approval. Approve the app “OAuth doctor” in Apps & Agents, then run the doctor again."
     if "gateway does not allow" in reason:
         return (
-            "Allow the app “OAuth doctor” in this gateway's list of apps and agents. If the app is not under Others, "
-            "run the doctor at another gateway first."
+            "Allow the app “OAuth doctor” in this gateway's list of apps and agents, under “Others”. If the app is not "
+            "there, first run the doctor at another gateway, which registers the app."
         )
     if "app" in reason:
         return "Enable the app “OAuth doctor” in Apps & Agents, then run the doctor again."
