@@ -41,11 +41,13 @@ def test_a_person_enters_a_key_on_my_identities_and_on_the_way_to_a_token(
     url = f"{live.url}/mcp/{slug}"
 
     page.goto(f"{live.url}/settings/identities?connection={connection}")
-    page.get_by_role("button", name=f"Add credential for {name}").click()
+    adds = page.get_by_role("button", name=f"Add credential for {name}")
+    adds.click()
     dialog = page.get_by_role("dialog")
     enters(dialog, keys[0])
     dialog.get_by_role("button", name="Add", exact=True).click()
     expect(dialog).to_be_hidden()
+    expect(adds).to_be_hidden()  # The page has been loaded again, so that this does not interrupt the next page.
     assert whoami(url, token) == f"Bearer {keys[0]}"
 
     steps.open_connections(page, live.url, f"Other {name}")

@@ -102,7 +102,7 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     )
     assert [*ToolSet.objects.live().get().features.values_list("name", flat=True)] == ["get"]
     grant = ToolGrant.objects.give(reading, by=boss)
-    assert "End its grants and limits first." in text(client.post(f"/tool-sets/{reading.pk}/archive/", follow=True))
+    assert "End these grants and limits first." in text(client.post(f"/tool-sets/{reading.pk}/archive/", follow=True))
     grant.end(by=boss)
     client.post(f"/tool-sets/{reading.pk}/archive/")
     assert not ToolSet.objects.live().exists()
