@@ -63,7 +63,7 @@ CALL_HELP = {
     "user_id": "Id of the person.",
     "token_id": "Id of the token.",
     "server_id": "Id of the server.",
-    "identity_id": "Id of the credential that was sent to the server.",
+    "identity_id": "Id of the credential for the server. It was sent only if the server was asked (see `upstream_ms`).",
     "session_id": "Id of the MCP session: the id of the `initialize` call that opened the session. Null outside a "
     "session.",
     "host_name": "Name of the app or agent at the time.",

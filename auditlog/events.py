@@ -48,6 +48,7 @@ KINDS = {
     "apikey": "API key",
     "clientregistration": "OAuth client",
     "feature": "Definition",
+    "gatewaygrant": "Gateway grant",
     "hostatgateway": "App or agent on a gateway",
     "provisioningkey": "Provisioning key",
     "registration": "OAuth client",

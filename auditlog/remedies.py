@@ -206,6 +206,7 @@ WORDS = {
     Action.FEATURE_QUARANTINED: "Put in quarantine",
     Action.GATEWAY_UPDATED: "Limited to listed apps and agents",
     Action.IDENTITY_SIGN_IN_NEEDED: "Ended",
+    Action.RULE_MODE_SET: "Turned on",
     Action.TOKEN_UPDATED: "Changed",
 }
 

@@ -153,7 +153,7 @@ class Detail:
         yield Step.REQUEST, f"One message: {call.method}" if call.method else ""
         yield Step.SERVER, self._server()
         yield Step.TOOL, f"{call.feature_name} may be used" if call.feature_name and call.server_id else ""
-        yield Step.IDENTITY, f"“{call.identity_label}” was used" if call.identity_label else ""
+        yield Step.IDENTITY, f"“{call.identity_label}” is the credential for the server" if call.identity_label else ""
         yield Step.RULES, self._rules()
         yield Step.UPSTREAM, self._upstream()
 

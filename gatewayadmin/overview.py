@@ -136,6 +136,11 @@ class Traffic:
         return replica.read_from_replica(self._request, self._refused.count)
 
     @cached_property
+    def is_empty(self) -> bool:
+        """True if the log has no call, of any age."""
+        return not (self.recent or replica.read_from_replica(self._request, Call.objects.exists))
+
+    @cached_property
     def recent(self) -> Sequence[Call]:
         """The newest calls."""
         return self._newest(self._all)

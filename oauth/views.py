@@ -111,7 +111,7 @@ def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     offered = list(flows.choices(request.user, flow.host))
     if flow.is_locked:
         offered = [gateway for gateway in offered if gateway.pk == flow.gateway_id]
-    questions = flows.connect_questions(flow, offered)
+    questions, names_none = flows.connect_questions(flow, offered), flow.kind == Ending.OAUTH and not flow.is_locked
     error = ""
     if request.method == "POST":
         gateway = next((candidate for candidate in offered if candidate.slug == request.POST.get("gateway")), None)
@@ -121,9 +121,10 @@ def gateway(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
     context = {
         "flow": flow,
         "offered": [(gateway, questions[gateway.pk]) for gateway in offered],
-        "chosen": flow.gateway or next(iter(offered), None),
+        # If the app's URL may be misspelt, the person has to compare addresses, so none is chosen beforehand.
+        "chosen": flow.gateway or (None if names_none else next(iter(offered), None)),
         "has_identities": any(questions.values()),
-        "names_none": flow.kind == Ending.OAUTH and not flow.is_locked,
+        "names_none": names_none,
         "error": error,
     }
     return render(request, "oauth/gateway.html", context, status=422 if error else 200)

@@ -133,7 +133,12 @@ class CallRuleForm(forms.Form):
         help_text="For Refuse: the sentence for the agent. The agent's model reads it, so say in it what the agent can "
         "do instead of the call. For Label: the label. For Hold for approval: not used.",
     )
-    approvers = forms.ChoiceField(label="Who decides", choices=Approvers.choices, required=False)
+    approvers = forms.ChoiceField(
+        label="Who decides",
+        choices=Approvers.choices,
+        required=False,
+        help_text=f"Only people with “{Capability.LOGS_PAYLOADS.label}” see the values of the arguments.",
+    )
     approver_team = forms.ModelChoiceField(Team.objects.order_by("name"), label="Team that decides", required=False)
     somebody_else = forms.BooleanField(
         label="Somebody else must decide",

@@ -71,7 +71,11 @@ class Block:
         """Return where to paste `text`. If `text` reads the variable TOKEN, also return how to set this variable."""
         reads = re.search(r"\bTOKEN\b", text) and "TOKEN" not in self.where
         terminal = "the terminal where you " + ("run this command" if self.language == "bash" else "start the client")
-        return f"{self.where}. First run `export TOKEN=...` with your token in {terminal}." if reads else self.where
+        return (
+            f"{self.where}. First run `read -rs TOKEN; export TOKEN` in {terminal}, and paste your token."
+            if reads
+            else self.where
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponsePermanentRedirect
 from django.shortcuts import render
 from django.urls import is_valid_path
@@ -37,6 +38,9 @@ def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Return 404 to an MCP client. Otherwise return 403: the page of the form is too old, or is not ours."""
     if _is_mcp_client(request):
         return _no_gateway()
+    if settings.CSRF_COOKIE_SECURE and request.headers.get("Origin", "").startswith("http://"):
+        # Browsers do not send our cookies over http.
+        return _denied(request, {"reason": f"This page works only over https. Open {settings.PUBLIC_URL}"})
     return _denied(request, {"reason": "This page was open for too long. Reload it and try again."})
 
 

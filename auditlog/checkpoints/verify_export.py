@@ -297,8 +297,9 @@ class Verification:
     def close_checkpoint(self) -> None:
         """Report the rows of the checkpoint that are missing from the file."""
         for uid, digest in self.now.open.items() if self.now else ():
-            at = BEGINNING + timedelta(milliseconds=uid.int >> 80)
-            if self.now and self.now.log == "call" and at < self.kept_from:
+            # The id of a call begins with its milliseconds since 1970; a changed id may have any number.
+            milliseconds, kept_from = uid.int >> 80, (self.kept_from - BEGINNING) / timedelta(milliseconds=1)
+            if self.now and self.now.log == "call" and milliseconds < kept_from:
                 self.dropped += 1
             elif self.now and self.now.log in self.head["logs"]:
                 name = f"{NOUNS[self.now.log]} {uid}"

@@ -277,7 +277,9 @@ def _break(
     """Return a sentence on the fault of this checkpoint or of its link to the previous one; None if there is none."""
     name = f"Checkpoint {one.number}"
     if body is None:
-        return f"{name} was rewritten: its signature is invalid, or made with another key."
+        return (
+            f"{name} was rewritten, or signed with another key: if the key was replaced, give the old public key, too."
+        )
     if body["number"] != one.number or one.number != expected:
         return f"Checkpoint {expected} is missing: the next one is {one.number}."
     if body["previous"] != previous:

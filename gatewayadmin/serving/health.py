@@ -169,7 +169,11 @@ class _OfReplica:
 async def metrics(request: Request) -> Response:
     """Return the metrics of all workers to programs on this machine, or to requests with GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
-        return PlainTextResponse("Use loopback without a proxy, or send GATEWAY_METRICS_TOKEN as bearer token.\n", 403)
+        return PlainTextResponse(
+            "Send GATEWAY_METRICS_TOKEN as bearer token. Requests from loopback need no token, unless they come through "
+            "a proxy or GATEWAY_TRUSTED_PROXIES contains loopback.\n",
+            403,
+        )
     registry = CollectorRegistry()
     _Counters(registry)  # type: ignore[no-untyped-call]
     registry.register(await stored())

@@ -1,8 +1,11 @@
 """The runner that `serve` starts in a repository clone if runner.yaml is beside manage.py. It ends with `serve`."""
 
+import logging
 import re
 import subprocess
 import sys
+import time
+from contextlib import suppress
 
 from django.conf import settings
 
@@ -10,6 +13,8 @@ from gatewayadmin.config import environment
 from gatewayadmin.config.keys import RUNNER_SECRET
 from gatewayadmin.config.runner import RUNNER_URL
 from wire.runner import Runner
+
+logger = logging.getLogger(__name__)
 
 # Linux ends the runner when this process ends or is killed. Other systems end the runner with the process group.
 STARTER = """
@@ -20,11 +25,31 @@ os.execv(sys.executable, [sys.executable, "-m", "runner", *sys.argv[1:]])
 """
 
 
-def start(runner: Runner) -> subprocess.Popen[bytes]:
-    """Start the runner. It prints its own errors; if it ends, the gateway continues to serve."""
-    environment.set_for_children(RUNNER_URL, runner.url)
-    environment.set_for_children(RUNNER_SECRET, runner.secret)
-    command = [sys.executable, "-c", STARTER, "serve", "--file", str(settings.RUNNER_FILE)]
-    referred = re.findall(r"\benv:(\w+)", settings.RUNNER_FILE.read_text(errors="replace"))
-    variables = environment.without_settings(RUNNER_SECRET, *referred)
-    return subprocess.Popen(command, cwd=settings.BASE_DIR, env=variables, stdin=subprocess.DEVNULL)  # noqa: S603
+RESTART_S = 30  # A file with mistakes and a taken port are reported this often.
+
+
+class RunnerProcess:
+    """The runner as a process of `serve`. The process prints its own errors."""
+
+    def __init__(self, runner: Runner) -> None:
+        environment.set_for_children(RUNNER_URL, runner.url)
+        environment.set_for_children(RUNNER_SECRET, runner.secret)
+        self._start()
+
+    def _start(self) -> None:
+        self._restart_at = time.monotonic() + RESTART_S
+        command = [sys.executable, "-c", STARTER, "serve", "--file", str(settings.RUNNER_FILE)]
+        referred = re.findall(r"\benv:(\w+)", settings.RUNNER_FILE.read_text(errors="replace"))
+        variables = environment.without_settings(RUNNER_SECRET, *referred)
+        self.process = subprocess.Popen(command, cwd=settings.BASE_DIR, env=variables, stdin=subprocess.DEVNULL)  # noqa: S603
+
+    def keep_running(self) -> None:
+        """Start the runner again if it has ended. To be called every second; restarts are RESTART_S apart."""
+        if self.process.poll() is not None and time.monotonic() >= self._restart_at:
+            logger.warning("The runner has ended and is started again.")
+            with suppress(OSError):  # Such as a runner.yaml that is being replaced: the next call tries again.
+                self._start()
+
+    def end(self) -> None:
+        """Ask the runner to end, and its programs with it."""
+        self.process.terminate()

@@ -31,6 +31,7 @@ from gunicorn.glogging import Logger
 from uvicorn_worker import UvicornWorker
 
 from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpHttpProtocol
+from gatewayadmin.serving.runner_process import RunnerProcess
 from proxy import open_files
 from wire.background import Background
 
@@ -249,7 +250,12 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
 
 class OrderlyArbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's main process, which tells its workers when the whole server stops."""
+    """gunicorn's main process. It tells its workers when the whole server stops, and keeps the runner running."""
+
+    def manage_workers(self) -> None:  # Called every second.
+        super().manage_workers()
+        if self.app.runner:
+            self.app.runner.keep_running()
 
     def stop(self, graceful: bool = True) -> None:
         self.app.note_stop()
@@ -265,7 +271,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
 
 class GunicornServer(BaseApplication):  # type: ignore[misc]
-    """gunicorn on a socket that is bound already; `say_hello` is called when it listens, `say_goodbye` when it ends."""
+    """gunicorn on a bound socket. It calls `say_hello` when it listens, and ends `runner` when it ends."""
 
     def __init__(
         self,
@@ -275,9 +281,9 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
         workers: int,
         metrics: Path,
         say_hello: Callable[[], None],
-        say_goodbye: Callable[[], None] | None = None,
+        runner: RunnerProcess | None = None,
     ) -> None:
-        self._application = application
+        self._application, self.runner = application, runner
         self.chores_lock = metrics / "chores.lock"
         self._stops = mmap.mmap(-1, 1)  # Shared with the workers.
         open_files.raise_limit()
@@ -295,7 +301,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
             "control_socket_disable": True,
             "proc_name": "gateway-admin",
             "when_ready": lambda arbiter: say_hello(),
-            "on_exit": (lambda arbiter: say_goodbye()) if say_goodbye else None,
+            "on_exit": (lambda arbiter: runner.end()) if runner else None,
             "child_exit": lambda arbiter, worker: _forget_metrics(metrics, worker.pid),
         }
         super().__init__()

@@ -84,14 +84,15 @@ def test_my_refused_call_says_the_one_reason_that_is_known_and_opens(
     switched = text(sign_in(max).get("/settings/calls"))
     assigned.edit(tool_policy=ToolPolicy.BLOCK_ALL, by=ann)
     unknown = text(sign_in(max).get("/settings/calls"))
-    second = call_of(link, **off, at=datetime.now(UTC) + timedelta(seconds=1))
+    later = datetime.now(UTC) + timedelta(seconds=1)
+    second = call_of(link, **off, at=later, client_ip="192.0.2.7", user_agent="curl/8")
     opened = sign_in(max).get(f"/settings/calls/{second.uid}/")
 
     assert "This tool is disabled on this gateway." in switched
     assert "or the policy does not allow it." in unknown, "it may have been the policy before"
     assert f'href="/settings/calls/{first.uid}/"' in switched
     assert "The policy of this gateway blocks this server." in text(opened)
-    assert "tool_disabled" in text(opened)
+    assert [words in text(opened) for words in ("tool_disabled", "192.0.2.7", "curl/8")] == [True] * 3
     assert "/logs/" not in text(opened)
     assert sign_in(ann).get(f"/settings/calls/{second.uid}/").status_code == 404
 

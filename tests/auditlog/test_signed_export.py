@@ -31,6 +31,7 @@ type Lines = list[dict[str, Any]]
 
 DATABASE = pytest.mark.django_db(transaction=True)
 SECRET = "s3cret-argument"
+LATE_ID = "ffffffff-ffff-4fff-bfff-ffffffffffff"
 DAYS = f"since={timezone.now() - timedelta(days=30):%Y-%m-%d}&until={timezone.now() + timedelta(days=1):%Y-%m-%d}"
 
 
@@ -75,6 +76,8 @@ def auditor(transactional_db: None, sign_in: SignIn) -> Client:
             call(client_ip="10.0.0.1", feature_name=f"tool{number}", upstream_ms=1e-7, error_text="Ünïcode \u2028 <b>")
         Event.objects.record(Action.HOST_CREATED, person, by=person, changes={"name": [None, f"h{number}"]})
         sealing.keep_up()
+    Event.objects.create(uid=LATE_ID, action=Action.HOST_CREATED, correlation_id=LATE_ID)
+    sealing.keep_up()
     return sign_in(person)
 
 
@@ -93,6 +96,11 @@ def changed_row(lines: Lines) -> None:
 
 def removed_row(lines: Lines) -> None:
     del lines[nth(lines, "call")]
+
+
+def removed_event(lines: Lines) -> None:
+    """Remove an event whose id, read as a time like the id of a call, is after the year 9999."""
+    del lines[next(place for place, line in enumerate(lines) if LATE_ID in line.get("row", ""))]
 
 
 def added_row(lines: Lines) -> None:
@@ -161,6 +169,7 @@ def replaced_signature(lines: Lines) -> None:
 TAMPERED = [
     (changed_row, "was changed since checkpoint"),
     (removed_row, "was removed; checkpoint"),
+    (removed_event, f"{LATE_ID} was removed; checkpoint"),
     (added_row, "was added: checkpoint"),
     (moved_row, "was added:"),
     (removed_checkpoint, "is missing: the next one is"),

@@ -105,6 +105,8 @@ def test_the_first_step_is_the_one_that_is_still_missing(ana: User, sign_in: Sig
 
     make.connection(make.agent(by=ana), empty, ana)
     assert "You are connected: make the first call" in text(client.get("/"))
+    a_call(Outcome.OK, created_at=datetime.now(UTC) - timedelta(days=3))
+    assert "No traffic yet." not in text(client.get("/"))
     server.disable(by=ana)
     page = text(client.get("/"))
     assert "No servers yet." not in page

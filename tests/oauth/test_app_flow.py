@@ -24,7 +24,7 @@ from tests import make
 from tests.issuers import query
 from tests.meanwhile import meanwhile
 from tests.oauth.apps import CALLBACK, App, browser, connect, decide, register
-from tests.oauth.steps import per_user
+from tests.oauth.steps import per_user, text
 from tokens.models import Token
 from wire import token_text
 
@@ -426,6 +426,8 @@ def test_a_stranger_signs_in_first_and_comes_back(app: App, gateway: Gateway) ->
 def test_without_a_resource_the_person_picks_the_gateway_and_unknown_scopes_are_dropped(app: App, member: User) -> None:
     gateway, client = make.gateway(), browser(member)
 
+    choice = text(client.get(client.get(app.question(None))["Location"]))
+    assert (f'value="{gateway.slug}" required' in choice, " checked" in choice) == (True, False)
     code = decide(client, app.question(None, scope="claudeai offline_access openid"))["code"]
     told = app.exchange(code).json()
 

@@ -193,7 +193,9 @@ def test_the_result_of_a_test_is_kept_when_the_server_is_added(ana: User, sign_i
 
 
 @pytest.mark.django_db
-def test_a_form_of_an_ended_session_leads_to_sign_in_and_of_another_says_to_reload(ana: User, sign_in: SignIn) -> None:
+def test_a_form_of_an_ended_session_leads_to_sign_in_and_of_another_says_to_reload(
+    ana: User, sign_in: SignIn, settings: Any
+) -> None:
     client = sign_in(ana)
     client.logout()
 
@@ -206,6 +208,10 @@ def test_a_form_of_an_ended_session_leads_to_sign_in_and_of_another_says_to_relo
     page = stranger.post("/hosts/add/", {"name": "x"})
     assert page.status_code == 403
     assert "This page was open for too long. Reload it" in text(page)
+
+    settings.CSRF_COOKIE_SECURE, settings.PUBLIC_URL = True, "https://gateway.example.com"
+    page = stranger.post("/hosts/add/", {"name": "x"}, headers={"Origin": "http://testserver"})
+    assert "This page works only over https. Open https://gateway.example.com" in text(page)
 
 
 @pytest.mark.full

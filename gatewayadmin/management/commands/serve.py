@@ -13,7 +13,7 @@ from gatewayadmin.config import checks, database, environment
 from gatewayadmin.config.checks import DatabaseReport, default_workers
 from gatewayadmin.config.database import UnusableDatabase
 from gatewayadmin.config.key_uses import is_another_secret_key, key_uses
-from gatewayadmin.serving import runner_process
+from gatewayadmin.serving.runner_process import RunnerProcess
 from gatewayadmin.serving.server import GunicornServer, PortTaken, load_application, metrics_folder, reserve
 from gatewayadmin.serving.start import Welcome, prepare
 from wire import versions
@@ -70,14 +70,14 @@ class Command(BaseCommand):
         # Workers share each server's limit of concurrent calls, so each worker needs the number of workers.
         environment.set_for_children("GATEWAY_WORKERS", str(processes))
         application = load_application()
-        runner = runner_process.start(settings.RUNNER) if settings.RUNNER and settings.STARTS_RUNNER else None
+        runner = RunnerProcess(settings.RUNNER) if settings.RUNNER and settings.STARTS_RUNNER else None
         GunicornServer(
             application,
             listener,
             workers=processes,
             metrics=metrics,
             say_hello=lambda: self._greet(welcome, host, port, in_use),
-            say_goodbye=runner.terminate if runner else None,
+            runner=runner,
         ).run()
 
     def _require_keys(self) -> None:
