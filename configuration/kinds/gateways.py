@@ -125,7 +125,14 @@ class AssignmentKind(Kind):
     manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
     fields = (
         text("server", "Slug of the server.", 16, refers_to="servers", is_fixed=True),
-        Field("alias", "Prefix of tool names. If missing, the server's slug is used.", ALIAS, INSTEAD_OF_ALIAS, None),
+        Field(
+            "alias",
+            "Prefix of tool names. If missing, the server's slug is used. “” means no prefix, for the sole server of a "
+            "gateway.",
+            ALIAS,
+            INSTEAD_OF_ALIAS,
+            None,
+        ),
         flag("enabled", "Whether it is enabled at this gateway.", True),
         choice(
             "identity_scheme",
