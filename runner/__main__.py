@@ -134,8 +134,12 @@ async def _serve(file: RunnerFile) -> int:
 
 
 def _checked(file: RunnerFile, secret: str) -> "RunnerApp":
-    """Return the app. Raises CannotStart if programs cannot be isolated as the file says."""
-    from runner.server import RunnerApp
+    """Return the app. Raises CannotStart if a package is missing, or if programs cannot be isolated as the file says."""
+    try:
+        from runner.server import RunnerApp
+    except ModuleNotFoundError as error:
+        install = 'In a clone, run: make install EXTRAS="runner"'
+        raise CannotStart(f"The package {error.name} of the extra “runner” is missing. {install}") from None
 
     if file.value("isolation") == "none":
         logger.warning(
