@@ -134,7 +134,7 @@ async def _serve(file: RunnerFile) -> int:
 
 
 def _checked(file: RunnerFile, secret: str) -> "RunnerApp":
-    """Return the app. Raises CannotStart if a package is missing, or if programs cannot be isolated as the file says."""
+    """Return the app. Raises CannotStart if a package is missing or programs cannot be isolated as the file says."""
     try:
         from runner.server import RunnerApp
     except ModuleNotFoundError as error:

@@ -170,7 +170,7 @@ async def metrics(request: Request) -> Response:
     """Return the metrics of all workers to programs on this machine, or to requests with GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
         return PlainTextResponse(
-            "Send GATEWAY_METRICS_TOKEN as bearer token. Requests from loopback need no token, unless they come through "
+            "Send GATEWAY_METRICS_TOKEN as bearer token. A request from loopback needs none, unless it comes through "
             "a proxy or GATEWAY_TRUSTED_PROXIES contains loopback.\n",
             403,
         )
