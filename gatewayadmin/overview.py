@@ -138,7 +138,7 @@ class Traffic:
     @cached_property
     def is_empty(self) -> bool:
         """True if the log has no call, of any age."""
-        return not (self.recent or replica.read_from_replica(self._request, Call.objects.exists))
+        return not (self.recent or replica.read_from_replica(self._request, lambda: [*Call.objects.order_by()[:1]]))
 
     @cached_property
     def recent(self) -> Sequence[Call]:
