@@ -53,7 +53,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
     agent = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
     email = serializers.EmailField(source="user.email", help_text="Address of the person the agent acts for.")
     rule_id = serializers.UUIDField(help_text="Rule that holds the call.")
-    rule = serializers.CharField(source="rule_name", help_text="Name that the rule had when the rule held the call.")
+    rule = serializers.CharField(source="rule_name", help_text="Name of the rule at the time of the hold.")
     rule_revision = serializers.IntegerField(source="rule_version", help_text="Revision of the rule.")
     state = serializers.ChoiceField(HoldState.choices, source="current_state", help_text="State of the held call.")
     arguments: Any = serializers.SerializerMethodField(

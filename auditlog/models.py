@@ -240,9 +240,9 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    Old rows existed when counting began. Old rows are counted newest first. Old rows dated `counted_from` or later are
-    done. New rows were added after counting began. New rows are counted by id. New rows dated before `near_from` are
-    done up to the id `late_counted_to`. New rows dated `near_from` or later are done up to the id `counted_to`.
+    Rows that existed when counting began are counted newest first, and are done from `counted_from` on. Rows added
+    later are counted by id. Of these, rows dated before `near_from` are done up to the id `late_counted_to`, and all
+    others up to the id `counted_to`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)

@@ -135,7 +135,7 @@ class Capability(StrEnum):
         "approvals.decide_hold",
         "approvals:decide",
         "Decide on held calls",
-        "See all held calls. Approve or deny held calls. If a rule names other people, these people decide first.",
+        "See all held calls, and approve or deny them. If a rule names other people, they decide first.",
     )
     IDENTITIES_READ = (
         "servers.view_identity",

@@ -250,7 +250,7 @@ class HostAtGatewayBody(RequestBody):
     """The decision of a gateway about an app or agent. Omitted fields are not changed."""
 
     allowed = serializers.BooleanField(
-        required=False, help_text="True lists the app or agent as allowed; false blocks the app or agent."
+        required=False, help_text="True lists the app or agent as allowed; false blocks it."
     )
     tool_set_id = serializers.UUIDField(
         required=False,
@@ -267,7 +267,7 @@ class HostAtGatewayBody(RequestBody):
 class GatewayHosts(Resource):
     """The apps and agents that have an entry at a gateway.
 
-    An entry allows the app or agent, blocks the app or agent, or limits the app or agent to a tool set. The gateway's
+    An entry allows or blocks the app or agent, or limits it to a tool set. The gateway's
     `hosts_allowed` decides on apps and agents that are neither listed nor blocked.
     """
 
@@ -279,7 +279,7 @@ class GatewayHosts(Resource):
     def list(self, request: Request, slug: str) -> Response:
         """List the apps and agents that have an entry at a gateway.
 
-        An entry allows the app or agent, blocks the app or agent, or limits the app or agent to a tool set.
+        An entry allows or blocks the app or agent, or limits it to a tool set.
         """
         rows = HostAtGateway.objects.live().filter(gateway=find_gateway(self.me, slug).pk)
         if words := self.query_data.get("q"):

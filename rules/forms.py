@@ -137,7 +137,8 @@ class CallRuleForm(forms.Form):
         label="Who decides",
         choices=Approvers.choices,
         required=False,
-        help_text=f"Only people with “{Capability.LOGS_PAYLOADS.label}” see the values of the arguments.",
+        help_text=f"To see the values of the arguments, approvers need “{Capability.LOGS_PAYLOADS.label}” and, for "
+        f"other people's agents, “{Capability.LOGS_READ.label}”.",
     )
     approver_team = forms.ModelChoiceField(Team.objects.order_by("name"), label="Team that decides", required=False)
     somebody_else = forms.BooleanField(

@@ -138,6 +138,8 @@ def _checked(file: RunnerFile, secret: str) -> "RunnerApp":
     try:
         from runner.server import RunnerApp
     except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] in ("runner", "wire"):
+            raise
         install = 'In a clone, run: make install EXTRAS="runner"'
         raise CannotStart(f"The package {error.name} of the extra “runner” is missing. {install}") from None
 

@@ -99,8 +99,8 @@ class NewIdentity(RequestBody):
     everywhere = serializers.BooleanField(
         default=True,
         help_text=(
-            "Whether to use the credential on your connections. Only two kinds of connections get the credential: "
-            "connections without a credential for the server, and connections that use `instead_of`. "
+            "Whether to use the credential on your connections that have none for the server, and on your connections "
+            "that use `instead_of`. "
             "Ignored for shared identities."
         ),
     )

@@ -42,7 +42,7 @@ class PreviousSecret(serializers.Serializer[Token]):
 
 
 class TokenSerializer(serializers.Serializer[Token]):
-    """A token, without its secret. A `waiting` token has no secret until the token's owner collects the secret."""
+    """A token, without its secret. A `waiting` token has no secret until its owner collects one."""
 
     id = Id()
     name = serializers.CharField(help_text="Name, unique among the unrevoked tokens of its connection.")

@@ -72,7 +72,7 @@ class Block:
         reads = re.search(r"\bTOKEN\b", text) and "TOKEN" not in self.where
         terminal = "the terminal where you " + ("run this command" if self.language == "bash" else "start the client")
         return (
-            f"{self.where}. First run `read -rs TOKEN; export TOKEN` in {terminal}, and paste your token."
+            f"{self.where}. First run `read -rs TOKEN; export TOKEN` in {terminal}, paste your token, and press Enter."
             if reads
             else self.where
         )

@@ -297,7 +297,7 @@ class Verification:
     def close_checkpoint(self) -> None:
         """Report the rows of the checkpoint that are missing from the file."""
         for uid, digest in self.now.open.items() if self.now else ():
-            # The id of a call begins with its milliseconds since 1970; a changed id may have any number.
+            # Only the ids of calls begin with milliseconds since 1970. The ids of admin events are random.
             milliseconds, kept_from = uid.int >> 80, (self.kept_from - BEGINNING) / timedelta(milliseconds=1)
             if self.now and self.now.log == "call" and milliseconds < kept_from:
                 self.dropped += 1

@@ -260,7 +260,7 @@ def _chain(report: Report, keys: Sequence[bytes] | None) -> list[SignedCheckpoin
     for one in Checkpoint.objects.order_by("number").defer("leaves").iterator(chunk_size=100):
         report.checkpoints += 1
         body = _signed(one, keys)
-        if said := _break(one, body, sealed, previous, expected):
+        if said := _break(one, body, sealed, previous, expected, keys):
             broken.append(said)
         previous, expected = sha256(one.body.encode()).hexdigest(), one.number + 1
         if body is not None:
@@ -272,14 +272,19 @@ def _chain(report: Report, keys: Sequence[bytes] | None) -> list[SignedCheckpoin
 
 
 def _break(
-    one: Checkpoint, body: dict[str, Any] | None, sealed: Sequence[SignedCheckpoint], previous: str, expected: int
+    one: Checkpoint,
+    body: dict[str, Any] | None,
+    sealed: Sequence[SignedCheckpoint],
+    previous: str,
+    expected: int,
+    keys: Sequence[bytes] | None,
 ) -> str | None:
     """Return a sentence on the fault of this checkpoint or of its link to the previous one; None if there is none."""
     name = f"Checkpoint {one.number}"
+    if body is None and keys is not None and bytes(one.public_key) not in keys:
+        return f"{name} was rewritten, or signed with another key: if the key was replaced, give both public keys."
     if body is None:
-        return (
-            f"{name} was rewritten, or signed with another key: if the key was replaced, give the old public key, too."
-        )
+        return f"{name} was rewritten: its signature is invalid."
     if body["number"] != one.number or one.number != expected:
         return f"Checkpoint {expected} is missing: the next one is {one.number}."
     if body["previous"] != previous:

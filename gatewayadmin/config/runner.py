@@ -35,7 +35,12 @@ def of_clone(file: Path, keys: Path) -> Runner:
     `file` is the runner's `runner.yaml`, which may set the runner's address. `keys` is the folder with the runner's
     secret.
     """
+    return Runner(url_of(file), runner_secret(keys))
+
+
+def url_of(file: Path) -> str:
+    """Return the URL at which this machine reaches the runner of this `runner.yaml`. Raises OSError."""
     found = _listen(file.read_text(errors="replace"))
     host, port = (found["host"], found["port"]) if found else USUAL
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  (compared, not bound)
-    return Runner(f"http://{host}:{port}", runner_secret(keys))
+    return f"http://{host}:{port}"

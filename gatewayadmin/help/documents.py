@@ -1,4 +1,4 @@
-"""The pages: the files of docs/, and two files beside docs/. Pages have titles, HTML and a search.
+"""The pages of the help: the files of docs/ and two files beside it, with titles, HTML and a search.
 
 The order and the summaries of the pages come from docs/index.md.
 """

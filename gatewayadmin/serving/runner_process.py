@@ -5,13 +5,12 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
 
 from django.conf import settings
 
 from gatewayadmin.config import environment
 from gatewayadmin.config.keys import RUNNER_SECRET
-from gatewayadmin.config.runner import RUNNER_URL
+from gatewayadmin.config.runner import RUNNER_URL, url_of
 from wire.runner import Runner
 
 logger = logging.getLogger(__name__)
@@ -34,22 +33,30 @@ class RunnerProcess:
     def __init__(self, runner: Runner) -> None:
         environment.set_for_children(RUNNER_URL, runner.url)
         environment.set_for_children(RUNNER_SECRET, runner.secret)
-        self._start()
-
-    def _start(self) -> None:
-        self._restart_at = time.monotonic() + RESTART_S
-        command = [sys.executable, "-c", STARTER, "serve", "--file", str(settings.RUNNER_FILE)]
-        referred = re.findall(r"\benv:(\w+)", settings.RUNNER_FILE.read_text(errors="replace"))
-        variables = environment.without_settings(RUNNER_SECRET, *referred)
-        self.process = subprocess.Popen(command, cwd=settings.BASE_DIR, env=variables, stdin=subprocess.DEVNULL)  # noqa: S603
+        self._url, self._restart_at = runner.url, time.monotonic() + RESTART_S
+        self.process = _started()
 
     def keep_running(self) -> None:
-        """Start the runner again if it has ended. To be called every second; restarts are RESTART_S apart."""
-        if self.process.poll() is not None and time.monotonic() >= self._restart_at:
-            logger.warning("The runner has ended and is started again.")
-            with suppress(OSError):  # Such as a runner.yaml that is being replaced: the next call tries again.
-                self._start()
+        """Start the runner again if it has ended, at least RESTART_S after its last start. Call this every second."""
+        if self.process.poll() is None or time.monotonic() < self._restart_at:
+            return
+        self._restart_at = time.monotonic() + RESTART_S
+        try:
+            if url_of(settings.RUNNER_FILE) == self._url:
+                logger.warning("The runner has ended. Starting it again.")
+                self.process = _started()
+            else:  # The workers know only the old address.
+                logger.error("The runner has ended, and runner.yaml has another address now. Restart the gateway.")
+        except Exception:  # It would end the gateway. An example is a missing runner.yaml.
+            logger.exception("The runner has ended, and cannot be started again.")
 
     def end(self) -> None:
         """Ask the runner to end, and its programs with it."""
         self.process.terminate()
+
+
+def _started() -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-c", STARTER, "serve", "--file", str(settings.RUNNER_FILE)]
+    referred = re.findall(r"\benv:(\w+)", settings.RUNNER_FILE.read_text(errors="replace"))
+    variables = environment.without_settings(RUNNER_SECRET, *referred)
+    return subprocess.Popen(command, cwd=settings.BASE_DIR, env=variables, stdin=subprocess.DEVNULL)  # noqa: S603

@@ -227,7 +227,7 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def fallback_at(self) -> datetime:
-        """The time from which the approvers and also people with GATEWAYS_MANAGE are notified."""
+        """The time from which people with GATEWAYS_MANAGE are notified, too. Before it, only the approvers are."""
         return self.created_at + FALLBACK_AFTER
 
     def may_be_decided_by(self, person: User) -> bool:

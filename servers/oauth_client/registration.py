@@ -57,9 +57,8 @@ def redirect_uri(issuer: str, token_endpoint: str = "", revocation_endpoint: str
 def common_redirect_uri() -> str:
     """Return the redirect URI that several issuers share.
 
-    Issuers of two kinds share this URI. Issuers of the first kind read our metadata document, and name themselves in
-    answers (RFC 9207). At issuers of the second kind, an administrator registered a client with an earlier release of
-    this gateway.
+    Two kinds of issuers share this URI: issuers that read our metadata document and name themselves in answers
+    (RFC 9207), and issuers at which an administrator registered a client with an earlier release of this gateway.
     """
     return settings.PUBLIC_URL + reverse("servers:oauth_callback")
 

@@ -35,7 +35,9 @@ def test_the_runner_of_a_clone_gets_no_keys_of_the_gateway(tmp_path: Path, monke
     assert (found["GATEWAY_RUNNER_SECRET"], found["OTHER"]) == (SECRET, "value")
 
 
-def test_a_runner_that_ended_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_that_ended_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     file, starts = tmp_path / "runner.yaml", tmp_path / "starts"
     file.write_text("servers: []")
     monkeypatch.setattr(settings, "RUNNER_FILE", file)
@@ -50,7 +52,14 @@ def test_a_runner_that_ended_is_started_again(tmp_path: Path, monkeypatch: pytes
     runner.process.wait(60)
     file.unlink()
     runner.keep_running()  # The file is being replaced.
+    file.write_text("listen: 127.0.0.1:8901\nservers: []")
+    runner.keep_running()  # The workers would still use the old address.
     file.write_text("servers: []")
     runner.keep_running()
     runner.process.wait(60)
     assert starts.read_text() == "started started started "
+    assert [line.message for line in caplog.records] == [
+        "The runner has ended, and cannot be started again.",
+        "The runner has ended, and runner.yaml has another address now. Restart the gateway.",
+        "The runner has ended. Starting it again.",
+    ]
