@@ -96,7 +96,7 @@ class IdentityRow:
 
     @property
     def blocked(self) -> str:
-        """Text beside the switch: why calls do not use the enabled identity. Empty for other identities."""
+        """Text beside the switch: why calls do not use the identity although it is enabled. Otherwise empty."""
         return BLOCKED.get(self.identity.status, "")
 
     @property
