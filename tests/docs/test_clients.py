@@ -72,7 +72,9 @@ def test_the_text_of_claude_code_adds_the_gateway_whether_an_earlier_entry_exist
         assert removed == "'mcp' 'remove' '--scope' 'local' 'some-name'"
         assert added.startswith(f"'mcp' 'add' '--transport' 'http' 'some-name' '{LONG}'")
         assert TOKEN in added
-    assert "in the terminal where you run this command, paste your token, and press Enter." in block.where_for(block.text)
+    assert "in the terminal where you run this command, paste your token, and press Enter." in block.where_for(
+        block.text
+    )
 
 
 @pytest.mark.usefixtures("npm")
