@@ -1138,7 +1138,7 @@ UNITS = "days?|hours?|hour|minutes?|h|d|seconds|s|characters|bytes"
 FIXED = re.compile(
     rf"\b\d[\d,]* ({UNITS})\b|^\d+ lines$|\d+ KB at most|at most \d+|0 to \d\d|1 is Monday, 7 is Sunday|version 1"
     r"|from \d+ to [\d,]+|\b\d+ to \d+ days|[\d,]+ at most|for more than \d+"
-    r"|1Password|SAML 2\.0|Python 3\.(9|11)|Exit code 1|fail with 401|get 40[34]|get 429|±10 %"
+    r"|1Password|SAML 2\.0|Python 3\.(9|11)|Exit code [12]|fail with 401|get 40[34]|get 429|±10 %"
     r"|\{\"amount\": 600\}|starts with 50 |with 4 for others|http://localhost:8000/"
     r"|24 random bytes|-base64 32|30 to 45 seconds|https://93\.184\.216\.34"  # The address of the channel in the world.
     r"|\d{4}-\d\d-\d\d|gw[apk]_\w+|“No expiry” for new tokens, besides 7, 30 and 90 days"
