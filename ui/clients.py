@@ -69,13 +69,11 @@ class Block:
 
     def where_for(self, text: str) -> str:
         """Return where to paste `text`. If `text` reads the variable TOKEN, also return how to set this variable."""
-        reads = re.search(r"\bTOKEN\b", text) and "TOKEN" not in self.where
+        if "TOKEN" in self.where or not re.search(r"\bTOKEN\b", text):
+            return self.where
         terminal = "the terminal where you " + ("run this command" if self.language == "bash" else "start the client")
-        return (
-            f"{self.where}. First run `read -rs TOKEN; export TOKEN` in {terminal}, paste your token, and press Enter."
-            if reads
-            else self.where
-        )
+        first = f"First run `read -rs TOKEN; export TOKEN` in {terminal}, paste your token, and press Enter."
+        return f"{self.where}. {first}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,16 +296,17 @@ class Verification:
 
     def close_checkpoint(self) -> None:
         """Report the rows of the checkpoint that are missing from the file."""
-        for uid, digest in self.now.open.items() if self.now else ():
-            # Only the ids of calls begin with milliseconds since 1970. The ids of admin events are random.
-            milliseconds, kept_from = uid.int >> 80, (self.kept_from - BEGINNING) / timedelta(milliseconds=1)
-            if self.now and self.now.log == "call" and milliseconds < kept_from:
+        if (now := self.now) is None:
+            return
+        # In milliseconds since 1970, as at the beginning of a call's id. A changed id may be after the last datetime.
+        kept_from = (self.kept_from - BEGINNING) / timedelta(milliseconds=1)
+        for uid, digest in now.open.items():
+            if now.log == "call" and uid.int >> 80 < kept_from:
                 self.dropped += 1
-            elif self.now and self.now.log in self.head["logs"]:
-                name = f"{NOUNS[self.now.log]} {uid}"
-                self.found(f"{name} was removed; {self.now.name.lower()} has its digest, {digest.hex()[:16]}...")
-        if self.now:
-            self.now.open = {}
+            elif now.log in self.head["logs"]:
+                name = f"{NOUNS[now.log]} {uid}"
+                self.found(f"{name} was removed; {now.name.lower()} has its digest, {digest.hex()[:16]}...")
+        now.open = {}
 
     def end(self, told: dict[str, Any], digest: str) -> None:
         try:

@@ -281,10 +281,10 @@ def _break(
 ) -> str | None:
     """Return a sentence on the fault of this checkpoint or of its link to the previous one; None if there is none."""
     name = f"Checkpoint {one.number}"
-    if body is None and keys is not None and bytes(one.public_key) not in keys:
-        return f"{name} was rewritten, or signed with another key: if the key was replaced, give both public keys."
     if body is None:
-        return f"{name} was rewritten: its signature is invalid."
+        if keys is None or bytes(one.public_key) in keys:
+            return f"{name} was rewritten: its signature is invalid."
+        return f"{name} was rewritten, or signed with another key: if the key was replaced, give both public keys."
     if body["number"] != one.number or one.number != expected:
         return f"Checkpoint {expected} is missing: the next one is {one.number}."
     if body["previous"] != previous:
