@@ -66,8 +66,8 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     )
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
-        help_text="When a change of the server's path, header or auth type suspended the identity. Null if the "
-        "identity does not wait for confirmation.",
+        help_text="Time at which a change of the server's path, header or auth type suspended the identity. Null "
+        "if the identity does not wait for confirmation.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     last_error = serializers.CharField(help_text="Refusal at the last use or test; otherwise empty.")

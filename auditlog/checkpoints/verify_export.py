@@ -354,7 +354,7 @@ class Verification:
             )
             return
         self.found(
-            "Either the review was changed or lacks lines, or the verified rows lack the event that closed the review."
+            "The review was changed, some of its lines are missing, or the verified rows lack the event that closed it."
         )
 
     def found(self, sentence: str) -> None:
