@@ -63,7 +63,8 @@ CALL_HELP = {
     "user_id": "Id of the person.",
     "token_id": "Id of the token.",
     "server_id": "Id of the server.",
-    "identity_id": "Id of the credential for the server. It was sent only if the server was asked (see `upstream_ms`).",
+    "identity_id": "Id of the credential for the server. The credential was sent only if the server was asked "
+    "(see `upstream_ms`).",
     "session_id": "Id of the MCP session: the id of the `initialize` call that opened the session. Null outside a "
     "session.",
     "host_name": "Name of the app or agent at the time.",
@@ -75,7 +76,7 @@ CALL_HELP = {
     "token_prefix": "First characters of the token's secret.",
     "duration_ms": "Milliseconds from the request to the answer.",
     "authorise_ms": "Milliseconds that the gateway took to decide whether the call is allowed.",
-    "upstream_ms": "Milliseconds waiting for a turn at the server and for its answer; null if the call ended before.",
+    "upstream_ms": "Milliseconds waiting for a turn at the server and for its answer; null if there was no such wait.",
     "request_bytes": "Size of the request in bytes.",
     "response_bytes": "Size of the answer in bytes.",
     "client_ip": "Address that the call came from.",
@@ -86,8 +87,8 @@ CALL_HELP = {
     "error_text": "Text of the error without secrets, 300 characters at most; empty if none.",
     "trace_id": "Trace of the call (W3C Trace Context), 32 hexadecimal digits; empty if none.",
     "labels": "Labels that rules gave the call, separated by commas; empty if none.",
-    "rule_id": "Id of the rule that refused or held the call. If no rule refused or held it, id of the first rule "
-    "whose condition had no result. Null if there is no such rule either.",
+    "rule_id": "Id of the rule that refused or held the call. Otherwise, id of the first rule whose condition had no "
+    "result. Null if there is neither.",
     "hold_id": "Id of the hold that stopped the call, or of the hold whose approval let the call run; null if none.",
     "request_payload": "Arguments, if they were recorded and you may see them.",
     "response_payload": "Result, if it was recorded and you may see it.",

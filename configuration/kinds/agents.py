@@ -27,7 +27,7 @@ class AgentKind(Kind):
         text("name", "Name of the agent.", 120),
         text("description", "Text for people.", 500, ""),
         flag("enabled", "Whether it is enabled.", True),
-        flag("allow_enrolment", "Whether people may create their own tokens for it.", False),
+        flag("allow_enrolment", "Whether people may create their own tokens for the agent.", False),
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:

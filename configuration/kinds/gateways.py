@@ -57,7 +57,7 @@ class GatewayKind(Kind):
         long_text("description", "Text for people.", 1000),
         flag("enabled", "Whether it is enabled.", True),
         choice("reach", "Who may use it.", Reach, Reach.EVERYONE),
-        names("teams", "Teams that may use it if `reach` is `teams`.", 80, refers_to="teams"),
+        names("teams", "Teams that may use the gateway if `reach` is `teams`.", 80, refers_to="teams"),
         choice("hosts_allowed", "Which apps and agents may use it.", HostsAllowed, HostsAllowed.ALL),
         choice("tools_given", "Which tools people can use on the gateway.", ToolsGiven, ToolsGiven.ALL),
         flag("takes_requests", "Whether everybody sees it and may request access.", False),

@@ -31,7 +31,7 @@ RULE = {
 }
 RULES = Field(
     "rules",
-    "Each rule has a `group`, and a `role`, a `team` or both for the people of the group. The first matching rule "
+    "Each rule names a `group`, and gives the people of this group a `role`, a `team` or both. The first matching rule "
     "with a role sets the role. Every matching rule adds its team.",
     {"type": "array", "items": RULE, "maxItems": 300},
     "Write a list such as [{group: engineers, role: Developer, team: Engineering}].",
@@ -65,8 +65,8 @@ class OrganisationKind(Kind):
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role",
-            "Role of people who get no role from a rule. If empty, these people cannot sign in. Exception: if no rule "
-            "names a role, people with an account keep their present role. Then only new people get this role.",
+            "Role of people who get no role from a rule. If empty, these people cannot sign in. If no rule names a "
+            "role, this field applies only to new people. People with an account then keep their present role.",
             80,
             "",
             refers_to="roles",

@@ -41,7 +41,7 @@ LIMITS = {
     "MiB of large answers arriving from one server; a single answer may be larger": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
     "KiB a second: slower large answers are cut off while another answer waits for memory": fair_queue.LEAST_PACE >> 10,
-    "seconds in which a client must read 16 KiB of a waiting answer, or the rest if less than 16 KiB is left": int(
+    "seconds in which a client must read 16 KiB of a waiting answer, or the whole rest if the rest is smaller": int(
         LimitedHttpProtocol.untaken_seconds
     ),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
@@ -58,7 +58,7 @@ LIMITS = {
     "hours an MCP session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
     "MiB of unread messages of one stream, in total": streams.MOST_PENDING_BYTES >> 20,
-    "servers' standing streams kept only for calls, in each worker": upstream_streams.MOST_FOR_CALLS,
+    "servers' standing streams that only calls need, in each worker": upstream_streams.MOST_FOR_CALLS,
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,
@@ -71,7 +71,7 @@ LIMITS = {
     "seconds a run of the playground may continue after its page was closed": run.END_SECONDS,
     "addresses in one invitation": MOST_INVITED,
     "access requests of one person that wait for a decision": access_requests.MOST_OPEN,
-    "access requests one person may make in a day": access_requests.MOST_A_DAY,
+    "access requests that one person may make in a day": access_requests.MOST_A_DAY,
     "named approvers of a gateway": MOST_APPROVERS,
     "hours an invitation works": INVITATION // HOUR,
     "hours a link of a password reset works": password_links.RESET // HOUR,
