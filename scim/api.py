@@ -71,7 +71,10 @@ class IssuedProvisioningKeySerializer(ProvisioningKeySerializer):
 
 
 class NewProvisioningKey(NamedCapabilities):
-    """A key for a directory. People created with the key get its role. Its capabilities limit whom it may change."""
+    """A key for a directory, with a role for new people.
+
+    The key may change only people who have no capability that the key lacks.
+    """
 
     role_id = serializers.UUIDField(help_text="Role of the people it creates.")
 

@@ -185,7 +185,7 @@ class ClientFile(RequestBody):
         default="", allow_blank=True, help_text="Slug of the gateway to assign the servers to."
     )
     new_gateway = serializers.CharField(
-        default="", allow_blank=True, max_length=80, help_text="Name of a new gateway, used instead of `gateway`."
+        default="", allow_blank=True, max_length=80, help_text="Name of a gateway to create. Omit `gateway` then."
     )
     tools = serializers.ChoiceField(
         ["all", "read_only", "none"], default="all", help_text="Which tools of the servers are allowed on the gateway."
