@@ -121,7 +121,7 @@ class PlanSerializer(serializers.Serializer[Any]):
     )
     claimed = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Objects that do not change, but come under the files' `source` when the files are applied.",
+        help_text="Objects that stay the same, except that applying the files sets their `source`.",
     )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")

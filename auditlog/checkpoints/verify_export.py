@@ -145,7 +145,7 @@ class NotAnExport(Exception):
 
 
 class CheckpointLine:
-    """A checkpoint. `open` maps the uid of each row that was not read from the file yet to the digest of the row."""
+    """A checkpoint. `open` has the rows that were not read from the file yet: their digests by uid."""
 
     def __init__(self, line: dict[str, Any]) -> None:
         self.text = str(line["body"])

@@ -61,7 +61,7 @@ class AgentGatewayKind(Kind):
     parent, name, noun, key, lookup = "agents", "gateways", "agent", "gateway", "host__name"
     about = (
         "The gateways on which the agent is allowed, blocked, or limited to a tool set. On other gateways, "
-        "`hosts_allowed` decides, and there is no limit."
+        "`hosts_allowed` decides whether the agent is allowed, and no tool set limits the agent."
     )
     sees = frozenset({Capability.HOSTS_READ, Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE
