@@ -13,7 +13,7 @@ All fields of a [configuration file](../how-to/configuration-as-code.md). The JS
 | field | meaning |
 | --- | --- |
 | `version` | Version of the format, 1. Required. |
-| `source` | Name of this file's owner, such as `platform-team`. No object of the workspace has two sources. |
+| `source` | Source of the objects: name of the file's owner, such as `platform-team`. No object has two sources. |
 """
 
 

@@ -26,7 +26,8 @@ SOURCE = {
     "minLength": 1,
     "maxLength": 80,
     "pattern": ONE_LINE,
-    "description": "Name of this file's owner, such as “platform-team”. No object of the workspace has two sources.",
+    "description": "Source of the objects: name of the file's owner, such as “platform-team”. "
+    "No object of the workspace has two sources.",
     "x-instead": "Write the name of the file's owner, such as “platform-team”.",
 }
 MOVED = {
