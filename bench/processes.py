@@ -144,7 +144,7 @@ def wait_for(url: str, process: subprocess.Popen[bytes], seconds: float = 300) -
 def free_port() -> int:
     """Return a free port below the range of ephemeral ports, so that no other process is given the port."""
     while True:
-        port = 10_000 + secrets.randbelow(22_000)
+        port = 11_000 + secrets.randbelow(21_000)  # Browsers open no page at some lower ports, such as 10080.
         with suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
