@@ -251,7 +251,7 @@ LISTED = 5
 
 
 class PlotRange(NamedTuple):
-    """A time range up to now, shown as bars of `number` grains (minutes, hours or days) each."""
+    """A time range up to now, shown as bars. Each bar covers `number` grains (minutes, hours or days)."""
 
     time: TimeRange
     grain: Grain

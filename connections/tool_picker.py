@@ -116,7 +116,7 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
     if is_for(request, "would-have"):
         asked, told = CopyForm(request.POST, gateways=gateways), ""
         if asked.is_bound and "gateway" not in asked.errors and (there := asked.cleaned_data["gateway"]):
-            told = _members_at(tool_set, there)[1] or "All tools chosen one by one exist on this gateway."
+            told = _members_at(tool_set, there)[1] or "Every tool that was chosen individually exists on this gateway."
         return render(request, "connections/tool_set_copy.html#would_have", {"would_have": told})
     initial = {"gateway": tool_set.gateway_id, "name": f"{tool_set.name} (copy)"[:80]}
     form = CopyForm(request.POST if request.method == "POST" else None, gateways=gateways, initial=initial)

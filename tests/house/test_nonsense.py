@@ -200,8 +200,10 @@ class Walk:
 
     def filled(self) -> dict[str, Any]:
         """Return the fields of the page's form with their initial values; empty if the page has no form to submit."""
+        if self.method == "GET":
+            return {}
         page = self.client.get(self.path)
-        if self.method == "GET" or page.status_code != 200 or page.streaming:
+        if page.status_code != 200 or page.streaming:
             return {}
         return dict(Form(page.content.decode(), self.path).fields)
 
