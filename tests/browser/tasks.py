@@ -94,6 +94,7 @@ class Keys:
     page: Page
 
     def go(self, label: str) -> None:
+        self.page.wait_for_load_state()  # A page can be seen before the scripts that listen to keys have run.
         self.page.keyboard.press("Control+k")
         expect(self.page.get_by_role("searchbox", name="Search anything")).to_be_focused()
         self.page.keyboard.type(label)

@@ -131,8 +131,11 @@ def who_has_access_to_what(one: Mouse, files: Files) -> None:
     one.go("Access")
     one.press(page.get_by_role("navigation", name="Access").get_by_role("link", name="Report"))
     expect(page.get_by_role("columnheader", name="Through")).to_be_visible()
+    page.wait_for_load_state()  # A page can be seen before the scripts that listen to keys have run.
     page.keyboard.press("/")  # As the search field shows.
-    one.write(page.get_by_role("searchbox", name="Search people and gateways"), "quickstart")
+    search = page.get_by_role("searchbox", name="Search people and gateways")
+    expect(search).to_be_focused()
+    one.write(search, "quickstart")
     expect(page.get_by_role("row").filter(has_text="Ledger")).to_be_hidden()
     row = page.get_by_role("row").filter(has_text=BEN)
     expect(row).to_contain_text(re.compile("everyone.*Busy bot"))

@@ -181,6 +181,7 @@ def test_rows_are_picked_switched_and_switched_back_and_the_palette_leads_to_the
     expect(page.get_by_text("2 apps or agents enabled")).to_be_visible()
     assert [switch.is_checked() for switch in switches.all()] == [True, True]
 
+    page.wait_for_load_state()  # A page can be seen before the scripts that listen to keys have run.
     page.keyboard.press("Control+k")
     page.get_by_role("searchbox", name="Search anything").fill("picked tw")
     expect(page.get_by_role("link", name="Disable Picked two")).to_be_visible()
