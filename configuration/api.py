@@ -117,7 +117,8 @@ class PlanSerializer(serializers.Serializer[Any]):
     changes = ObjectChangeSerializer(many=True, help_text="All changes, in order.")
     not_in_file = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Objects of the workspace that are missing from lists in the files. Only `prune` changes them.",
+        help_text="Objects of the workspace that are missing from lists in the files. `prune` disables those "
+        "that are enabled and have the same `source` as the files.",
     )
     claimed = serializers.ListField(
         child=serializers.CharField(),

@@ -110,5 +110,5 @@ def _plan_context(made: Plan) -> dict[str, Any]:
         "number": len(changes),
         "lacking": words.lacking_lines(made)[:MOST_NAMED],
         "claimed": first_names(made.claimed, most=MOST_NAMED),
-        "absent": first_names(made.not_in_file, most=MOST_NAMED),
+        "absent": first_names(words.left_alone(made), most=MOST_NAMED),
     }

@@ -79,9 +79,14 @@ def _claimed(plan: Plan) -> str:
 
 
 def _not_in_file(plan: Plan) -> str:
-    if not plan.not_in_file:
-        return ""
-    return f"Not in the file, so not changed without pruning: {', '.join(plan.not_in_file)}.\n"
+    titles = left_alone(plan)
+    return f"Not in the file, so not changed: {', '.join(titles)}.\n" if titles else ""
+
+
+def left_alone(plan: Plan) -> list[str]:
+    """Return the titles of the objects that are missing from the file and do not change."""
+    disabled = {change.title for change in plan.changes if change.act is Act.DISABLE}
+    return [title for title in plan.not_in_file if title not in disabled]
 
 
 def _missing(plan: Plan) -> str:

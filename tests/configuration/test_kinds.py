@@ -14,6 +14,7 @@ from configuration.export import export
 from configuration.kinds import KINDS
 from configuration.models import ManagedObject
 from configuration.plan import Plan, plan
+from configuration.words import as_text
 from connections.models import HostAtGateway
 from gateways.models import Assignment, Gateway, ToolGrant, ToolSet
 from hosts.models import Host
@@ -170,6 +171,9 @@ def test_pruning_disables_objects_of_the_own_source_only(owner: User) -> None:
 
     assert kept.changes == []
     assert [change.title for change in pruned.changes] == ["gateway work", "agent CI bot"]
+    absent = "Not in the file, so not changed: team Engineering, gateway by-hand{}, agent Old bot.\n"
+    assert absent.format(", gateway work, agent CI bot") in as_text(kept)
+    assert absent.format("") in as_text(pruned)
     assert not Gateway.objects.get(slug="work").enabled
     assert Gateway.objects.get(slug="work").archived_at is None
     assert Gateway.objects.get(pk=by_hand.pk).enabled
