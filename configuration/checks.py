@@ -32,7 +32,9 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
                 path for path in document.key_marks if [part for part in path if isinstance(part, str)] == names
             )
             labels = ", ".join(f"“{one.label}” ({one.slug})" for one in sorted(missing))
-            yield Mistake(document.at_key(path), f"You may not see {kind.name}: {labels} is required. Remove the list.")
+            why = kind.why_managers_see if kind.manages in missing else ""
+            message = f"You may not see {kind.name}: {labels} is required{why}. Remove the list."
+            yield Mistake(document.at_key(path), message)
 
 
 def of_other_sources(

@@ -104,6 +104,7 @@ class Kind:
     parent: ClassVar[str] = ""
     fields: ClassVar[tuple[Field, ...]]
     sees: ClassVar[frozenset[Capability]]
+    why_managers_see: ClassVar[str] = ""  # The reason, in words, if `manages` is in `sees`.
     manages: ClassVar[Capability]
     toggles: ClassVar[Capability | None] = None
     refuses_keys: ClassVar[bool] = False

@@ -7,12 +7,13 @@ the address, because the path may contain a secret.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from capabilities import Capability
-from configuration.fields import Field, choice, flag, secret, text
+from configuration.fields import REFERENCE_FORM, Field, choice, flag, secret, text
 from configuration.kinds.base import Act, Change, Key, Kind, World, reference_for
-from sinks.models import CONTENT, KIND_CHOICES, Sink
+from sinks.models import CONTENT, KIND_CHOICES, Sink, SinkError
 from sinks.receivers import KINDS as RECEIVERS
 from wire.cipher import Undecryptable
 
@@ -33,6 +34,7 @@ class SinkKind(Kind):
     name, noun = "sinks", "log sink"
     about = "Log sinks."
     sees = frozenset({Capability.SINKS_MANAGE, Capability.LOGS_READ, Capability.AUDIT_READ})
+    why_managers_see = ", because a plan tells whether an address or secret is the stored one"
     manages = Capability.SINKS_MANAGE
     fields = (
         text("name", "Name of the sink.", 80),
@@ -61,6 +63,10 @@ class SinkKind(Kind):
             return ""
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        mistakes = [*self._mistakes(change)]
+        yield from mistakes or self._refusal(change, world)
+
+    def _mistakes(self, change: Change) -> Iterator[tuple[str, str]]:
         values, receiver = change.values, RECEIVERS[change.values["kind"]]
         if not any(values[name] for name in CONTENT) or (values["sends_payloads"] and not values["sends_calls"]):
             yield "sends_calls", "Write true for sends_calls, sends_events or both. Payloads are sent only with calls."
@@ -73,6 +79,18 @@ class SinkKind(Kind):
             except ValueError as refusal:
                 needs = "This kind of sink needs a secret. Write a reference, such as env:SIEM_SECRET."
                 yield "secret", needs if lacks_secret else str(refusal)
+
+    def _refusal(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
+        """Yield what `Sink.set_up` refuses, unless a new sink refers to a secret that is not known here."""
+        values = change.values
+        references = {str(values[name]) for name in ("address", "secret") if REFERENCE_FORM(values.get(name) or "")}
+        if change.act is Act.ADD and references - world.secrets.keys():
+            return
+        sink = copy(change.row) if change.row else Sink(kind=values["kind"])
+        try:
+            sink.set_up({name: values[name] for name in CONTENT} | change.secrets, by=None)
+        except SinkError as refusal:
+            yield refusal.field, str(refusal)
 
     def needs(self, change: Change) -> set[Capability]:
         sent = {capability for name, capability in CONTENT.items() if change.values.get(name)}

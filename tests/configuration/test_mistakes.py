@@ -21,6 +21,7 @@ SERVER = "version: 1\nservers:\n  - slug: crm\n    name: CRM\n    url: https://9
 GATEWAY = "version: 1\ngateways:\n  - slug: new\n    name: New\n"
 ON_OPEN = "version: 1\ngateways:\n  - slug: open\n    name: open\n    servers:\n      - server: docs\n"
 
+SINK = "version: 1\nsinks:\n  - name: Logs\n    kind: otlp\n    address: https://10.1.1.1/in\n"
 RULE = "version: 1\nrules:\n  - name: Large\n    effect: refuse\n"
 
 # The file, the position of the mistake, and a part of the message.
@@ -171,6 +172,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
         "5:11",
         "rule Large is already in gateway.yaml:3:5.",
     ),
+    "private address of a sink": (SINK, "5:14", "10.1.1.1 is private or reserved"),
     "order of a rule": (RULE + "    position: 1\n", "5:5", "There is no field “position”"),
 }
 

@@ -90,6 +90,13 @@ def test_a_list_that_a_person_may_not_see_is_refused() -> None:
     refused = Rest.of(make.user(Capability.GATEWAYS_READ)).post("/config/plan", files(lists))
     assert "gateway.yaml:3:1: You may not see agents" in errors(refused)["files"][0]
     assert "gateway.yaml:5:5: You may not see gateways" in errors(refused)["files"][0]
+    auditor = Rest.of(
+        make.user(Capability.SINKS_READ, Capability.LOGS_READ, Capability.AUDIT_READ, Capability.RULES_READ)
+    )
+    needed = (
+        "“Send the logs elsewhere” (sinks:manage) is required, because a plan tells whether an address or secret is"
+    )
+    assert needed in errors(auditor.post("/config/plan", files(SINK)))["files"][0]
 
 
 @pytest.mark.django_db
@@ -123,6 +130,18 @@ def test_a_secret_is_changed_only_if_it_differs() -> None:
     assert other not in json.dumps(changed)
     rest.post("/config/apply", files(SINK, secrets={"env:SIEM": other}))
     assert Sink.objects.get().secret() == other
+
+
+@pytest.mark.full
+@pytest.mark.django_db
+def test_a_plan_refuses_a_new_address_that_would_get_the_old_secret() -> None:
+    rest = Rest.of(make.user(*Capability))
+    sink = SINK.replace("webhook", "otlp")
+    rest.post("/config/apply", files(sink, secrets={"env:SIEM": "Authorization=Bearer abc"}))
+
+    refused = rest.post("/config/plan", files(sink.replace("93.184.216.34", "93.184.216.35")))
+
+    assert "gateway.yaml:2:79: Enter the secret again" in errors(refused)["files"][0]
 
 
 @pytest.mark.django_db
