@@ -13,7 +13,7 @@ from rest_framework.response import Response
 
 from capabilities.catalogue import SEES_CONFIGURATION
 from configuration import document
-from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
+from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply_and_list
 from configuration.document import ConfigDocument, ConfigurationError
 from configuration.export import export_recorded
 from configuration.files import LONGEST_SECRET
@@ -126,6 +126,10 @@ class PlanSerializer(serializers.Serializer[Any]):
     )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")
+    unanswered = serializers.CharField(
+        help_text="Servers newly on a gateway that did not list their tools, in words. Empty if all did, and always "
+        "empty in the answer of `plan`."
+    )
     text = serializers.CharField(help_text="The plan in words.")
 
 
@@ -161,7 +165,7 @@ class ConfigurationResource(Resource):
     def apply(self, request: Request) -> Response:
         """Apply configuration files.
 
-        Makes all changes of the plan, or none.
+        Makes all changes of the plan, or none. Then asks the servers newly on a gateway for their tools.
         """
         body = self.body()
         terms = {
@@ -170,7 +174,7 @@ class ConfigurationResource(Resource):
             "digest": body.get("digest"),
             "commit": body.get("commit", ""),
         }
-        return Response(as_json(apply(self._read(body), by=self.me, **terms)))
+        return Response(as_json(apply_and_list(self._read(body), by=self.me, **terms)))
 
     def _read(self, body: Mapping[str, Any]) -> ConfigDocument:
         return document.read({one["name"]: one["content"] for one in body["files"]})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import IntegrityError, OperationalError, connection, transaction
@@ -16,7 +16,8 @@ from configuration.document import ConfigDocument, ConfigurationError, Mistake
 from configuration.kinds import KINDS, Act, Change, World
 from configuration.models import ManagedObject
 from configuration.plan import Plan, absent, may_claim, plan
-from configuration.words import lacking_lines
+from configuration.words import lacking_lines, unanswered
+from gateways.feature_refresh import first_list
 from gateways.models import GatewayError
 from hosts.models import HostError
 from rules.models import RuleError
@@ -27,6 +28,7 @@ from sso.errors import ProviderError
 if TYPE_CHECKING:
     from accounts.models import User
 
+ASSIGNMENTS = "gateways.servers"  # The kind of the servers of a gateway.
 DEADLOCK = "40P01"  # SQLSTATE.
 APPLY_LOCK = 0x636F_6E66  # An arbitrary key for pg_advisory_xact_lock.
 REFUSALS = (
@@ -89,6 +91,18 @@ def apply(
             _claim(made, by, commit)
         if made.changes:
             must_be_done(plan(document, by, secrets=secrets, prune=prune, cuts=False))
+    return made
+
+
+def apply_and_list(document: ConfigDocument, *, by: User, **terms: Any) -> Plan:
+    """Apply the document, then list the tools of the servers that it put on gateways, and return the plan.
+
+    A server that does not answer within 10 s is named in the plan's `unanswered`. Raises the exceptions of `apply`.
+    """
+    made = apply(document, by=by, **terms)
+    added = [change for change in made.changes if change.act is Act.ADD and change.kind.id == ASSIGNMENTS]
+    asked = first_list(*(made.world.row(ASSIGNMENTS, *change.key) for change in added), by=by)
+    made.unanswered = unanswered(asked)
     return made
 
 

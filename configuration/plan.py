@@ -42,6 +42,9 @@ class Plan:
     missing: list[tuple[str, Capability]] = field(default_factory=list)  # With a capability that the person lacks.
     not_by_key: list[str] = field(default_factory=list)  # An API key cannot change them.
 
+    # Set by `apply_and_list`: the servers newly on gateways that did not list their tools, in words.
+    unanswered: str = ""
+
     @property
     def digest(self) -> str:
         """A digest of the document's source and of all changes, with the values before and after each change.

@@ -15,7 +15,7 @@ from accounts.sign_in import ask_again
 from capabilities import requires
 from capabilities.catalogue import SEES_CONFIGURATION
 from configuration import document, words
-from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply
+from configuration.apply import AnotherPlan, Lacking, StillDiffers, apply_and_list
 from configuration.document import ConfigDocument, ConfigurationError, Mark, Mistake
 from configuration.export import export_recorded
 from configuration.kinds import CHANGING, Act
@@ -48,12 +48,14 @@ def apply_page(request: AppRequest) -> HttpResponse:
     if request.method == "GET":  # The page was left open or reloaded after a refusal.
         return redirect("configuration:plan")
     try:
-        made = apply(_document(request), by=request.user, digest=request.POST.get("digest", ""), prune=_prunes(request))
+        terms = {"digest": request.POST.get("digest", ""), "prune": _prunes(request)}
+        made = apply_and_list(_document(request), by=request.user, **terms)
     except ConfigurationError as error:
         return _page(request, _text(request), mistakes=error.mistakes)
     except (AnotherPlan, StillDiffers, Lacking) as refusal:
         return _plan_response(request, str(refusal))
-    return leave(request, reverse("configuration:plan"), f"Applied: {words.counted(made)}")
+    said = (f"Applied: {words.counted(made)}", made.unanswered)
+    return leave(request, reverse("configuration:plan"), ". ".join(filter(None, said)))
 
 
 @never_cache

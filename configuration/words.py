@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from configuration.kinds import Act, Change
 from configuration.plan import Plan
+from ui.pages import sentences
+
+if TYPE_CHECKING:
+    from gateways.feature_refresh import Refreshed
 
 SIGNS = {Act.ADD: "+", Act.CHANGE: "~", Act.REMOVE: "-", Act.DISABLE: "-"}
 DONE = {Act.ADD: "added", Act.CHANGE: "changed", Act.REMOVE: "removed", Act.DISABLE: "disabled"}
 LONGEST = 60
+MOST_CAUSES = 5
 
 
 def as_text(plan: Plan) -> str:
@@ -101,6 +107,16 @@ def lacking_lines(plan: Plan) -> list[str]:
     return lines + [f"{title}: API keys cannot change it. Apply the file as a person." for title in plan.not_by_key]
 
 
+def unanswered(asked: Iterable[Refreshed]) -> str:
+    """Return a line about the servers that did not list their tools; empty if all did."""
+    causes = [*dict.fromkeys(one.cause for one in asked if one.cause)]  # A server can be on several gateways.
+    if not causes:
+        return ""
+    more = f"{len(causes) - MOST_CAUSES:,} more did not list their tools." if len(causes) > MOST_CAUSES else ""
+    whose = "Its" if len(causes) == 1 else "Their"
+    return sentences(*causes[:MOST_CAUSES], more, f"{whose} tools are not known yet.")
+
+
 def as_json(plan: Plan) -> dict[str, Any]:
     """Return the plan as a dictionary that can be written as JSON."""
     return {
@@ -125,5 +141,6 @@ def as_json(plan: Plan) -> dict[str, Any]:
             {"object": title, "capability": capability.slug} for title, capability in plan.missing
         ],
         "summary": counted(plan),
+        "unanswered": plan.unanswered,
         "text": as_text(plan),
     }

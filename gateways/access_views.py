@@ -44,7 +44,7 @@ from gateways.models import (
     in_sets,
     reached_until,
 )
-from gateways.views import count_of, gateway_or_404, page_url
+from gateways.views import count_of, counted_assignments, gateway_or_404, page_url
 from ui.pages import AppRequest, first_names, leave, posted, seen_version, show, uuid_param
 from ui.tables import Column, Table
 from ui.viewset import confirmed, form_page, list_page
@@ -163,6 +163,7 @@ def gateway(request: AppRequest, slug: str) -> HttpResponse:
     if found.tools_given != ToolsGiven.ALL:
         usable = in_sets(usable, [grant.tool_set for grant in grants]) if row.reaches else usable
         sets = [(tool_set, *set_state(tool_set, grants)) for tool_set in sets_at(found)]
+    asked: Any = counted_assignments(found.assignments.placed().filter(enabled=True, server__enabled=True))
     return list_page(
         request,
         "gateways/access_gateway.html",
@@ -173,6 +174,7 @@ def gateway(request: AppRequest, slug: str) -> HttpResponse:
         gateway=found,
         row=row,
         sets=sets,
+        has_unlisted=asked.filter(is_known=False).exists,
         may_open=Gateway.objects.visible_to(request.user).filter(pk=found.pk).exists(),
     )
 

@@ -1,4 +1,4 @@
-"""*Refresh tools*: list the tools of every server of a gateway and store them."""
+"""List the tools of a gateway's servers and store them: *Refresh tools*, and the first list of a new assignment."""
 
 from __future__ import annotations
 
@@ -42,15 +42,16 @@ def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
     return _refreshed(_targets(gateway.assignments.live().filter(server__enabled=True), by))
 
 
-def first_list(assignment: Assignment, *, by: User) -> Refreshed | None:
-    """List and store the server's features for a new assignment. Returns None if the server is disabled."""
-    targets = _targets(Assignment.objects.filter(pk=assignment.pk, server__enabled=True), by)
-    # Until the server answers, the page shows that the server is being asked.
+def first_list(*assignments: Assignment, by: User) -> list[Refreshed]:
+    """List and store the features for new assignments in parallel, except disabled assignments and servers."""
+    rows = Assignment.objects.live().filter(enabled=True, server__enabled=True)
+    targets = _targets(rows.filter(pk__in=[one.pk for one in assignments]), by)
+    # Until a server answers, the page shows that the server is being asked.
     for target, identity in targets:
         if _is_asked_as_somebody(target, identity):
             for kind in FeatureKind:
                 Feature.objects.note_asking(target, kind, identity)
-    return next(iter(_refreshed(targets)), None)
+    return _refreshed(targets)
 
 
 type Target = tuple[Assignment, Identity | None]

@@ -426,7 +426,8 @@ def _assignment_form(
 
 def _assigned(assignment: Assignment, by: User) -> str:
     """Ask the newly assigned server for its tools, and describe the outcome in words."""
-    asked, name = first_list(assignment, by=by), assignment.server.name
+    name = assignment.server.name
+    asked = next(iter(first_list(assignment, by=by)), None)
     if asked is None:
         return f"{name} assigned. It is disabled, so it was not asked for its tools."
     if isinstance(asked.outcome, DiscoveryFailed):

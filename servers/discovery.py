@@ -223,7 +223,7 @@ def _ask(server: Server, identity: Identity | None, kinds: Sequence[str], second
     if server.is_built_in:
         listener = local_listener()
         if listener is None:
-            raise DiscoveryFailed("is part of the running gateway, so this command cannot call it")
+            raise NotAsked("is part of the running gateway, so this command cannot call it")
         transport = Transport(Guard(), limit=MOST_BYTES, listener=listener.origin, secret=listener.secret)
         return _asked(_target(server, None), transport, kinds, seconds)
     own_guard = upstream_guard() if server.private is not False else upstream_guard().outside()

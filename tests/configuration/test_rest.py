@@ -2,19 +2,24 @@
 
 import json
 from base64 import b64encode
+from io import StringIO
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.management import call_command
+from pytest_django import Settings
 
 from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
-from gateways.models import Gateway
+from gateways.models import Feature, Gateway
 from sinks.models import Sink
-from tests import make
+from tests import make, upstreams
+from tests.conftest import Run
 from tests.rest import Rest, errors, problem
-from tests.workspace import OWNER, Serve
+from tests.workspace import OWNER, Serve, free_port
 
 TEAM = "version: 1\nteams: [{name: Sales}]\n"
 SECRET = b64encode(bytes(range(60, 96))).decode()
@@ -42,6 +47,36 @@ def test_a_plan_is_made_and_applied_by_its_digest_with_an_api_key() -> None:
     changes = Event.objects.get(action="team.created").changes
     assert changes["file"] == "gateway.yaml, commit 8b21fe0"
     assert changes["through"].startswith("API key deploy ")
+
+
+@pytest.mark.django_db
+def test_servers_that_a_file_puts_on_a_gateway_are_asked_for_their_tools(
+    run: Run, settings: Settings, tmp_path: Path
+) -> None:
+    settings.PRIVATE_UPSTREAMS = [ip_network("127.0.0.0/8")]
+    owner, out = make.user(*Capability), StringIO()
+    make.server(slug="docs", url=run(upstreams.docs()).url)
+    make.server(slug="dead", name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp")
+    servers = "[{server: dead}, {server: docs, tool_policy: selected, enabled_tools: [search]}]"
+    rest, page, command = (
+        f"version: 1\ngateways: [{{slug: {way}, name: {way}, servers: {servers}}}]\n"
+        for way in ("rest", "page", "command")
+    )
+    browser, file = Rest.of(owner), tmp_path / "gateway.yaml"
+
+    by_rest = browser.post("/config/apply", files(rest)).json()
+    digest = browser.post("/config/plan", files(page)).json()["digest"]
+    to_page = {"text": page, "digest": digest}
+    by_page = browser.client.post("/settings/configuration/apply/", to_page, follow=True).content.decode()
+    file.write_text(command)
+    call_command("apply", str(file), "--user", owner.email, stdout=out)
+
+    assert by_rest["unanswered"].startswith("Dead refused the connection: ")
+    assert by_rest["unanswered"].endswith(". Its tools are not known yet.")
+    assert f"Applied: 3 added. {by_rest['unanswered']}" in by_page
+    assert out.getvalue() == f"{file}: 3 added.\n{by_rest['unanswered']}\n"
+    callable_tools = Feature.objects.tools().callable().values_list("assignment__gateway__slug", "name")
+    assert {*callable_tools} == {("rest", "search"), ("page", "search"), ("command", "search")}
 
 
 @pytest.mark.django_db

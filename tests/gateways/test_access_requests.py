@@ -88,6 +88,17 @@ def asked_for(gateway: Gateway, by: User, reason: str = "On call", days: int = 3
     return AccessRequest.objects.ask(gateway, reason=reason, days=days, **terms, by=by)
 
 
+@pytest.mark.full
+def test_a_list_that_was_never_read_is_not_taken_for_an_empty_one(work: Gateway, ann: User, sign_in: SignIn) -> None:
+    Feature.objects.all().delete()
+    before = text(sign_in(ann).get("/access/gateways/work/"))
+
+    Feature.objects.learn(work.assignments.get(), [])
+
+    assert "No tools are known yet: a server has not listed its tools." in before
+    assert "This gateway offers no tool now." in text(sign_in(ann).get("/access/gateways/work/"))
+
+
 def test_a_member_asks_and_the_approver_decides_on_pages(
     work: Gateway, boss: User, lead: User, ann: User, sign_in: SignIn
 ) -> None:

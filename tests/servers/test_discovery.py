@@ -201,7 +201,7 @@ def test_the_quickstart_server_is_asked_at_the_listener_of_this_process(
 
     server = at(BUILT_IN_URL)
     monkeypatch.setattr(guard, "_listener", None)
-    with pytest.raises(DiscoveryFailed, match="is part of the running gateway, so this command cannot call it"):
+    with pytest.raises(NotAsked, match="is part of the running gateway, so this command cannot call it"):
         discover_features(server, None)
     guard.listen_at(f"http://127.0.0.1:{run(app).port}", "the secret of this start")
 

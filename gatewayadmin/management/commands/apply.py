@@ -6,7 +6,7 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from configuration.apply import apply
+from configuration.apply import apply_and_list
 from configuration.words import as_json
 from gatewayadmin.management.configuration import FilesCommand, acting, opened, remote
 
@@ -25,7 +25,10 @@ class Command(FilesCommand):
             made = remote(options["url"], options["key_file"]).apply(opened(file).body(**terms))
         elif options["user"]:
             found = opened(file)
-            made = as_json(apply(found.document, by=acting(options["user"]), secrets=found.secrets, **terms))
+            person = acting(options["user"])
+            made = as_json(apply_and_list(found.document, by=person, secrets=found.secrets, **terms))
         else:
             raise CommandError("Name the person who makes the changes: --user EMAIL.")
         self.stdout.write(f"{file}: {made['summary']}.")
+        if made["unanswered"]:
+            self.stdout.write(made["unanswered"])
