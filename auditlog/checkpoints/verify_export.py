@@ -22,10 +22,11 @@ import argparse
 import base64
 import json
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from hashlib import sha256, sha512
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from uuid import UUID
 
 VERSION = 1
@@ -33,6 +34,8 @@ VERSION = 1
 ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
 NOUNS = {"call": "Call", "event": "Admin event"}
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
+UNSEALED = timedelta(minutes=15)  # Rows that wait longer are reported. A running gateway covers rows within a minute.
 
 # Ed25519 (RFC 8032, section 5.1.7), for verification only: nothing here is secret, so nothing needs constant time.
 
@@ -124,6 +127,47 @@ def root_of(leaves: list[bytes]) -> bytes:
     return level[0]
 
 
+# Periods of time. `verify_log` uses them too.
+
+
+class LogPeriod(NamedTuple):
+    """A period of time."""
+
+    since: datetime
+    until: datetime
+
+    @property
+    def in_words(self) -> str:
+        since = "the beginning" if self.since == BEGINNING else in_words(self.since)
+        return f"{since} to {in_words(self.until)}"
+
+
+def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
+    """Return the periods sorted; periods that overlap or are at most a minute (ROUGHLY) apart are merged."""
+    joined: list[LogPeriod] = []
+    for span in sorted(spans):
+        if joined and span.since - ROUGHLY <= joined[-1].until:
+            joined[-1] = LogPeriod(joined[-1].since, max(joined[-1].until, span.until))
+        else:
+            joined.append(span)
+    return joined
+
+
+def is_late(kind: str, sealed_at: datetime, recorded: datetime) -> bool:
+    """Return whether a row of a checkpoint of this kind waited for it longer than rows do while the gateway runs."""
+    return kind != "late" and sealed_at - recorded > UNSEALED
+
+
+def late_lines(spans: Iterable[LogPeriod]) -> list[str]:
+    """Return a sentence for each period in which rows waited long for a checkpoint."""
+    said = "Sealed late: rows recorded from {}. Changes before sealing cannot be found."
+    return [said.format(span.in_words) for span in merged(spans)]
+
+
+def in_words(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
 # Access reviews.
 
 
@@ -157,10 +201,17 @@ class CheckpointLine:
         self.packed = None if packed is None else [packed[at : at + 48] for at in range(0, len(packed), 48)]
         self.open = {UUID(bytes=leaf[:16]): leaf[16:] for leaf in self.packed or ()}
         self.log = "event" if self.body["kind"] == "events" else "call"
+        self.waited_since: datetime | None = None
 
     def is_signed(self, keys: list[bytes] | None) -> bool:
         trusted = keys is None or self.key in keys
         return trusted and is_signed(self.text.encode(), self.signature, self.key)
+
+    def note_wait(self, row: dict[str, Any]) -> None:
+        """Remember since when the row waited, if it waited long for the checkpoint."""
+        recorded = moment(row.get("recorded_at") or row["created_at"])
+        if is_late(self.body["kind"], moment(self.body["sealed_at"]), recorded):
+            self.waited_since = min(recorded, self.waited_since or recorded)
 
 
 class Verification:
@@ -173,6 +224,7 @@ class Verification:
         self.checkpoints = self.rows = self.present = self.dropped = 0
         self.head: dict[str, Any] = {}
         self.kept_from = BEGINNING
+        self.late: list[LogPeriod] = []  # The periods in which rows waited long for a checkpoint.
         self.now: CheckpointLine | None = None
         self.first: CheckpointLine | None = None
         self.used_keys: set[bytes] = set()
@@ -287,10 +339,12 @@ class Verification:
             self.found(f"{name} was added: checkpoint {now.number} does not have it.")
         elif told.get("without") and told.get("matches") is True:
             self.present += 1
+            now.note_wait(row)
         elif sha256(text.encode()).digest() != digest:
             self.found(f"{name} was changed since checkpoint {now.number}.")
         else:
             self.matched[now.log] += 1
+            now.note_wait(row)
             if row.get("action") == "review.closed":
                 self.closed_reviews.append(row)
 
@@ -307,6 +361,8 @@ class Verification:
                 name = f"{NOUNS[now.log]} {uid}"
                 self.found(f"{name} was removed; {now.name.lower()} has its digest, {digest.hex()[:16]}...")
         now.open = {}
+        if now.waited_since:
+            self.late.append(LogPeriod(now.waited_since, moment(now.body["sealed_at"])))
 
     def end(self, told: dict[str, Any], digest: str) -> None:
         try:
@@ -376,6 +432,7 @@ class Verification:
             )
         if self.dropped:
             said.append(f"{self.dropped} calls were removed by retention.")
+        said += late_lines(self.late)
         if self.reviewed:
             said.append(self.reviewed)
         if self.keys is None and self.used_keys:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -21,24 +21,12 @@ from django.utils import timezone
 
 from auditlog.checkpoints.received import Received, refused_rows
 from auditlog.checkpoints.sealing import CALL_COLUMNS, END, EVENT_COLUMNS, TABLE, columns_of, leaf_of, root_of, unpacked
+from auditlog.checkpoints.verify_export import BEGINNING, ENDS, NOUNS, ROUGHLY, UNSEALED, LogPeriod, is_late, merged
 from auditlog.models import Call, Checkpoint, Event, span_of_uid
 from auditlog.partitions import midnight
 from auditlog.replica import LATEST, newest_id
 
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 CHUNK = 2000
-ROUGHLY = timedelta(minutes=1)  # The time in a uid and the date of its row may differ by milliseconds.
-UNSEALED = timedelta(minutes=15)  # Rows that wait longer are reported. A running gateway covers rows within a minute.
-# For each kind of checkpoint, its `after_id` must equal this field of the previous checkpoint.
-ENDS = {"near": "near_to", "late": "late_to", "events": "events_to"}
-NOUNS = {"call": "Call", "event": "Admin event"}
-
-
-class LogPeriod(NamedTuple):
-    """A period of time."""
-
-    since: datetime
-    until: datetime
 
 
 class Finding(NamedTuple):
@@ -74,17 +62,6 @@ class Report:
     def unproved(self) -> list[LogPeriod]:
         """Return the periods that the findings leave unproved, sorted; periods less than ROUGHLY apart are merged."""
         return merged(one.unproved for one in self.findings)
-
-
-def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
-    """Return the periods sorted; periods that overlap or are at most a minute (ROUGHLY) apart are merged."""
-    joined: list[LogPeriod] = []
-    for span in sorted(spans):
-        if joined and span.since - ROUGHLY <= joined[-1].until:
-            joined[-1] = LogPeriod(joined[-1].since, max(joined[-1].until, span.until))
-        else:
-            joined.append(span)
-    return joined
 
 
 @dataclass
@@ -414,7 +391,7 @@ class _Comparison:
         else:
             self._report.events += 1
         recorded = _recorded(row)
-        if place.kind != "late" and place.sealed_at - recorded > UNSEALED:
+        if is_late(place.kind, place.sealed_at, recorded):
             place.waited_since = min(recorded, place.waited_since or recorded)
 
     def _compare_received(

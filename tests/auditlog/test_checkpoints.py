@@ -18,7 +18,8 @@ from django.db import IntegrityError, connection
 from django.utils import timezone
 
 from auditlog.checkpoints import sealing, verifying
-from auditlog.checkpoints.verifying import BEGINNING, Finding, LogPeriod, verify
+from auditlog.checkpoints.verify_export import BEGINNING, LogPeriod
+from auditlog.checkpoints.verifying import Finding, verify
 from auditlog.models import Call, Checkpoint
 from auditlog.partitions import midnight
 from auditlog.replica import NEAR

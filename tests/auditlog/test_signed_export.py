@@ -1,6 +1,7 @@
 """Signed exports: the downloaded verifier, with nothing installed, accepts them and finds each kind of tampering."""
 
 import base64
+import io
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from django.core.management import call_command
 from django.test import Client
 from django.utils import timezone
 
@@ -279,6 +281,23 @@ def test_payloads_are_left_out_and_dropped_rows_are_no_finding(auditor: Client, 
     code, output = download(auditor, tmp_path).verify()
     Call.partitions.make_ahead()  # Restore the partitions that other tests need.
     assert (code, "0 calls and" in output) == (0, True), output
+
+
+@pytest.mark.full
+@DATABASE
+def test_rows_that_waited_long_for_their_checkpoint_are_named_as_verify_log_names_them(
+    auditor: Client, tmp_path: Path
+) -> None:
+    assert "Sealed late" not in download(auditor, tmp_path).verify()[1]
+    waited = Event.objects.create(action=Action.HOST_CREATED, correlation_id=LATE_ID)
+    by_hand("UPDATE auditlog_event SET created_at = created_at - interval '16 minutes' WHERE id = %s", waited.pk)
+    sealing.keep_up()
+
+    code, output = download(auditor, tmp_path).verify()
+    [said] = [line for line in output.splitlines() if "Sealed late" in line]
+    here = io.StringIO()
+    call_command("verify_log", stdout=here)
+    assert (code, said in here.getvalue().splitlines()) == (0, True), output
 
 
 @pytest.mark.full

@@ -26,7 +26,8 @@ from accounts.models import WorkspaceSettings
 from auditlog.actions import Action
 from auditlog.checkpoints import sealing, verifying
 from auditlog.checkpoints.received import Received
-from auditlog.checkpoints.verifying import BEGINNING, LogPeriod, Report
+from auditlog.checkpoints.verify_export import BEGINNING, LogPeriod
+from auditlog.checkpoints.verifying import Report
 from auditlog.models import Call, Checkpoint, Event
 from auditlog.partitions import DAY, midnight
 from sinks import sending

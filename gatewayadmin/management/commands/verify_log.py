@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from django.template.defaultfilters import pluralize
 
 from auditlog.checkpoints import sealing, verifying
 from auditlog.checkpoints.received import Received
-from auditlog.checkpoints.verifying import BEGINNING, NOUNS, LogPeriod, Report, merged
+from auditlog.checkpoints.verify_export import NOUNS, in_words, late_lines
+from auditlog.checkpoints.verifying import Report
 from gatewayadmin.management.base import WorkspaceCommand, moment
 
 
@@ -68,28 +69,18 @@ def _summary(report: Report, received: Received | None) -> Iterator[str]:
         f"{report.uncovered} are in no checkpoint yet, {report.dropped} were dropped by retention."
     )
     if report.sealed_to:
-        yield f"Sealed up to {_in_words(report.sealed_to)}."
+        yield f"Sealed up to {in_words(report.sealed_to)}."
     if received:
         first, newest = min(received.checkpoints.values()), max(received.checkpoints.values())
         yield (
-            f"The received checkpoints are from {_in_words(first)} to {_in_words(newest)}: "
+            f"The received checkpoints are from {in_words(first)} to {in_words(newest)}: "
             "earlier and later rows are proved only by the signing key."
         )
     for log, span in report.unsealed:
-        yield f"In no checkpoint: {NOUNS[log].lower()}s from {_between(span)}. They are not verified."
-    for span in merged(report.late):
-        yield f"Sealed late: rows recorded from {_between(span)}. Changes before sealing cannot be found."
+        yield f"In no checkpoint: {NOUNS[log].lower()}s from {span.in_words}. They are not verified."
+    yield from late_lines(report.late)
     for span in report.unproved():
-        yield f"Unproved: from {_between(span)}."
-
-
-def _between(span: LogPeriod) -> str:
-    since = "the beginning" if span.since == BEGINNING else _in_words(span.since)
-    return f"{since} to {_in_words(span.until)}"
-
-
-def _in_words(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+        yield f"Unproved: from {span.in_words}."
 
 
 def _received(path: Path, until: datetime | None) -> Received:
