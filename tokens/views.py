@@ -134,7 +134,9 @@ def numbers(request: AppRequest) -> HttpResponse:
 
 
 def _numbers(filters: TokenFilter, counts: dict[str, int]) -> dict[str, Any]:
-    cares = [(name, care, counts[name]) for name, care in CARES.items() if counts.get(name)]
+    # Among everyone's tokens, a card with 0 is the evidence that there is none.
+    empty_too = "owner" in filters.values
+    cares = [(name, care, counts[name]) for name, care in CARES.items() if counts and (empty_too or counts[name])]
     return {"counts": counts, "cares": cares, "care": CARES.get(filters.values.get("care", ""))}
 
 

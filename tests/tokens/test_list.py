@@ -137,6 +137,7 @@ def test_the_numbers_of_everyones_tokens_follow_the_page(ana: User, ann: User, s
     assert "counting…" in page
     assert 'id="count-active"' not in page
     assert numbers.context["counts"]["active"] == numbers.context["counts"]["revoked"] == 1
+    assert {name: number for name, _, number in numbers.context["cares"]} == dict.fromkeys(CARES, 0) | {"unused": 1}
     assert text(numbers).count('hx-swap-oob="true"') == 3
     assert sign_in(ann).get(unescape(url)).status_code == 403
 
