@@ -69,7 +69,8 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         help_text="`headed` (an app that signs people in by OAuth) or `token` (an agent with tokens).",
     )
     status = serializers.CharField(
-        help_text="`active`, `blocked`, `disabled`, `expired` (no valid token or key) or `revoked`."
+        help_text="`active`, `blocked`, `disabled`, `expired` (each token or key has expired, was revoked or was not "
+        "collected) or `revoked`."
     )
     enabled = serializers.BooleanField(
         source="connection.enabled", help_text="Whether the connection itself is enabled; see also `blocked_by`."
