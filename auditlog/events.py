@@ -45,8 +45,10 @@ from ui.pages import PAGE_SIZE, AppRequest, is_for, show, uuid_of, with_query
 
 # Names of kinds of objects in events.
 KINDS = {
+    "accessrequest": "Access request",
     "apikey": "API key",
     "clientregistration": "OAuth client",
+    "directoryaddress": "Directory address",
     "feature": "Definition",
     "gatewaygrant": "Gateway grant",
     "hostatgateway": "App or agent on a gateway",

@@ -14,7 +14,7 @@ from django.test import Client
 from accounts.models import KeyEnd, Role, Team, User, WorkspaceSettings
 from approvals.models import AllowFor
 from auditlog.actions import Action
-from auditlog.events import ChangedField, changes_in_words
+from auditlog.events import ChangedField, EventRow, TargetUrls, changes_in_words
 from auditlog.models import Event, EventContext, Via, use_context
 from capabilities import Capability
 from gateways.models import GatewayGrant, ToolGrant, ToolSet
@@ -77,6 +77,12 @@ def test_the_page_says_who_did_what_to_what_and_how_it_changed(chief: User, audi
         "enabled: yes → <b>no</b>",
     ):
         assert words in row
+
+
+def test_a_kind_of_target_is_told_in_words(auditor: User) -> None:
+    kinds = {"accessrequest": "Access request", "directoryaddress": "Directory address", "role": "Role"}
+
+    assert {kind: EventRow(Event(target_type=kind), TargetUrls({}, auditor)).kind for kind in kinds} == kinds
 
 
 def test_a_change_is_told_in_words() -> None:
@@ -183,6 +189,16 @@ def test_the_history_of_a_person_has_the_teams_they_joined_and_left(
     for asked in ({"target_id": ann.pk}, {"q": "ann@example.com"}):
         found = rest.get("/admin-events", **asked).json()["results"]
         assert [one["changes"]["users"] for one in found if one["target_type"] == "team"] == [left, joined]
+
+
+def test_the_page_of_a_person_opens_their_whole_history(chief: User, sign_in: SignIn) -> None:
+    client = sign_in(chief)
+    with time_machine.travel(datetime.now(UTC) - timedelta(days=31)):
+        event(by=chief, label="ancient")
+
+    page = text(client.get(f"/people/{chief.pk}/"))
+    [url] = re.findall(r'href="([^"]*)">actions of this person', page)
+    assert "ancient" in labels(client.get(unescape(url)))
 
 
 def things_of(person: User, server: Server, *, by: User) -> None:
