@@ -1,14 +1,17 @@
 """The reference pages match the code: all names are compared."""
 
 import re
+from inspect import getsource
 
 import prometheus_client
 
 from accounts.capability_groups import notes_on
+from auditlog.checkpoints import verify_export, verifying
 from auditlog.outcomes import REASONS
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN
 from gatewayadmin.config import environment
+from gatewayadmin.management.commands import verify_log
 from gatewayadmin.serving import health, housekeeping
 from proxy import app, metrics
 from proxy.access.decision import DENIALS
@@ -59,6 +62,18 @@ def test_every_kind_of_log_sink_is_documented() -> None:
 
     for kind in KINDS.values():
         assert f"\n| {kind.label.partition(',')[0].lower()}" in page, kind.name
+
+
+def test_the_lines_of_the_verifiers_are_documented_as_they_are_printed() -> None:
+    text = (REFERENCE / "commands.md").read_text().split("### Lines of the verifiers")[1].split("\n## ")[0]
+    told = [code for row in text.splitlines() if row.startswith("| `") for code in re.findall("`([^`]+)`", row[:-1])]
+    sources = "".join(map(getsource, (verify_export, verifying, verify_log)))
+    printed = re.findall(r'(?:found\(|add\("\w+", |said = |return )\s*f?"([^"]+[.…])"', sources)
+
+    assert len(printed) > 20
+    assert [piece for code in told for piece in code.split("...") if piece.strip() not in sources] == []
+    pieces = {line: max(re.split(r"{[^}]*}", line), key=len).removeprefix("s ").strip() for line in printed}
+    assert [line for line, piece in pieces.items() if piece not in text] == []
 
 
 # Statuses other than 200, for errors that no access rule raises.
