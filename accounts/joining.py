@@ -46,7 +46,7 @@ def join(request: HttpRequest) -> HttpResponse:
     """
     person = invited(request)
     if person is None:
-        return _no_longer(request)
+        return _no_longer(request, opened=SESSION_KEY in request.session)
     if must_sign_in_there(person):
         return render(request, "account/join.html", {"person": person, "joins_there": True})
     form = JoinForm(posted(request), user=person, initial={"display_name": person.display_name})
@@ -78,5 +78,7 @@ def _invited(key: str) -> User | None:
     return person if JoinTokens().check_token(person, token) else None
 
 
-def _no_longer(request: HttpRequest) -> HttpResponse:
-    return render(request, "account/join.html", {"person": None}, status=HTTPStatus.GONE)
+def _no_longer(request: HttpRequest, *, opened: bool = True) -> HttpResponse:
+    """Refuse an invitation. `opened` is False if no link was opened in this browser, whatever links exist."""
+    context = {"person": None, "opened": opened}
+    return render(request, "account/join.html", context, status=HTTPStatus.GONE if opened else HTTPStatus.NOT_FOUND)
