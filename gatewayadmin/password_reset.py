@@ -57,6 +57,9 @@ class ChangePassword(PasswordChangeView):  # type: ignore[misc]
         response: HttpResponse = super().dispatch(request, *args, **kwargs)
         return response
 
+    def get_default_success_url(self) -> str:
+        return reverse("accounts:profile")
+
     def form_valid(self, form: Any) -> HttpResponse:
         user, before = self.request.user, self.request.session.session_key
         with transaction.atomic():

@@ -168,11 +168,10 @@ def test_changing_the_password_keeps_connections_and_ends_other_sessions(sign_in
     connection = make.connection(make.agent(by=person), make.gateway(), person)
     here, elsewhere = sign_in(person), sign_in(person)
 
-    here.post(
-        "/accounts/password/change/",
-        {"oldpassword": make.PASSWORD, "password1": "another horse battery", "password2": "another horse battery"},
-    )
+    done = here.post("/accounts/password/change/", other_password(), follow=True)
 
+    assert done.redirect_chain == [("/settings/profile", 302)]
+    assert "Your password was changed." in text(done)
     assert here.get("/").status_code == 200
     assert elsewhere.get("/").status_code == 302
     connection.refresh_from_db()
