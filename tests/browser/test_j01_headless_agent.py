@@ -47,10 +47,13 @@ def a_token_shown_once(page: Page, live: Serve) -> Minted:
         assert minted.token in minted.snippets[name]
         assert minted.gateway_url in minted.snippets[name]
     expect(flow.get_by_role("button", name="Done")).to_be_disabled()
+    gone = flow.get_by_text("This token is no longer shown.")
+    expect(gone).to_be_hidden()
 
     steps.done(flow)
+    expect(gone).to_be_visible()
     flow.reload()
-    expect(flow.locator("body")).to_contain_text("no longer shown")
+    expect(gone).to_be_visible()
     assert minted.token not in flow.content()
     flow.close()
 
