@@ -19,6 +19,8 @@ from capabilities.catalogue import SUPER_ADMIN
 
 PEOPLE_LOCK = 0x6F65_6F70  # An arbitrary key for pg_advisory_xact_lock.
 
+ONLY_LOOKS = "With your role you can only look: you cannot use a gateway."
+
 SECOND_FACTORS = ("totp", "webauthn")  # allauth's names. Recovery codes do not count as a second factor.
 
 
@@ -190,7 +192,7 @@ def why_withheld(by: Grantor | None, capabilities: Iterable[Capability], *, uses
     if missing := missing_capabilities(by, capabilities):
         return f"You lack: {', '.join(missing)}."
     if uses_gateways and not getattr(by, "uses_gateways", True):
-        return "With your role you can only look: you cannot use a gateway."
+        return ONLY_LOOKS
     return ""
 
 

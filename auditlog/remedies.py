@@ -345,7 +345,7 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
     if remedy.needs is None:
         return _own_act(remedy, subjects, reader)
     if (missing := _missing(remedy, row, reader)) is not None:
-        asks = reason in ASKABLE and subjects.owner == reader
+        asks = reason in ASKABLE and subjects.owner == reader and reader.uses_gateways
         return (_request(row) if asks else {}) or {"who": who_can(missing, reader, "change this")}
     if remedy.verb and not _rows(remedy.subject).filter(pk=row.pk).exists():
         return {"who": "The object was archived, removed or revoked."}

@@ -12,7 +12,7 @@ from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
 from accounts.models import ApiKey, KeyEnd, Role, Team, User
-from accounts.rules import Grantor
+from accounts.rules import ONLY_LOOKS, Grantor
 from auditlog.actions import Action
 from auditlog.models import Actor, Event, Switchable
 from auditlog.outcomes import LAYERS
@@ -321,7 +321,7 @@ def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
     A `host` of None is an app that never connected.
     """
     if not user.uses_gateways:
-        return "With your role you can only look: you cannot use a gateway."
+        return ONLY_LOOKS
     # Without access, the user learns nothing else about the gateway, unless it is archived.
     if gateway.archived_at is None and not gateway.is_reachable_by(user):
         return "Your teams do not include this gateway."

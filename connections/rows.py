@@ -18,7 +18,7 @@ from auditlog.outcomes import in_short
 from capabilities import Capability
 from connections.models import Connection, ConnectionQuerySet, stopped_above
 from gateways.models import Reach
-from hosts.models import HostKind
+from hosts.models import Host, HostKind
 from tokens.models import Token, prefixed
 from ui.forms import ListFilter, holds
 
@@ -35,6 +35,12 @@ def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuer
     """Return all connections if `viewer` has MCP_CONNECTIONS_READ or one of `opening`, else the viewer's own."""
     rows = Connection.objects.all()
     return rows if any(map(viewer.has_perm, (Capability.MCP_CONNECTIONS_READ, *opening))) else rows.own(viewer)
+
+
+def may_connect(viewer: User, host: Host) -> bool:
+    """Return whether `viewer` may make tokens for the agent `host`, and so connections of it."""
+    may_make_tokens = host.allow_enrolment or viewer.has_perm(Capability.API_TOKENS_CREATE)
+    return host.is_agent and host.enabled and viewer.uses_gateways and may_make_tokens
 
 
 def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
@@ -210,9 +216,7 @@ class ConnectionRow:
 
         People add tokens only to their own connections, because a token acts as its creator.
         """
-        host = self.connection.host
-        may_make_tokens = host.allow_enrolment or self.viewer.has_perm(Capability.API_TOKENS_CREATE)
-        return self.is_own and self.connection.enabled and host.enabled and may_make_tokens
+        return self.is_own and self.connection.enabled and may_connect(self.viewer, self.connection.host)
 
 
 class ConnectionFilter(ListFilter):

@@ -28,6 +28,7 @@ from connections.rows import (
     ConnectionRow,
     connection_counts,
     connections_visible_to,
+    may_connect,
     visible,
 )
 from gateways.models import Gateway
@@ -150,9 +151,7 @@ REVOKE_TEXT = (
 @requires(Capability.HOSTS_READ)
 def for_host(request: AppRequest, pk: UUID) -> HttpResponse:
     host = host_or_404(request.user, pk)
-    may_make_tokens = host.allow_enrolment or request.user.has_perm(Capability.API_TOKENS_CREATE)
-    may_add = host.is_agent and host.enabled and not host.archived_at and may_make_tokens
-    return _listed(request, "host", host, may_add=may_add)
+    return _listed(request, "host", host, may_add=not host.archived_at and may_connect(request.user, host))
 
 
 @require_GET

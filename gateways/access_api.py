@@ -83,7 +83,7 @@ class OwnGateways(Resource):
         return self.page(rows, lambda rows: with_access(rows, self.me))
 
     def serialize(self, thing: Any, *, many: bool = False) -> Any:
-        return super().serialize([CatalogueRow(each) for each in thing], many=many)
+        return super().serialize([CatalogueRow(each, self.me) for each in thing], many=many)
 
 
 class AccessRequestSerializer(serializers.Serializer[AccessRequest]):

@@ -121,14 +121,14 @@ def with_access(rows: GatewayQuerySet, viewer: User) -> GatewayQuerySet:
 class CatalogueRow:
     """A gateway in the catalogue of a viewer. The gateway must have the annotations of `with_access`."""
 
-    def __init__(self, gateway: Any) -> None:
+    def __init__(self, gateway: Any, viewer: User) -> None:
         self.gateway = gateway
         self.reaches: bool = gateway.reaches_always or gateway.reaches_by_grant
         self.until: datetime | None = None if gateway.reaches_always else gateway.granted_until
         # On a gateway that allows only granted tools, a person who may use the gateway may still lack some tools. So
         # this person may always request more.
         is_open = self.reaches and self.until is None and gateway.tools_given == ToolsGiven.ALL
-        self.may_ask: bool = gateway.takes_requests and not is_open
+        self.may_ask: bool = gateway.takes_requests and viewer.uses_gateways and not is_open
 
 
 def catalogue_gateway_or_404(viewer: User, slug: str) -> Any:
@@ -147,7 +147,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
         table=GATEWAYS,
         filters=CatalogueAccessFilter(request.GET, viewer=request.user),
         detail=lambda rows: with_access(rows, request.user),
-        wrap=CatalogueRow,
+        wrap=lambda gateway: CatalogueRow(gateway, request.user),
     )
 
 
@@ -156,7 +156,7 @@ def catalogue(request: AppRequest) -> HttpResponse:
 def gateway(request: AppRequest, slug: str) -> HttpResponse:
     """Show the tools of a gateway, and which of them the person may use."""
     found = catalogue_gateway_or_404(request.user, slug)
-    row, tools = CatalogueRow(found), Feature.objects.callable().filter(assignment__gateway=found.pk)
+    row, tools = CatalogueRow(found, request.user), Feature.objects.callable().filter(assignment__gateway=found.pk)
     grants = list(ToolGrant.objects.to(request.user).filter(gateway=found.pk))
     usable = tools if row.reaches else tools.none()
     sets = []

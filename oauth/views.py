@@ -266,7 +266,8 @@ def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpR
     The page redirects to an approved app by itself, after READING_SECONDS. For any other app it only shows a link.
     """
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
-    if flow.gateway and flow.gateway.takes_requests and not flow.gateway.is_reachable_by(request.user):
+    may_ask = request.user.uses_gateways and flow.gateway and flow.gateway.takes_requests
+    if may_ask and not flow.gateway.is_reachable_by(request.user):
         context["asks_at"] = flow.gateway.slug
     if flow.kind == Ending.OAUTH:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})

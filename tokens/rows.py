@@ -58,7 +58,8 @@ def hosts_for(viewer: User) -> HostQuerySet:
 
 def may_create(viewer: User) -> bool:
     """Return whether `viewer` may create a token, for an existing agent or an agent that `viewer` may add."""
-    return viewer.has_perm(Capability.API_TOKENS_CREATE) or hosts_for(viewer).exists()
+    may_some = viewer.has_perm(Capability.API_TOKENS_CREATE) or hosts_for(viewer).exists()
+    return viewer.uses_gateways and may_some
 
 
 def foremost_waiting(owner: User) -> list[Token]:

@@ -10,6 +10,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from accounts.models import User
+from accounts.rules import ONLY_LOOKS
 from auditlog.actions import Action
 from auditlog.models import Event
 from auditlog.versions import Versioned
@@ -141,11 +142,14 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if `tool_set` is archived, belongs to another gateway, or is not needed.
+    """Raise RequestRefused if the role of `by` only looks, so that an approval would give nothing.
 
-    No tool set is needed if everybody who may use the gateway can use all its tools. Raise AlreadyGiven if `by` has
-    the requested access without an end date.
+    Also raise it if `tool_set` is archived, belongs to another gateway, or is not needed. No tool set is needed if
+    everybody who may use the gateway can use all its tools. Raise AlreadyGiven if `by` has the requested access without
+    an end date.
     """
+    if not by.uses_gateways:
+        raise RequestRefused(ONLY_LOOKS)
     reaches, until = reached_until(gateway, by)
     is_open = reaches and until is None
     if tool_set is None:

@@ -10,6 +10,7 @@ from accounts.models import Role, User
 from accounts.rules import BeyondYours
 from auditlog.models import Event
 from capabilities import Capability
+from gateways.models import AccessRequest, RequestRefused
 from scim.models import ProvisioningKey
 from sso.models import Provider
 from tests import make
@@ -276,3 +277,27 @@ def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: Sig
     assert make.user().deactivate(by=looker)
     assert not User.objects.filter(role=using).exists()
     assert 'title="With your role you can only look: you cannot use a gateway."' in text(client.get("/people/invite/"))
+
+
+def test_people_who_only_look_are_offered_nothing_that_is_refused_them(sign_in: SignIn) -> None:
+    looker = make.user(Capability.API_TOKENS_CREATE)
+    agent, gateway = make.agent(by=looker), make.gateway(reach="teams", takes_requests=True)
+    page = f"/access/gateways/{gateway.slug}/"
+    offers = {
+        "/settings/api-tokens": "Create Token",
+        f"/hosts/{agent.pk}/connections/": "Add a connection",
+        "/access/": f"{page}request/",
+        page: f"{page}request/",
+    }
+
+    def offered() -> list[bool]:
+        client = sign_in(looker)
+        return [words in text(client.get(path)) for path, words in offers.items()]
+
+    assert offered() == [True] * 4
+    Role.objects.filter(users=looker).update(uses_gateways=False)
+    looking = User.objects.get(pk=looker.pk)
+
+    assert offered() == [False] * 4
+    with pytest.raises(RequestRefused, match="With your role you can only look"):
+        AccessRequest.objects.ask(gateway, reason="On call", days=1, by=looking)
