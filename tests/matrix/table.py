@@ -64,7 +64,11 @@ def results(through: dict[str, Found], alone: dict[str, Found]) -> str:
 
 def explained(through: dict[str, Found], alone: dict[str, Found]) -> str:
     rows = [(one.client, one.server, one.ability, shown(one.reason)) for one in broken(through, alone)]
-    return "".join(lines(("Client", "Server", "What", "The client says"), rows)) if rows else "Nothing.\n"
+    return (
+        "".join(lines(("Client", "Server", "What", "The client says"), rows))
+        if rows
+        else "Nothing that works without the gateway.\n"
+    )
 
 
 def cell(through: dict[str, str], alone: dict[str, str]) -> str:
