@@ -79,6 +79,6 @@ def _invited(key: str) -> User | None:
 
 
 def _no_longer(request: HttpRequest, *, opened: bool = True) -> HttpResponse:
-    """Refuse an invitation. `opened` is False if no link was opened in this browser, whatever links exist."""
+    """Refuse an invitation. If no link was opened in this browser, `opened` is False, whatever links exist."""
     context = {"person": None, "opened": opened}
-    return render(request, "account/join.html", context, status=HTTPStatus.GONE if opened else HTTPStatus.NOT_FOUND)
+    return render(request, "account/join.html", context, status=HTTPStatus.GONE)
