@@ -266,9 +266,9 @@ def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpR
     The page redirects to an approved app by itself, after READING_SECONDS. For any other app it only shows a link.
     """
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
-    may_ask = request.user.uses_gateways and flow.gateway and flow.gateway.takes_requests
-    if may_ask and not flow.gateway.is_reachable_by(request.user):
-        context["asks_at"] = flow.gateway.slug
+    gateway = flow.gateway if request.user.uses_gateways else None
+    if gateway and gateway.takes_requests and not gateway.is_reachable_by(request.user):
+        context["asks_at"] = gateway.slug
     if flow.kind == Ending.OAUTH:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})
         context["seconds"] = READING_SECONDS if flow.application and is_approved(flow.application) else 0
