@@ -67,11 +67,9 @@ async def test_python_sdk_lists_and_calls(second: dict[str, str], mode: ConnectM
 
 @pytest.mark.full
 async def test_mcp_remote_lists_and_calls(second: dict[str, str], npm: Npm) -> None:
-    arguments = [second["GATEWAY_URL"], "--header", "Authorization:${AUTH_HEADER}", "--allow-http", "--silent"]
+    arguments = [second["GATEWAY_URL"], "--header", f"Authorization: Bearer {second['TOKEN']}", "--allow-http"]
     program = StdioServerParameters(
-        command=str(MODULES / ".bin" / "mcp-remote"),
-        args=arguments,
-        env=npm.environment | {"AUTH_HEADER": f"Bearer {second['TOKEN']}"},
+        command=str(MODULES / ".bin" / "mcp-remote"), args=[*arguments, "--silent"], env=npm.environment
     )
     async with Client(stdio_client(program), mode="legacy") as client:
         names = {tool.name for tool in (await client.list_tools()).tools}

@@ -168,11 +168,11 @@ async def mcp_remote(url, token, mode):
     from mcp.client import Client
     from mcp.client.stdio import StdioServerParameters, stdio_client
 
-    header = ["--header", "Authorization:${AUTH_HEADER}"] if token else []
+    header = ["--header", f"Authorization: Bearer {token}"] if token else []
     program = StdioServerParameters(
         command="mcp-remote",
         args=[url, *header, "--allow-http", "--transport", "http-only", "--silent"],
-        env={name: os.environ[name] for name in ("PATH", "HOME")} | {"AUTH_HEADER": f"Bearer {token}"},
+        env={name: os.environ[name] for name in ("PATH", "HOME")},
     )
     async with Client(stdio_client(program), mode="legacy", **ON_SDK_2) as client:
         yield Host(client)

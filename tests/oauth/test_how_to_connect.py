@@ -25,7 +25,7 @@ def test_how_to_connect_has_its_three_steps_and_the_right_address(ana: User, sig
     ):
         assert step in page
     assert '"args": ["-y", "mcp-remote@latest", "<mark>http://localhost:8000/mcp/quickstart</mark>"]' in page
-    assert '"AUTH_HEADER": "Bearer <mark>&lt;your-api-access-token&gt;</mark>"' in page
+    assert "Authorization: Bearer <mark>&lt;your-api-access-token&gt;</mark>" in page
 
 
 def test_how_to_connect_names_only_gateways_within_reach(ann: User, sign_in: SignIn) -> None:
