@@ -128,8 +128,8 @@ class OwnCall:
         return reverse("gateways:access_to", args=[self.asks_at]) if self.asks_at else ""
 
 
-def as_own(rows: Sequence[Call]) -> list[OwnCall]:
-    """Return the calls as shown to the person who made them."""
+def as_own(rows: Sequence[Call], owner: User) -> list[OwnCall]:
+    """Return the calls as shown to `owner`, who made them."""
     off = [row for row in rows if row.deny_reason in SWITCHED_OFF]
     found = Assignment.objects.live().filter(
         gateway__in={row.gateway_id for row in off}, server__in={row.server_id for row in off}
@@ -140,7 +140,8 @@ def as_own(rows: Sequence[Call]) -> list[OwnCall]:
         one = assigned.get((row.gateway_id, row.server_id))
         return one.tool_policy if one and one.updated_at <= row.created_at else ""
 
-    lacking = {row.gateway_id for row in rows if row.gateway_id and row.deny_reason in ASKABLE}
+    asks = [row for row in rows if row.deny_reason in ASKABLE] if owner.uses_gateways else []
+    lacking = {row.gateway_id for row in asks if row.gateway_id}
     askable = Gateway.objects.live().filter(pk__in=lacking, takes_requests=True) if lacking else Gateway.objects.none()
     slugs: dict[Any, str] = dict(askable.order_by().values_list("pk", "slug"))
 
@@ -273,7 +274,7 @@ def listing(request: AppRequest) -> HttpResponse:
         calls = calls.filter(created_at__gt=floor)  # The cost does not grow with the log.
     found = page(calls.filter(FILTERS[chosen][1]), Cursor.named(request.GET.get("cursor", "")), PAGE_SIZE)
     filters = [(value, label) for value, (label, _) in FILTERS.items()]
-    context = {"page": found, "rows": as_own(found.rows), "filters": filters, "chosen": chosen}
+    context = {"page": found, "rows": as_own(found.rows, request.user), "filters": filters, "chosen": chosen}
     return show(request, "auditlog/own.html", context)
 
 
@@ -287,6 +288,6 @@ def one(request: AppRequest, uid: UUID) -> HttpResponse:
         raise Http404 from missing
     if call.user_id != request.user.pk:
         raise Http404
-    [own] = as_own([call])
+    [own] = as_own([call], request.user)
     context = {"one": own, "call": call, "detail": Detail(call), "hold": hold_of(call, request.user)}
     return show(request, "auditlog/own_one.html", context)

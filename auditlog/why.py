@@ -33,7 +33,6 @@ from proxy.access.decision import (
     read_grants,
 )
 from proxy.access.features import Named
-from proxy.access.rules import PAST
 from proxy.dry_run import CallTrial, Obstacle, Verdict, verdict, wanted_for
 from proxy.store.call_log import COMMIT_SECONDS
 from tokens.models import Token, TokenKind
@@ -159,14 +158,9 @@ class Detail:
         yield Step.UPSTREAM, self._upstream()
 
     def _stopped(self, reason: Reason) -> str:
-        """Return why a check stopped the call; if the check was a rule, add its name and the labels of other rules."""
-        if reason.step != Step.RULES:
-            return reason.sentence
-        rule, _, labels = self.call.labels.partition(", ")
-        if not rule.startswith(tuple(PAST.values())):
-            rule, labels = "", self.call.labels
-        said = (reason.sentence, rule and f"{_capitalized(rule)}.", labels and f"Labels: {labels}.")
-        return " ".join(filter(None, said))
+        """Return why a check stopped the call; if the check was a rule, add the call's labels, which name the rule."""
+        named = reason.step == Step.RULES and self.call.labels
+        return f"{reason.sentence} Labels: {self.call.labels}." if named else reason.sentence
 
     def _server(self) -> str:
         if self.call.server_name:
@@ -182,10 +176,6 @@ class Detail:
         if self.call.method in GATEWAY_METHODS:
             return ""
         return f"{self.call.server_name or 'The servers'} answered"
-
-
-def _capitalized(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator[TimingPart]:

@@ -97,12 +97,13 @@ def apply(
 def apply_and_list(document: ConfigDocument, *, by: User, **terms: Any) -> Plan:
     """Apply the document, then list the tools of the servers that it put on gateways, and return the plan.
 
-    A server that does not answer within 10 s is named in the plan's `unanswered`. Raises the exceptions of `apply`.
+    The plan's `unanswered` names servers that did not list them within 10 s. Raises the exceptions of `apply`.
     """
     made = apply(document, by=by, **terms)
     added = [change for change in made.changes if change.act is Act.ADD and change.kind.id == ASSIGNMENTS]
-    asked = first_list(*(made.world.row(ASSIGNMENTS, *change.key) for change in added), by=by)
-    made.unanswered = unanswered(asked)
+    rows = [made.world.row(ASSIGNMENTS, *change.key) for change in added]
+    with use_context(replace(current_context(), check=None)):  # All changes are made, so no confirmation is left.
+        made.unanswered = unanswered(first_list(*rows, by=by))
     return made
 
 

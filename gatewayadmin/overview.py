@@ -247,7 +247,9 @@ def overview(request: AppRequest) -> HttpResponse:
         "setup": Setup.of(user),
         "asking": open_requests(SHOWN) if user.has_perm(Capability.PEOPLE_MANAGE) else (),
         "carried": _carried(user, newest),
-        "own_calls": None if user.has_perm(Capability.LOGS_READ) else as_own(newest_calls(listed_calls(user), SHOWN)),
+        "own_calls": None
+        if user.has_perm(Capability.LOGS_READ)
+        else as_own(newest_calls(listed_calls(user), SHOWN), user),
         "own_rows": [ConnectionRow(one, user) for one in newest],
         "own_count": len(links),
         "token_rows": [TokenRow(token, user) for token in tokens],

@@ -201,7 +201,9 @@ class CheckpointLine:
         self.packed = None if packed is None else [packed[at : at + 48] for at in range(0, len(packed), 48)]
         self.open = {UUID(bytes=leaf[:16]): leaf[16:] for leaf in self.packed or ()}
         self.log = "event" if self.body["kind"] == "events" else "call"
-        self.waited_since: datetime | None = None
+        self.waited: LogPeriod | None = (
+            None  # From the first row that waited long for the checkpoint, to the checkpoint.
+        )
 
     def is_signed(self, keys: list[bytes] | None) -> bool:
         trusted = keys is None or self.key in keys
@@ -209,9 +211,11 @@ class CheckpointLine:
 
     def note_wait(self, row: dict[str, Any]) -> None:
         """Remember since when the row waited, if it waited long for the checkpoint."""
-        recorded = moment(row.get("recorded_at") or row["created_at"])
-        if is_late(self.body["kind"], moment(self.body["sealed_at"]), recorded):
-            self.waited_since = min(recorded, self.waited_since or recorded)
+        times = (self.body["sealed_at"], row.get("recorded_at") or row["created_at"])
+        sealed_at, recorded = (moment(text).astimezone(UTC) for text in times)
+        if recorded >= BEGINNING and is_late(self.body["kind"], sealed_at, recorded):
+            waited = LogPeriod(recorded, sealed_at)
+            self.waited = min(waited, self.waited or waited)
 
 
 class Verification:
@@ -276,7 +280,7 @@ class Verification:
                 self.row(told)
             elif told:
                 self.found(f"Line {number + 1} does not belong to an export.")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             if not number:
                 fault = f"A field is missing, or a value is wrong: {error}."
                 raise NotAnExport(f"The file does not begin with the first line of a signed export. {fault}") from None
@@ -361,8 +365,8 @@ class Verification:
                 name = f"{NOUNS[now.log]} {uid}"
                 self.found(f"{name} was removed; {now.name.lower()} has its digest, {digest.hex()[:16]}...")
         now.open = {}
-        if now.waited_since:
-            self.late.append(LogPeriod(now.waited_since, moment(now.body["sealed_at"])))
+        if now.waited:
+            self.late.append(now.waited)
 
     def end(self, told: dict[str, Any], digest: str) -> None:
         try:

@@ -81,14 +81,14 @@ class SinkKind(Kind):
                 yield "secret", needs if lacks_secret else str(refusal)
 
     def _refusal(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Yield what `Sink.set_up` refuses, unless a new sink refers to a secret that is not known here."""
+        """Yield what `Sink.set_up` refuses, unless the address or secret is new and not known here."""
         values = change.values
         references = {str(values[name]) for name in ("address", "secret") if REFERENCE_FORM(values.get(name) or "")}
-        if change.act is Act.ADD and references - world.secrets.keys():
+        if (change.act is Act.ADD or "address" in change.secrets) and references - world.secrets.keys():
             return
         sink = copy(change.row) if change.row else Sink(kind=values["kind"])
         try:
-            sink.set_up({name: values[name] for name in CONTENT} | change.secrets, by=None)
+            sink.set_up({name: values[name] for name in CONTENT} | _given(change, world), by=None)
         except SinkError as refusal:
             yield refusal.field, str(refusal)
 
@@ -101,10 +101,17 @@ class SinkKind(Kind):
         return Sink.objects.add(**values, by=by)
 
     def edit(self, change: Change, world: World, by: User) -> None:
-        change.row.edit(**change.after("name", *CONTENT) | change.secrets, by=by)
+        change.row.edit(**change.after("name", *CONTENT) | _given(change, world), by=by)
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         less = [name.removeprefix("sends_") for name in CONTENT if change.after().get(name) is False]
         if change.disables:
             return "Nothing will be sent until the sink is enabled again."
         return f"No longer sends: {', '.join(less)}." if less else ""
+
+
+def _given(change: Change, world: World) -> dict[str, str]:
+    """Return the new address and secret. A new address needs the secret again, even if the secret is unchanged."""
+    known = world.secrets.get(str(change.values.get("secret")))
+    again = {"secret": known} if known and "address" in change.secrets else {}
+    return again | change.secrets

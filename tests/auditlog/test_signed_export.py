@@ -164,6 +164,13 @@ def hidden_finding(lines: Lines) -> None:
     line["row"] = json.dumps(json.loads(line["row"]) | {"created_at": "\x1b[1A\x1b[2K\x9b2K\r"})
 
 
+def impossible_time(lines: Lines) -> None:
+    """Give a row that cannot be compared with its digest a time before the year 1."""
+    line = lines[nth(lines, "call")]
+    row = json.loads(line["row"]) | dict.fromkeys(("created_at", "recorded_at"), "0001-01-01T00:00:00+14:00")
+    line.update(row=json.dumps(row), without=["request_payload"], matches=True)
+
+
 def replaced_signature(lines: Lines) -> None:
     lines[-1]["signature"] = lines[1]["signature"]
 
@@ -183,6 +190,7 @@ TAMPERED = [
     (changed_head, "The file was changed after it was signed"),
     (more_lines, "were added to the file"),
     (hidden_finding, "of ?[1A?[2K?2K? was changed since checkpoint"),
+    (impossible_time, "was changed: it cannot be read"),
     (replaced_signature, "The signature of the file is invalid"),
 ]
 

@@ -169,14 +169,21 @@ def test_a_secret_is_changed_only_if_it_differs() -> None:
 
 @pytest.mark.full
 @pytest.mark.django_db
-def test_a_plan_refuses_a_new_address_that_would_get_the_old_secret() -> None:
-    rest = Rest.of(make.user(*Capability))
+def test_a_new_address_of_a_sink_needs_the_old_secret_again() -> None:
+    rest, secrets = Rest.of(make.user(*Capability)), {"env:SIEM": "Authorization=Bearer abc"}
     sink = SINK.replace("webhook", "otlp")
-    rest.post("/config/apply", files(sink, secrets={"env:SIEM": "Authorization=Bearer abc"}))
+    moved = sink.replace("93.184.216.34", "93.184.216.35")
+    rest.post("/config/apply", files(sink, secrets=secrets))
 
-    refused = rest.post("/config/plan", files(sink.replace("93.184.216.34", "93.184.216.35")))
+    without = rest.post("/config/apply", files(moved.replace(", secret: 'env:SIEM'", "")))
+    unknown = rest.post("/config/apply", files(moved))
+    planned = rest.post("/config/plan", files(moved, secrets=secrets)).json()
+    rest.post("/config/apply", files(moved, secrets=secrets, digest=planned["digest"]))
 
-    assert "gateway.yaml:2:79: Enter the secret again" in errors(refused)["files"][0]
+    for refused in (without, unknown):
+        assert "Enter the secret again" in errors(refused)["files"][0]
+    kept = Sink.objects.get()
+    assert (kept.address, kept.secret()) == ("https://93.184.216.35/in", secrets["env:SIEM"])
 
 
 @pytest.mark.django_db

@@ -95,7 +95,7 @@ def test_a_list_that_was_never_read_is_not_taken_for_an_empty_one(work: Gateway,
 
     Feature.objects.learn(work.assignments.get(), [])
 
-    assert "No tools are known yet: a server has not listed its tools." in before
+    assert "No tool is offered now. A server has not listed its tools yet." in before
     assert "This gateway offers no tool now." in text(sign_in(ann).get("/access/gateways/work/"))
 
 
