@@ -30,5 +30,5 @@ class Command(FilesCommand):
         else:
             raise CommandError("Name the person who makes the changes: --user EMAIL.")
         self.stdout.write(f"{file}: {made['summary']}.")
-        if made["unanswered"]:
-            self.stdout.write(made["unanswered"])
+        if said := made.get("unanswered"):  # Gateways of 1.0.0 do not send it.
+            self.stdout.write(said)
