@@ -140,9 +140,9 @@ def as_own(rows: Sequence[Call], owner: User) -> list[OwnCall]:
         one = assigned.get((row.gateway_id, row.server_id))
         return one.tool_policy if one and one.updated_at <= row.created_at else ""
 
-    asks = [row for row in rows if row.deny_reason in ASKABLE] if owner.uses_gateways else []
-    lacking = {row.gateway_id for row in asks if row.gateway_id}
-    askable = Gateway.objects.live().filter(pk__in=lacking, takes_requests=True) if lacking else Gateway.objects.none()
+    lacking = {row.gateway_id for row in rows if row.gateway_id and row.deny_reason in ASKABLE}
+    may_ask = lacking and owner.uses_gateways
+    askable = Gateway.objects.live().filter(pk__in=lacking, takes_requests=True) if may_ask else Gateway.objects.none()
     slugs: dict[Any, str] = dict(askable.order_by().values_list("pk", "slug"))
 
     def asks_at(row: Call) -> str:

@@ -345,8 +345,8 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
     if remedy.needs is None:
         return _own_act(remedy, subjects, reader)
     if (missing := _missing(remedy, row, reader)) is not None:
-        asks = reason in ASKABLE and subjects.owner == reader and reader.uses_gateways
-        return (_request(row) if asks else {}) or {"who": who_can(missing, reader, "change this")}
+        asks = reason in ASKABLE and subjects.owner == reader
+        return (_request(row, reader) if asks else {}) or {"who": who_can(missing, reader, "change this")}
     if remedy.verb and not _rows(remedy.subject).filter(pk=row.pk).exists():
         return {"who": "The object was archived, removed or revoked."}
     if remedy.verb and not (isinstance(row, Feature) and row.enabled):
@@ -354,10 +354,13 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
     return _led(remedy._replace(label="Open its tools") if remedy.verb else remedy, row)
 
 
-def _request(row: Any) -> dict[str, str]:
-    """Return the Cause fields with the link to request access; empty if `row` has no gateway that takes requests."""
+def _request(row: Any, reader: User) -> dict[str, str]:
+    """Return the Cause fields with the link to request access; empty if `row` has no gateway that takes requests.
+
+    Also empty if `reader` has a role that only looks.
+    """
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
-    if gateway is None or not gateway.takes_requests:
+    if gateway is None or not gateway.takes_requests_of(reader):
         return {}
     return {"act": "Request access", "link": reverse("gateways:access_to", args=[gateway.slug])}
 

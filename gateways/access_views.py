@@ -128,7 +128,7 @@ class CatalogueRow:
         # On a gateway that allows only granted tools, a person who may use the gateway may still lack some tools. So
         # this person may always request more.
         is_open = self.reaches and self.until is None and gateway.tools_given == ToolsGiven.ALL
-        self.may_ask: bool = gateway.takes_requests and viewer.uses_gateways and not is_open
+        self.may_ask: bool = gateway.takes_requests_of(viewer) and not is_open
 
 
 def catalogue_gateway_or_404(viewer: User, slug: str) -> Any:

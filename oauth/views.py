@@ -266,8 +266,8 @@ def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpR
     The page redirects to an approved app by itself, after READING_SECONDS. For any other app it only shows a link.
     """
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
-    gateway = flow.gateway if request.user.uses_gateways else None
-    if gateway and gateway.takes_requests and not gateway.is_reachable_by(request.user):
+    gateway, user = flow.gateway, request.user
+    if gateway and gateway.takes_requests_of(user) and not gateway.is_reachable_by(user):
         context["asks_at"] = gateway.slug
     if flow.kind == Ending.OAUTH:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})

@@ -24,7 +24,7 @@ import json
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import sha256, sha512
 from typing import IO, Any, NamedTuple
 from uuid import UUID
@@ -201,21 +201,21 @@ class CheckpointLine:
         self.packed = None if packed is None else [packed[at : at + 48] for at in range(0, len(packed), 48)]
         self.open = {UUID(bytes=leaf[:16]): leaf[16:] for leaf in self.packed or ()}
         self.log = "event" if self.body["kind"] == "events" else "call"
-        self.waited: LogPeriod | None = (
-            None  # From the first row that waited long for the checkpoint, to the checkpoint.
-        )
+        self.waited_since: datetime | None = None
 
     def is_signed(self, keys: list[bytes] | None) -> bool:
         trusted = keys is None or self.key in keys
         return trusted and is_signed(self.text.encode(), self.signature, self.key)
 
+    @cached_property
+    def sealed_at(self) -> datetime:
+        return moment(self.body["sealed_at"]).astimezone(UTC)
+
     def note_wait(self, row: dict[str, Any]) -> None:
         """Remember since when the row waited, if it waited long for the checkpoint."""
-        times = (self.body["sealed_at"], row.get("recorded_at") or row["created_at"])
-        sealed_at, recorded = (moment(text).astimezone(UTC) for text in times)
-        if recorded >= BEGINNING and is_late(self.body["kind"], sealed_at, recorded):
-            waited = LogPeriod(recorded, sealed_at)
-            self.waited = min(waited, self.waited or waited)
+        recorded = moment(row.get("recorded_at") or row["created_at"]).astimezone(UTC)
+        if recorded >= BEGINNING and is_late(self.body["kind"], self.sealed_at, recorded):
+            self.waited_since = min(recorded, self.waited_since or recorded)
 
 
 class Verification:
@@ -365,8 +365,8 @@ class Verification:
                 name = f"{NOUNS[now.log]} {uid}"
                 self.found(f"{name} was removed; {now.name.lower()} has its digest, {digest.hex()[:16]}...")
         now.open = {}
-        if now.waited:
-            self.late.append(now.waited)
+        if now.waited_since:
+            self.late.append(LogPeriod(now.waited_since, now.sealed_at))
 
     def end(self, told: dict[str, Any], digest: str) -> None:
         try:

@@ -268,6 +268,10 @@ class Gateway(Versioned, Switchable):
         """True if `user` may use this gateway."""
         return Gateway.objects.reachable_by(user).filter(pk=self.pk).exists()
 
+    def takes_requests_of(self, user: User) -> bool:
+        """True if `user` may request to use this gateway. People whose role only looks could not use it."""
+        return self.takes_requests and user.uses_gateways
+
     def editable(self) -> dict[str, Any]:
         names = (
             "name",
