@@ -31,8 +31,8 @@ run: ## set up whatever is missing, start everything, print where to sign in (PO
 setup: ## the environment with the development packages; starts nothing
 	@.ci/setup dev
 
-# Two processes more than there are cores: a third of the time tests wait for programs that they started.
-PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 2)) \
+# One process more than there are cores, because tests wait for programs that they started.
+PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)) \
 	--durations=10 $(2) $(TESTS)
 
 install: ## what production needs and nothing more; EXTRAS="scim otel" adds optional packages

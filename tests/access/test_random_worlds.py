@@ -16,6 +16,8 @@ from tests import make
 from tests.proxy.test_decision_model import Painter, Skeleton, skeleton
 from wire.mcp import TOOL
 
+pytestmark = pytest.mark.full
+
 # Reasons that concern neither the person nor the tool: the agent, the credential, and switches of gateways.
 OTHERS = {"not_connected", "gateway_disabled", "host_not_allowed_here"}
 IDENTITY = "identity_"
@@ -56,7 +58,6 @@ def told(known: InForce) -> dict[str, Any]:
     }
 
 
-@pytest.mark.full
 def test_the_report_has_the_lines_that_the_statement_allows(transactional_db: None) -> None:
     bones = skeleton()
     painter, host, seen = Painter(bones), make.agent(by=make.user()), [0, 0]

@@ -16,6 +16,8 @@ from tests.conftest import Run
 from tests.make import unique
 from tests.workspace import OWNER, Serve
 
+pytestmark = pytest.mark.full
+
 LOCK = Path(__file__).with_name("generator.lock")
 HOME = Path(sys.prefix) / "generated-client"
 MAKE_KEY = """
@@ -99,7 +101,6 @@ print("whole")
 """
 
 
-@pytest.mark.full
 def test_a_generated_client_does_the_whole_life_of_everything(
     live_alone: Serve, run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -14,7 +14,7 @@ from mcp.shared.exceptions import MCPError
 from approvals.models import Hold, HoldState
 from tests.approvals.conftest import TOOL, Desk
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
 MODES = ("legacy", "2026-07-28")
 
 
@@ -43,7 +43,6 @@ def ran(desk: Desk, text: str) -> bool:
     return "count" in json.loads(text) and desk.runs == 1
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("mode", MODES)
 def test_the_python_sdk_waits_and_calls_again(desk: Desk, mode: ConnectMode) -> None:
     desk.wait(None)
@@ -56,7 +55,6 @@ def test_the_python_sdk_waits_and_calls_again(desk: Desk, mode: ConnectMode) -> 
     assert ran(desk, answer.content[0].text)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("mode", MODES)
 def test_an_approval_after_the_client_left_is_used_by_its_next_call(desk: Desk, mode: ConnectMode) -> None:
     desk.wait(240)

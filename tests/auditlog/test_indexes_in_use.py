@@ -12,7 +12,7 @@ from auditlog.indexes import AddIndexInUse
 from gatewayadmin.config import database
 from tests import make
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.full]
 
 TRIAL = models.Index(fields=["display_name"], name="user_by_trial")
 
@@ -41,7 +41,6 @@ STATE = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('user_by
 OID = "SELECT to_regclass('user_by_trial')::oid"
 
 
-@pytest.mark.full
 def test_one_that_was_not_made_to_its_end_is_made_anew_and_one_that_was_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     person = make.user()
     with psycopg.connect(database.conninfo()) as busy:
@@ -61,7 +60,6 @@ def test_one_that_was_not_made_to_its_end_is_made_anew_and_one_that_was_stays(mo
     assert row(OID) == made
 
 
-@pytest.mark.full
 def test_the_wait_for_other_locks_is_as_short_as_it_was() -> None:
     row("SELECT set_config('lock_timeout', '400ms', false)")
     try:

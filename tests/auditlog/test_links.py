@@ -16,7 +16,7 @@ from tests import make
 from tests.auditlog.test_views import text
 from tests.conftest import SignIn
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 LARGEST = 30 * 1024
 
@@ -54,7 +54,6 @@ def target(link: str) -> tuple[str, list[tuple[str, str]]]:
     return address.path, sorted(parse_qsl(address.query, keep_blank_values=True))
 
 
-@pytest.mark.full
 def test_every_link_of_a_list_with_many_filters_keeps_them(ana: User, sign_in: SignIn) -> None:
     client, ids = sign_in(ana), hosts(6)
     page = "/logs/?" + "&".join([*(f"host={one}" for one in ids), "not_outcome=denied", "range=7d"])
@@ -85,7 +84,6 @@ def test_every_link_of_a_list_with_many_filters_keeps_them(ana: User, sign_in: S
     assert ("/logs/", sorted([*week, ("open", "reason")])) in [target(link) for link in opens]
 
 
-@pytest.mark.full
 def test_the_links_of_a_tab_stay_with_what_it_is_about(ana: User, sign_in: SignIn) -> None:
     client, agent, other = sign_in(ana), str(make.agent(by=ana).pk), make.gateway()
     make.call(host_id=agent, gateway_name="Engineering")
@@ -109,7 +107,6 @@ def rows_of(page: str) -> list[str]:
     return re.findall(r"<a class=row-link href=\"/logs/([0-9a-f-]{36})", page)
 
 
-@pytest.mark.full
 def test_a_list_with_ten_filters_is_whole_and_at_most_30_kb(ana: User, sign_in: SignIn) -> None:
     ids = hosts(30)
 
@@ -119,7 +116,6 @@ def test_a_list_with_ten_filters_is_whole_and_at_most_30_kb(ana: User, sign_in: 
     assert sent(listed) <= LARGEST
 
 
-@pytest.mark.full
 def test_filters_whose_values_are_opened_show_twenty_each(ana: User, sign_in: SignIn) -> None:
     outcomes = ["ok", "tool_error", "denied", "timeout", "cancelled", "unauthorized", "rate_limited"]
     for n in range(21):

@@ -14,6 +14,8 @@ from tests.browser.fixtures import Trouble
 from tests.issuers import Issuer
 from tests.make import unique
 
+pytestmark = pytest.mark.full
+
 MAKE = """
 from accounts.models import User
 from tests import make
@@ -88,7 +90,6 @@ def begun(live: workspace.Serve, page: Page, tile: str) -> tuple[Clicks, str, st
     return clicks, name, secret
 
 
-@pytest.mark.full
 def test_from_a_tile_to_a_logged_call_as_oneself_takes_six_clicks_at_most(
     live: workspace.Serve, page: Page, tile: str
 ) -> None:
@@ -108,7 +109,6 @@ def test_from_a_tile_to_a_logged_call_as_oneself_takes_six_clicks_at_most(
     assert (row["user_email"], row["outcome"]) == (workspace.OWNER, "ok")
 
 
-@pytest.mark.full
 def test_one_who_denies_leaves_and_comes_back_is_connected_in_the_end(
     live: workspace.Serve, page: Page, context: BrowserContext, tile: str, trouble: Trouble
 ) -> None:
@@ -141,7 +141,6 @@ def test_one_who_denies_leaves_and_comes_back_is_connected_in_the_end(
     assert urlsplit(again.url).path == "/settings/identities"
 
 
-@pytest.mark.full
 def test_an_invalid_url_is_answered_by_the_page_and_not_by_the_browser(
     live: workspace.Serve, page: Page, trouble: Trouble
 ) -> None:

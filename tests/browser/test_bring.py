@@ -12,8 +12,9 @@ from tests.secrecy import note
 from tests.servers import published
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 @pytest.mark.parametrize("name", published.FILES)
 def test_a_published_file_is_added_on_a_gateway_with_five_acts(
     live: Serve, page: Page, tmp_path: Path, name: str

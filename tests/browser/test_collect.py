@@ -9,8 +9,9 @@ from tests.browser.fixtures import Open
 from tests.make import unique
 from tests.workspace import PASSWORD, Serve
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 def test_an_administrator_asks_and_the_owner_collects(live: Serve, page: Page, open_browser: Open) -> None:
     host, email = unique("bot"), people.join(live, unique("max"))
     issued = live.issue_token(host=host, gateway="quickstart", user=email)
@@ -45,7 +46,6 @@ def test_an_administrator_asks_and_the_owner_collects(live: Serve, page: Page, o
     assert not secrecy.leaks(live)
 
 
-@pytest.mark.full
 def test_a_token_is_rolled_with_an_overlap_and_the_old_secret_ended(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")

@@ -7,8 +7,9 @@ from tests.browser import steps
 from tests.make import unique
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 def test_the_button_that_stops_the_agent_counts_the_connections_that_are_left(live: Serve, page: Page) -> None:
     name = unique("Stopped bot")
     live.issue_token(host=name, gateway="quickstart")
@@ -22,7 +23,6 @@ def test_the_button_that_stops_the_agent_counts_the_connections_that_are_left(li
     expect(page.get_by_role("button", name="Disable and revoke")).to_be_hidden()
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("side", ["host", "gateway"])
 def test_a_switch_leaves_the_questions_of_its_row_at_work(live: Serve, page: Page, side: str) -> None:
     name = unique("Switched bot")

@@ -8,8 +8,9 @@ from tests.browser import steps
 from tests.browser.fixtures import Trouble
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> None:
     page.goto(f"{live.url}/gateways/quickstart/")
     steps.press(page, "How to Connect")
@@ -25,7 +26,6 @@ def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> Non
     assert not Axe().run(page).response["violations"]
 
 
-@pytest.mark.full
 def test_a_temporary_refusal_is_shown_on_the_page(live: Serve, page: Page, trouble: Trouble) -> None:
     """A person who sent too many requests submits the doctor's form by htmx, and sees the refusal on the page."""
     trouble.expected = {"a status of 429", "Error Code 429"}

@@ -8,8 +8,9 @@ from tests.browser.looks import PHONE
 from tests.make import unique
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 def test_log_shows_who_called_what_through_what_on_a_small_desk(live: Serve, page: Page) -> None:
     issued = live.issue_token(host=unique("bot"), gateway="quickstart")
     curl.call_tool(issued["gateway_url"], issued["token"], "echo", text="x")
@@ -29,7 +30,6 @@ return rail.scrollHeight > rail.clientHeight
 """
 
 
-@pytest.mark.full
 def test_current_item_of_a_long_rail_stands_clear_of_its_faded_end(live: Serve, page: Page) -> None:
     page.set_viewport_size({"width": 1440, "height": 900})
 
@@ -52,7 +52,6 @@ TOPS = """row => [6, 7, 1, 2, 0].map(number => {
 })"""
 
 
-@pytest.mark.full
 def test_log_on_a_phone_shows_tool_and_outcome_then_host_and_user_then_the_time(live: Serve, page: Page) -> None:
     live.manage("shell", "--verbosity", "0", "-c", PHONED)
     page.set_viewport_size(PHONE)
@@ -69,7 +68,6 @@ def test_log_on_a_phone_shows_tool_and_outcome_then_host_and_user_then_the_time(
     assert tool["middle"] + 10 < host["middle"] < time["middle"] - 10
 
 
-@pytest.mark.full
 def test_bar_of_picked_rows_is_one_line_on_a_phone(live: Serve, page: Page) -> None:
     live.issue_token(host=unique("bot"), gateway="quickstart")
     page.set_viewport_size(PHONE)
@@ -84,7 +82,6 @@ def test_bar_of_picked_rows_is_one_line_on_a_phone(live: Serve, page: Page) -> N
     assert box["height"] < 60
 
 
-@pytest.mark.full
 def test_acts_of_the_tools_stand_beside_their_heading(live: Serve, page: Page) -> None:
     page.goto(f"{live.url}/tools/")
 
@@ -95,7 +92,6 @@ def test_acts_of_the_tools_stand_beside_their_heading(live: Serve, page: Page) -
     assert abs(acts["y"] + acts["height"] / 2 - heading["y"] - heading["height"] / 2) < 12
 
 
-@pytest.mark.full
 def test_lifetimes_of_a_token_stand_in_one_row_and_the_bar_of_a_duration_below_its_digits(
     live: Serve, page: Page
 ) -> None:
@@ -124,7 +120,6 @@ def test_lifetimes_of_a_token_stand_in_one_row_and_the_bar_of_a_duration_below_i
     assert beneath >= 0
 
 
-@pytest.mark.full
 def test_a_changed_row_lights_up_to_its_last_column(live: Serve, page: Page) -> None:
     host = unique("bot")
     live.issue_token(host=host, gateway="quickstart")

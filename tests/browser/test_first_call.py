@@ -9,8 +9,9 @@ from tests import curl
 from tests.browser import steps
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 def test_the_page_that_connects_a_client_names_its_call_when_it_arrives(live: Serve, page: Page) -> None:
     issued = live.issue_token(host="Waited for", gateway="quickstart")
     page.goto(f"{live.url}/connect/client/?gateway=quickstart")
@@ -26,7 +27,6 @@ def test_the_page_that_connects_a_client_names_its_call_when_it_arrives(live: Se
     assert "/logs/" in str(page.get_by_role("link", name="See the call").get_attribute("href"))
 
 
-@pytest.mark.full
 def test_the_dialog_that_shows_a_token_waits_for_its_call_and_stays_open(live: Serve, page: Page) -> None:
     steps.add_host(page, live.url, "Waiting bot")
     flow = steps.add_connection(page, "Quickstart")

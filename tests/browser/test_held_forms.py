@@ -6,6 +6,8 @@ from playwright.sync_api import Page, expect
 from tests.make import unique
 from tests.workspace import PASSWORD, Serve
 
+pytestmark = pytest.mark.full
+
 LONG_AGO = """
 from django.contrib.sessions.backends.db import SessionStore
 from django.contrib.sessions.models import Session
@@ -17,7 +19,6 @@ for row in Session.objects.all():
 """
 
 
-@pytest.mark.full
 def test_it_is_sent_when_the_password_is_confirmed_and_back_leads_to_the_form_not_to_the_question(
     live: Serve, page: Page
 ) -> None:

@@ -10,7 +10,9 @@ from tests.browser import steps
 from tests.browser.steps import Minted
 from tests.workspace import OWNER, Serve
 
-pytestmark = pytest.mark.xdist_group("clients")  # `make test` has no other browser test: it shares their workspace.
+pytestmark = pytest.mark.xdist_group(
+    "clients"
+)  # One workspace for all that `make test` tests with clients or browsers.
 
 UNAUTHORIZED = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 REVOKE = (

@@ -16,10 +16,11 @@ from tests.clients.apps import Desktop, KeptApp
 from tests.clients.person import answer_in
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
+
 APP = "Claude Desktop"
 
 
-@pytest.mark.full
 def test_j6_a_headed_app_appears_by_itself(
     live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path
 ) -> None:

@@ -13,6 +13,8 @@ from tests.browser.fixtures import Open
 from tests.clients.apps import Desktop, KeptApp
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
+
 APP = "Revoked Desktop"
 REVOKE = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."
@@ -20,7 +22,6 @@ REVOKE = (
 PREFIX = re.compile(r"gwk_\w{8}")
 
 
-@pytest.mark.full
 def test_j7_revoke_401_and_authorise_again(
     live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path
 ) -> None:

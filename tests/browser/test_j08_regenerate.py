@@ -12,6 +12,8 @@ from tests.clients.apps import Desktop, KeptApp
 from tests.eventually import eventually
 from tests.workspace import OWNER, Serve
 
+pytestmark = pytest.mark.full
+
 APP = "Regenerated Desktop"
 QUESTION = "Regenerate the API key for this connection? The old key will be deactivated immediately."
 
@@ -21,7 +23,6 @@ def has_been_used(page: Page) -> bool:
     return steps.row(page, APP).get_by_text("just now").count() > 0
 
 
-@pytest.mark.full
 def test_j8_regenerate_a_key(live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path) -> None:
     email = people.join(live, "max-j8")
     claude = KeptApp(desktop, f"{live.url}/mcp/quickstart", tmp_path / "store.json", APP)

@@ -13,11 +13,12 @@ from tests.api.browser import confirm
 from tests.make import unique
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
+
 MCP_401 = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 LIFETIMES = re.compile(r'name="expires_in_days" value="(\w*)"')
 
 
-@pytest.mark.full
 def test_j10_expiry(live: Serve, boss: httpx.Client) -> None:
     host = boss.post("/api/hosts", json={"name": unique("mortal")}).json()["id"]
     gateway = boss.get("/api/gateways/quickstart").json()

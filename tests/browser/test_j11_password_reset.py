@@ -13,11 +13,12 @@ from tests.browser.fixtures import Open
 from tests.clients.apps import Desktop, KeptApp
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
+
 APP = "Reset Desktop"
 WARNING = "Resetting your password revokes all your API tokens and app connections."
 
 
-@pytest.mark.full
 def test_j11_a_password_reset_ends_apps_and_agents(
     live: Serve, page: Page, open_browser: Open, desktop: Desktop, tmp_path: Path
 ) -> None:

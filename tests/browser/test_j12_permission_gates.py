@@ -11,10 +11,11 @@ import pytest
 from tests.api.browser import confirm
 from tests.browser.cast import Cast
 
+pytestmark = pytest.mark.full
+
 ADD = "Add API access token-based host"
 
 
-@pytest.mark.full
 def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
     viv, connection = cast.browser("viv"), cast.ids["connection"]
     # A viewer sees the connections, but no buttons.

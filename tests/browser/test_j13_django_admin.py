@@ -10,6 +10,8 @@ from tests.browser import steps
 from tests.browser.fixtures import Open, Trouble
 from tests.workspace import PASSWORD, Serve
 
+pytestmark = pytest.mark.full
+
 PEOPLE = """
 from accounts.models import Role, User, permissions_of
 from capabilities import Capability as C
@@ -26,7 +28,6 @@ person("norma", *C, staff=False)
 LISTS = ("hosts/host", "tokens/token", "connections/connection", "auditlog/call")
 
 
-@pytest.mark.full
 def test_j13_staff_in_the_django_admin(open_browser: Open, live: Serve, trouble: Trouble) -> None:
     live.manage("shell", "--verbosity", "0", "-c", PEOPLE.replace("PASSWORD", repr(PASSWORD)))
     issued = live.issue_token(host="Audited", gateway="quickstart")

@@ -10,6 +10,8 @@ from tests.browser.fixtures import Open
 from tests.browser.looks import CUT, PHONE, too_small
 from tests.workspace import ROOT, Serve
 
+pytestmark = pytest.mark.full
+
 WIDTHS = (320, PHONE["width"], 768, 1440)
 MAKE = (ROOT / "tests" / "browser" / "long_names.py").read_text()
 NAMES = {
@@ -83,7 +85,6 @@ def places(live: Serve, style: str, part: int) -> dict[str, str]:
     return dict(json.loads(live.manage("shell", "--verbosity", "0", "-c", script)))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("style", NAMES)
 @pytest.mark.parametrize("part", range(3))
 def test_no_name_hides_or_covers_a_control_of_its_row(
@@ -122,7 +123,6 @@ IS_CUT = (
 )
 
 
-@pytest.mark.full
 def test_truncated_cells_show_their_text_on_hover_and_focus_and_tools_have_room(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:
@@ -162,7 +162,6 @@ for name in ("Picked one", "Picked two"):
 """
 
 
-@pytest.mark.full
 def test_rows_are_picked_switched_and_switched_back_and_the_palette_leads_to_them_by_keys(
     open_browser: Open, live: Serve, signed_in: Path
 ) -> None:

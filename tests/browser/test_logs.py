@@ -15,6 +15,8 @@ from tests.eventually import PATIENCE, eventually
 from tests.make import unique
 from tests.workspace import OWNER, Serve
 
+pytestmark = pytest.mark.full
+
 SOON = 1000 * PATIENCE  # Milliseconds until a new call appears.
 
 
@@ -32,7 +34,6 @@ def has_collected(page: Page, total: int) -> bool:
     return bool(page.evaluate("window.collected.size") == total)
 
 
-@pytest.mark.full
 def test_live_shows_calls_as_they_arrive_and_waits_while_somebody_reads(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -69,7 +70,6 @@ def test_live_shows_calls_as_they_arrive_and_waits_while_somebody_reads(live: Se
     expect(page).to_have_url(f"{live.url}/logs/?live=1&q=host+is+{host}")
 
 
-@pytest.mark.full
 def test_live_misses_no_call_and_the_page_does_not_grow(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -100,7 +100,6 @@ def test_live_misses_no_call_and_the_page_does_not_grow(live: Serve, page: Page)
     eventually(lambda: page.evaluate("scrollY") < 200)
 
 
-@pytest.mark.full
 def test_the_dashboard_shows_calls_as_they_arrive(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -115,7 +114,6 @@ def test_the_dashboard_shows_calls_as_they_arrive(live: Serve, page: Page) -> No
     expect(number).not_to_have_text(f"{before:,}")
 
 
-@pytest.mark.full
 def test_keys_move_open_and_close_and_are_listed(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -139,7 +137,6 @@ def test_keys_move_open_and_close_and_are_listed(live: Serve, page: Page) -> Non
     expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
 
 
-@pytest.mark.full
 def test_a_time_range_chosen_while_a_search_runs_is_kept(live: Serve, page: Page) -> None:
     page.goto(f"{live.url}/logs/")
     search, slow = page.get_by_role("searchbox", name="Filter expression"), list[Route]()
@@ -161,7 +158,6 @@ def test_a_time_range_chosen_while_a_search_runs_is_kept(live: Serve, page: Page
     expect(page.locator("#range-label")).to_have_text("Last 7 days")
 
 
-@pytest.mark.full
 def test_dragging_over_the_chart_chooses_a_time_range(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -183,7 +179,6 @@ def test_dragging_over_the_chart_chooses_a_time_range(live: Serve, page: Page) -
     expect(page.locator("#from")).to_have_value(re.compile("T"))
 
 
-@pytest.mark.full
 def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     page.set_viewport_size({"width": 1680, "height": 900})  # Below 100rem, the filters open as an overlay.
     host = unique("bot")
@@ -226,7 +221,6 @@ def test_filters_bars_and_calls_are_addresses(live: Serve, page: Page) -> None:
     expect(page.locator("#search-error")).to_contain_text("Position 13")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("with_script", [True, False])
 def test_links_keep_all_filters_in_a_tab_of_their_own_and_without_script(
     live: Serve, open_browser: Open, signed_in: Path, with_script: bool
@@ -260,7 +254,6 @@ WHOLE_ROWS = """rows => rows.map(row => row.getBoundingClientRect())
     .filter(box => box.top >= 0 && box.bottom <= innerHeight).length"""
 
 
-@pytest.mark.full
 def test_a_desk_of_1440_by_900_shows_20_calls_and_their_chart(live: Serve, page: Page) -> None:
     host = unique("bot")
     live.manage("shell", "-c", f"from tests import make\nfor _ in range(24): make.call(host_name={host!r})")
@@ -276,7 +269,6 @@ HEADS = """heads => heads.filter(head => head.offsetWidth)
     .map(head => [head.textContent.trim(), head.offsetWidth, head.scrollWidth > head.clientWidth + 1])"""
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     "chosen", ["", "?" + "&".join(f"columns={name}" for name in COLUMNS), "?columns=host&columns=error"]
 )
@@ -294,7 +286,6 @@ def test_each_column_has_its_room_at_every_width_and_chosen_ones_are_all_there(
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-@pytest.mark.full
 def test_views_of_long_names_leave_the_buttons_beside_them_their_room(live: Serve, page: Page) -> None:
     name = "Quickstart failures of four agents, " + unique("view")
     live.manage(
@@ -318,7 +309,6 @@ def test_views_of_long_names_leave_the_buttons_beside_them_their_room(live: Serv
             assert box["x"] + box["width"] < width
 
 
-@pytest.mark.full
 def test_lists_of_many_filters_and_columns_are_accessible_in_every_look(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")

@@ -12,10 +12,11 @@ from tests.make import unique
 from tests.proxy.scripted import Request, Script, tool
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
+
 SCHEMA = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
 
 
-@pytest.mark.full
 def test_a_person_runs_a_tool_and_finds_the_call_in_the_log(live: Serve, page: Page, trouble: Trouble) -> None:
     trouble.expected = {"the server responded with a status of 422"}
     page.goto(f"{live.url}/gateways/quickstart/")
@@ -45,7 +46,6 @@ def test_a_person_runs_a_tool_and_finds_the_call_in_the_log(live: Serve, page: P
     assert not secrecy.leaks(live)
 
 
-@pytest.mark.full
 def test_a_long_run_shows_its_progress_and_is_stopped(live: Serve, page: Page) -> None:
     page.goto(f"{live.url}/playground/?gateway=quickstart&name=slow")
     form = page.get_by_role("form", name="Arguments")
@@ -62,7 +62,6 @@ def test_a_long_run_shows_its_progress_and_is_stopped(live: Serve, page: Page) -
     expect(page.get_by_role("main").get_by_role("listitem").filter(has_text="slow").first).to_contain_text("cancelled")
 
 
-@pytest.mark.full
 def test_a_servers_answer_runs_nothing_on_the_page(live: Serve, page: Page, run: Run) -> None:
     hostile = "</pre><script>document.title='taken'</script><img src=/nowhere onerror=\"document.title='taken'\">"
 

@@ -10,6 +10,8 @@ from tests.browser import steps
 from tests.make import unique
 from tests.workspace import Serve
 
+pytestmark = pytest.mark.full
+
 
 def regenerate(page: Page, name: str, button: str) -> str:
     """Regenerate the token of this row, close the dialog, and return the new secret."""
@@ -22,7 +24,6 @@ def regenerate(page: Page, name: str, button: str) -> str:
     return secret
 
 
-@pytest.mark.full
 def test_the_secret_is_shown_once_and_its_row_changes_beside_it(live: Serve, page: Page) -> None:
     host = unique("bot")
     issued = live.issue_token(host=host, gateway="quickstart")
@@ -46,7 +47,6 @@ def test_the_secret_is_shown_once_and_its_row_changes_beside_it(live: Serve, pag
     assert [curl.list_tools(url, token).status for token in (first, second, third)] == [401, 401, 200]
 
 
-@pytest.mark.full
 def test_the_question_follows_how_long_the_old_secret_works_on(live: Serve, page: Page) -> None:
     issued = live.issue_token(host=unique("bot"), gateway="quickstart")
     page.goto(f"{live.url}/settings/api-tokens?q={issued['name']}")

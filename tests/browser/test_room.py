@@ -12,6 +12,8 @@ from tests.workspace import Serve
 from ui.states import WORDS
 from ui.templatetags.ui import badge
 
+pytestmark = pytest.mark.full
+
 REVOKED = '<span class="muted"><time title="whenever">Nov 22, 2026</time></span>'
 SHORT = [f"blocked: {reason.short}" for reason in REASONS.values() if reason.short]
 
@@ -72,7 +74,6 @@ def page(open_browser: Open, lived_in: Serve, signed_in: Path) -> Page:
     return open_browser(storage_state=signed_in, viewport=DESK, reduced_motion="reduce").new_page()
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("path", SAID)
 def test_no_state_of_a_list_is_cut_on_a_desk(page: Page, lived_in: Serve, path: str) -> None:
     page.goto(lived_in.url + path)
@@ -98,7 +99,6 @@ SHOWN = """heads => heads.filter(head => head.checkVisibility() && head.getBound
   .map(head => head.innerText.trim())"""
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("path", "width", "columns"), KEPT)
 def test_columns_that_identify_a_row_stay(page: Page, lived_in: Serve, path: str, width: int, columns: str) -> None:
     page.set_viewport_size({"width": width, "height": 900})
@@ -108,7 +108,6 @@ def test_columns_that_identify_a_row_stay(page: Page, lived_in: Serve, path: str
     assert [name for name in shown if name in columns.split(", ")] == columns.split(", ")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("path", ["/hosts/", "/settings/api-tokens", "/servers/", "/people/"])
 def test_the_menus_of_a_list_stay_beside_its_search_on_a_small_laptop(page: Page, lived_in: Serve, path: str) -> None:
     page.set_viewport_size({"width": 1024, "height": 900})
@@ -122,7 +121,6 @@ def test_the_menus_of_a_list_stay_beside_its_search_on_a_small_laptop(page: Page
     assert abs(export["y"] + export["height"] / 2 - search["y"] - search["height"] / 2) < 1
 
 
-@pytest.mark.full
 def test_buttons_beside_or_below_a_headline_leave_it_room(page: Page, lived_in: Serve) -> None:
     for width in (1024, 768, 600):
         page.set_viewport_size({"width": width, "height": 900})
@@ -144,7 +142,6 @@ BESIDE = """list => {
 }"""
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(("path", "name"), [("/gateways/work/", "Work"), ("/settings/api-tokens", "Status")])
 def test_sideways_scrolling_on_a_phone_is_visible_and_follows_focus(
     page: Page, lived_in: Serve, path: str, name: str
@@ -161,7 +158,6 @@ def test_sideways_scrolling_on_a_phone_is_visible_and_follows_focus(
         assert told["sign"] == "local, local, scroll, scroll"
 
 
-@pytest.mark.full
 def test_the_bar_of_the_log_keeps_its_rows_beside_an_open_call(page: Page, lived_in: Serve) -> None:
     page.goto(f"{lived_in.url}/logs/?range=all")
     page.locator("tbody .row-link").first.click()

@@ -16,7 +16,7 @@ from tests.issuers import Issuer, consent, query
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
 
 ROWS = """
 import json
@@ -117,7 +117,6 @@ def life(live: Serve, owner: Person) -> Iterator[Life]:
     live.rows("UPDATE accounts_workspacesettings SET record_payloads = false")
 
 
-@pytest.mark.full
 def test_nothing_holds_in_clear_what_sign_ins_were_made_of(life: Life) -> None:
     issuer, live = life.issuer, life.live
     # Refused sign-ins: denied, another issuer's answer, an invalid state, no token, an error that quotes the request.

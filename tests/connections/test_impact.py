@@ -11,7 +11,7 @@ from tests import make
 from tests.conftest import SignIn
 from tests.connections.rows import HTMX, text
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 @pytest.fixture
@@ -27,7 +27,6 @@ def link() -> Connection:
     return link
 
 
-@pytest.mark.full
 def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
     assigned = link.gateway.assignments.get()
     tool = Feature.objects.create(assignment=assigned, name="search", exposed_name="github__search")
@@ -50,7 +49,6 @@ def test_each_layer_counts_what_goes_through_it(link: Connection) -> None:
     }
 
 
-@pytest.mark.full
 def test_a_shared_identity_carries_all_of_its_gateways() -> None:
     ana, crm = make.user(), make.server(auth_type="bearer")
     shared = make.identity(crm)
@@ -62,7 +60,6 @@ def test_a_shared_identity_carries_all_of_its_gateways() -> None:
     assert {impact_of(thing).identities for thing in (crm, gateway, gateway.assignments.get())} == {1}
 
 
-@pytest.mark.full
 def test_people_who_may_not_see_connections_get_no_impact_of_several_servers(link: Connection, sign_in: SignIn) -> None:
     make.gateway(make.server(slug="docs"))
     picked = {"act": "disable", "pick": [str(server.pk) for server in Server.objects.all()]}

@@ -15,7 +15,7 @@ from tests.conftest import SignIn, wire_size
 from tests.connections.rows import HTMX, text
 from ui.sealing import cipher
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 PATH = "/settings/identities"
 OPEN = HTMX | {"HX-Current-URL": f"http://testserver{PATH}"}
@@ -41,7 +41,6 @@ def row(response: object, thing: Identity | Connection) -> str:
     return text(response).split(f'"{type(thing).__name__.lower()}-{thing.pk}"')[1].split(end)[0]
 
 
-@pytest.mark.full
 def test_a_row_says_what_it_is_for_and_never_the_secret(
     ann: User, ana: User, link: Connection, sign_in: SignIn
 ) -> None:
@@ -58,7 +57,6 @@ def test_a_row_says_what_it_is_for_and_never_the_secret(
     assert "work account" not in text(sign_in(ana).get(PATH))
 
 
-@pytest.mark.full
 def test_a_member_switches_and_ends_their_own_without_any_capability(
     ann: User, ben: User, link: Connection, sign_in: SignIn
 ) -> None:
@@ -89,7 +87,6 @@ def test_a_member_switches_and_ends_their_own_without_any_capability(
     assert identity.secret_ciphertext is None
 
 
-@pytest.mark.full
 def test_everything_acting_as_me_is_listed_with_a_button_to_end_it(
     ann: User, ben: User, link: Connection, sign_in: SignIn
 ) -> None:
@@ -108,7 +105,6 @@ def test_everything_acting_as_me_is_listed_with_a_button_to_end_it(
     assert "You have not connected an app or agent yet" in text(client.get(PATH))
 
 
-@pytest.mark.full
 def test_a_full_page_is_light_and_takes_few_statements(
     ann: User, link: Connection, sign_in: SignIn, django_assert_num_queries: DjangoAssertNumQueries
 ) -> None:
@@ -125,7 +121,6 @@ def test_a_full_page_is_light_and_takes_few_statements(
     assert wire_size(page) <= 30 * 1024
 
 
-@pytest.mark.full
 def test_a_replaced_secret_is_stored_and_leads_back_here(ann: User, link: Connection, sign_in: SignIn) -> None:
     new = "ghp_another_secret_of_hers"
 

@@ -11,10 +11,9 @@ from tests.conftest import SignIn
 from tests.connections.rows import HTMX, a_connection, row, text
 from tokens.models import Token
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
-@pytest.mark.full
 def test_acting_on_a_connection_does_not_need_the_list_but_a_capability_or_being_its_person(sign_in: SignIn) -> None:
     for verb, capability in (
         ("disable", Capability.CONNECTIONS_TOGGLE),
@@ -34,7 +33,6 @@ def test_acting_on_a_connection_does_not_need_the_list_but_a_capability_or_being
     assert (connection.is_live, connection.revoked_by) == (False, connection.user)
 
 
-@pytest.mark.full
 def test_without_the_capability_only_ones_own_rows_are_listed(ann: User, sign_in: SignIn) -> None:
     host, gateway = make.agent(by=make.user()), make.gateway()
     own = make.connection(host, gateway, ann)
@@ -49,7 +47,6 @@ def test_without_the_capability_only_ones_own_rows_are_listed(ann: User, sign_in
     assert sign_in(ann).get(f"/gateways/{hidden.slug}/connections/").status_code == 404
 
 
-@pytest.mark.full
 def test_a_connection_is_switched_off_after_a_question_and_on_with_nothing_lost(ana: User, sign_in: SignIn) -> None:
     connection = a_connection(ana)
     make.token(connection)
@@ -72,7 +69,6 @@ def test_a_connection_is_switched_off_after_a_question_and_on_with_nothing_lost(
     assert f"/gateways/{gateway.slug}/" not in as_on_tab
 
 
-@pytest.mark.full
 def test_revoking_asks_first_and_ends_the_connection_and_its_tokens_for_good(ana: User, sign_in: SignIn) -> None:
     connection, client = a_connection(ana), sign_in(ana)
     for _ in range(2):

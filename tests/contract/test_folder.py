@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 FOLDER = Path(__file__).resolve().parent
 ROOT = FOLDER.parent.parent
 PRODUCT = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
@@ -22,7 +24,6 @@ def imports_of(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.full
 def test_nothing_of_the_product_is_imported() -> None:
     todo, seen = sorted(FOLDER.glob("*.py")), set[Path]()
     while todo:

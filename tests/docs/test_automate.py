@@ -10,6 +10,8 @@ from tests.conftest import Run
 from tests.docs.pages import ROOT
 from tests.workspace import OWNER, Serve
 
+pytestmark = pytest.mark.full
+
 PAGE = (ROOT / "docs/reference/rest-api.md").read_text()
 BLOCK = re.compile(r"<!-- script -->\n```bash\n(.*?)```", re.DOTALL)
 CAPABILITIES = re.compile(r"\*([A-Z][\w\s&]+?)\*")
@@ -24,7 +26,6 @@ print(issue(name="script", capabilities=chosen, days=90, by=User.objects.get(ema
 """
 
 
-@pytest.mark.full
 def test_the_script_works_as_printed(live_alone: Serve, run: Run) -> None:
     live = live_alone.start()
     labels = {" ".join(label.split()) for label in CAPABILITIES.findall(PAGE)}

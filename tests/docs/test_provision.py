@@ -8,6 +8,8 @@ import pytest
 from tests.docs.pages import ROOT
 from tests.workspace import OWNER, Serve
 
+pytestmark = pytest.mark.full
+
 PAGE = (ROOT / "docs/how-to/provision-people.md").read_text()
 BLOCK = re.compile(r"<!-- script -->\n```bash\n(.*?)```", re.DOTALL)
 
@@ -20,7 +22,6 @@ print(ProvisioningKey.objects.issue(name="Okta", role=role, capabilities=role.ca
 """
 
 
-@pytest.mark.full
 def test_the_script_works_as_printed(live_alone: Serve) -> None:
     live = live_alone.start()
     key = live.manage("shell", "--verbosity", "0", "-c", MAKE_KEY.format(owner=OWNER)).strip()

@@ -23,6 +23,7 @@ from tests.docs.pages import ROOT
 from tests.workspace import free_port
 
 pytestmark = [
+    pytest.mark.full,
     pytest.mark.xdist_group("starts"),
     pytest.mark.parametrize("newcomer", ["with tables"], indirect=True),  # The README also uses the other.
 ]
@@ -98,7 +99,6 @@ def servers(npm: Npm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict
         }
 
 
-@pytest.mark.full
 def test_an_agent_calls_until_it_is_revoked_as_the_page_says(
     newcomer: Newcomer, terminal: Terminal, open_browser: Open
 ) -> None:
@@ -141,7 +141,6 @@ def expect_in_log(page: Page, newcomer: Newcomer, *words: str) -> None:
         expect(entry).to_contain_text(word)
 
 
-@pytest.mark.full
 def test_three_servers_and_three_people_as_the_page_says(
     newcomer: Newcomer, terminal: Terminal, open_browser: Open, servers: dict[str, str]
 ) -> None:

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.full
+
 # Freeing the first buffer makes glibc allocate later ones on its heap, which cannot shrink below data in use.
 FLOOD = """
 import os
@@ -26,7 +28,6 @@ print(before - taken())
 """
 
 
-@pytest.mark.full
 def test_freed_buffers_of_large_answers_go_back_to_the_system() -> None:
     given_back = subprocess.run([sys.executable, "-c", FLOOD], capture_output=True, text=True, check=True).stdout
 

@@ -19,7 +19,7 @@ from sinks.models import Sink
 from tests import make
 from tests.conftest import SignIn, wire_size
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 def text(response: Any) -> str:
@@ -33,7 +33,6 @@ def a_call(outcome: Outcome, **fields: Any) -> Call:
     return Call.objects.create(created_at=at, outcome=outcome, **(defaults | fields))
 
 
-@pytest.mark.full
 def test_each_number_needs_its_capability(sign_in: SignIn, subtests: pytest.Subtests) -> None:
     make.server(name="Docs").note_health(Health.DOWN, "refused the connection")
     make.call()
@@ -54,7 +53,6 @@ def test_each_number_needs_its_capability(sign_in: SignIn, subtests: pytest.Subt
             assert words not in text(sign_in(make.user(*set(Capability) - {*capabilities})).get("/"))
 
 
-@pytest.mark.full
 def test_a_person_without_any_capability_sees_their_own_things(sign_in: SignIn) -> None:
     person = make.user()
     own = make.connection(make.agent(by=make.user(), name="Feedback bot"), make.gateway(), person)
@@ -71,7 +69,6 @@ def test_a_person_without_any_capability_sees_their_own_things(sign_in: SignIn) 
     assert ">Secret bot</a>" in text(sign_in(make.user(Capability.API_TOKENS_CREATE)).get("/"))
 
 
-@pytest.mark.full
 def test_the_last_day_is_counted_and_leads_to_its_lists(ana: User, sign_in: SignIn) -> None:
     a_call(Outcome.OK)
     a_call(Outcome.DENIED, host_name="CI bot", deny_reason="host_disabled")
@@ -87,7 +84,6 @@ def test_the_last_day_is_counted_and_leads_to_its_lists(ana: User, sign_in: Sign
         assert f'{path}"><header><span>' in text(response)
 
 
-@pytest.mark.full
 def test_the_first_step_is_the_one_that_is_still_missing(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     begun = text(client.get("/"))
@@ -113,7 +109,6 @@ def test_the_first_step_is_the_one_that_is_still_missing(ana: User, sign_in: Sig
     assert "No server is enabled." in page
 
 
-@pytest.mark.full
 def test_more_expiring_tokens_than_are_listed_are_said_to_be_more(ana: User, sign_in: SignIn) -> None:
     connection, client = make.connection(make.agent(by=ana), make.gateway(), ana), sign_in(ana)
     make.token(connection, name="ends-late", expires_in_days=90)
@@ -131,7 +126,6 @@ def test_more_expiring_tokens_than_are_listed_are_said_to_be_more(ana: User, sig
     assert f">{SHOWN}+<" in expiring()
 
 
-@pytest.mark.full
 def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> None:
     server, other = make.server(name="Docs"), make.server(name="Quiet")
     a_call(Outcome.OK, server_id=server.pk)
@@ -146,7 +140,6 @@ def test_a_server_s_hours_tell_when_it_failed(ana: User, sign_in: SignIn) -> Non
     assert f'aria-label="{other.name}, last 24 hours. {none}"' in page
 
 
-@pytest.mark.full
 def test_failing_sinks_and_refused_identities_need_the_attention_of_who_may_act(sign_in: SignIn) -> None:
     owner, keeper = make.user(), make.user(Capability.SINKS_MANAGE)
     watcher = make.user(Capability.MCP_CONNECTIONS_READ)
@@ -169,7 +162,6 @@ def test_failing_sinks_and_refused_identities_need_the_attention_of_who_may_act(
     assert not any('id="attention-title"' in text(sign_in(person).get("/")) for person in pages)
 
 
-@pytest.mark.full
 def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:
     name = "Quarterly reconciliation of the northern warehouses"
     boss, other = (make.user(*Capability, email=f"{who}@subsidiary.example.com") for who in ("chief", "somebody"))

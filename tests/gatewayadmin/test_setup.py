@@ -14,7 +14,7 @@ from servers.models import BUILT_IN_URL
 from tests import make
 from tests.conftest import SignIn
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 HTMX = {"HX-Request": "true"}
 
@@ -35,7 +35,6 @@ def done(viewer: User) -> list[str]:
     return [step.name for step in setup.steps if step.done] if setup else ["all"]
 
 
-@pytest.mark.full
 def test_each_step_is_done_when_the_thing_has_happened(owner: User, settings: Any) -> None:
     built_in = make.server(slug="quickstart", url=BUILT_IN_URL)
     trial = make.gateway(built_in)
@@ -59,7 +58,6 @@ def test_each_step_is_done_when_the_thing_has_happened(owner: User, settings: An
     assert done(owner) == ["all"]
 
 
-@pytest.mark.full
 def test_the_dashboard_shows_them_to_who_sets_up_and_says_who_else_may(sign_in: SignIn) -> None:
     WorkspaceSettings.load()
     page = text(sign_in(make.user(Capability.PEOPLE_MANAGE)).get("/"))
@@ -72,7 +70,6 @@ def test_the_dashboard_shows_them_to_who_sets_up_and_says_who_else_may(sign_in: 
     assert "First steps" not in text(sign_in(make.user(*(set(Capability) - set(SETS_UP)))).get("/"))
 
 
-@pytest.mark.full
 def test_the_page_asks_again_and_gets_an_answer_when_something_has_happened(owner: User, sign_in: SignIn) -> None:
     client = sign_in(owner)
     asks = client.get("/").context["setup"].url
@@ -88,7 +85,6 @@ def test_the_page_asks_again_and_gets_an_answer_when_something_has_happened(owne
     assert "every 2s" not in asleep
 
 
-@pytest.mark.full
 def test_the_first_call_is_named_and_when_all_is_done_it_says_so(owner: User, sign_in: SignIn) -> None:
     client = sign_in(owner)
     first = make.call(feature_name="echo", client_name="Codex CLI")
@@ -105,7 +101,6 @@ def test_the_first_call_is_named_and_when_all_is_done_it_says_so(owner: User, si
     assert "First steps" not in text(client.get("/"))
 
 
-@pytest.mark.full
 def test_workspace_managers_hide_the_first_steps_for_everybody_and_show_them_again(
     owner: User, sign_in: SignIn
 ) -> None:

@@ -6,6 +6,8 @@ import inspect
 import pytest
 from uvicorn.protocols.http import httptools_impl
 
+pytestmark = pytest.mark.full
+
 READ = {
     "HttpToolsProtocol.__init__": "4f0899941034",
     "HttpToolsProtocol.connection_made": "6efb565ff3d3",
@@ -27,7 +29,6 @@ READ = {
 }
 
 
-@pytest.mark.full
 def test_uvicorn_is_the_one_our_http_protocols_were_written_against(subtests: pytest.Subtests) -> None:
     for name, known in READ.items():
         with subtests.test(name):

@@ -12,7 +12,7 @@ from capabilities import Capability
 from hosts.models import Host
 from tests import make
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 @pytest.fixture
@@ -27,7 +27,6 @@ def counts(response: Any) -> tuple[str, bool]:
     return counted[1] if counted else "", bool(re.search('class="row-link"[^>]*>Playground<', page))
 
 
-@pytest.mark.full
 def test_the_playground_is_no_app_among_others_unless_it_waits_and_every_count_says_so(
     keeper: User, sign_in: Callable[[User], Client]
 ) -> None:

@@ -6,12 +6,16 @@ from tests.house.test_files import tracked
 from tests.workspace import ROOT
 
 # Numbered points of papers that are not here: "X43", "R3.1", "requirements 4.4", "protocol.md 2.7", "trap E12".
-CITATION = re.compile(
-    r"(?<![\w(&;/%.#-])[PMXTWC]\d{1,2}(?![\w%+-]|\.\d)(?! [A-Z]?[;)])"
-    r"|\bR\d{1,2}\.\d+\b|\bS\d{2}\b"
-    r"|\b[Rr]equirements? (?:section )?\d+(?:\.\d+)*\b|\b[Dd]ecisions? \d+(?:\.\d+)*\b"
-    r"|\b(?:field|protocol|architecture|requirements|decisions|data-plane|field-test)\.md,? (?:section )?\d"
-    r"|\b[Tt]raps? [A-Z]\d+|\bfield test [A-Z]?\d"
+# Two patterns, because the first begins with a capital letter, which Python finds ten times faster than a boundary.
+CITATIONS = (
+    re.compile(
+        r"[PMXTWC](?<![\w(&;/%.#-].)\d{1,2}(?![\w%+-]|\.\d)(?! [A-Z]?[;)])|R(?<!\w.)\d{1,2}\.\d+\b|S(?<!\w.)\d{2}\b"
+    ),
+    re.compile(
+        r"\b[Rr]equirements? (?:section )?\d+(?:\.\d+)*\b|\b[Dd]ecisions? \d+(?:\.\d+)*\b"
+        r"|\b(?:field|protocol|architecture|requirements|decisions|data-plane|field-test)\.md,? (?:section )?\d"
+        r"|\b[Tt]raps? [A-Z]\d+|\bfield test [A-Z]?\d"
+    ),
 )
 # The browser's user agent, and coordinates in a picture, look like citations.
 NO_CITATION = re.compile(r"\(X11; Linux|\bX11\b|%C3|protocol\.md, 3")
@@ -28,7 +32,8 @@ OLD_MODULES = frozenset(
 
 
 def citations(text: str) -> list[str]:
-    return CITATION.findall(NO_CITATION.sub("", text))
+    text = NO_CITATION.sub("", text)
+    return [found for pattern in CITATIONS for found in pattern.findall(text)]
 
 
 def test_nothing_cites_a_paper_the_repository_does_not_hold() -> None:

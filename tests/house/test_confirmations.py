@@ -18,7 +18,7 @@ from tests.house.test_counts import Walk, world
 from tests.undone import undone
 
 __all__ = ["world"]
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 UNDONE = {  # Undone by the same switch or the button next to it, replaced at once, or ends nothing.
     "access:remind_reviewers",
@@ -127,7 +127,6 @@ def questions(walk: Walk) -> Iterator[tuple[Door, str, Question]]:
                     yield door, address, found
 
 
-@pytest.mark.full
 def test_irreversible_actions_are_red_and_large_ones_must_be_typed(world: World) -> None:
     walk = Walk(world, frozenset(Capability))
     found: dict[str, set[str]] = {}
@@ -158,7 +157,6 @@ NOT_MET = {
 }
 
 
-@pytest.mark.full
 def test_nothing_that_is_to_be_typed_is_done_without(world: World) -> None:
     walk = Walk(world, frozenset(Capability))
     crm = walk.things["shared_identity"][0]
@@ -200,7 +198,6 @@ def dialogs(walk: Walk) -> Iterator[tuple[str, str, str, str]]:
                 yield view, html, name, opened.content.decode()
 
 
-@pytest.mark.full
 def test_a_dialog_replaces_an_element_of_the_page_that_opens_it(world: World) -> None:
     """If the page lacks the element, the dialog's button does nothing."""
     with undone():

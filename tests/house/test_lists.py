@@ -10,8 +10,9 @@ from bench.lists import asked
 from bench.log_pages import signed_in
 from bench.many import FEW, MANY, grow
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 @pytest.mark.django_db
 def test_lists_take_as_many_statements_with_many_rows() -> None:
     Role.objects.make_built_in()

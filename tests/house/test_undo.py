@@ -13,6 +13,8 @@ from tests.undone import undone
 from ui.pages import Undo
 from ui.templatetags.ui import undo
 
+pytestmark = pytest.mark.full
+
 TAKEN_BACK = {
     "Assignment.disable",
     "Assignment.enable",
@@ -72,7 +74,6 @@ def is_page(surface: Step) -> bool:
     return surface.__qualname__.startswith(f"{page.__name__}.")
 
 
-@pytest.mark.full
 @pytest.mark.django_db
 def test_an_act_done_twice_is_taken_back_once(stage: Stage) -> None:
     acts = [(verb.name, verb.before, act) for verb in VERBS for act in verb.surfaces if is_page(act)]

@@ -16,7 +16,7 @@ from tests import make
 from tests.conftest import SignIn
 from tests.oauth.apps import App, connect, register
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
 def words(response: Any) -> str:
@@ -41,7 +41,6 @@ def published(address: str = "https://app.example.com/client.json") -> Applicati
     return made
 
 
-@pytest.mark.full
 def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignIn) -> None:
     """Each installation registers separately; registrations that differ only in the loopback port are one app."""
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
@@ -61,7 +60,6 @@ def test_registrations_of_one_app_stand_under_its_host(viv: User, sign_in: SignI
     assert "elsewhere.example.com" not in seen
 
 
-@pytest.mark.full
 def test_an_app_with_a_document_names_its_publisher_to_people_who_see_hosts(
     ana: User, viv: User, sign_in: SignIn
 ) -> None:
@@ -82,7 +80,6 @@ def test_an_app_with_a_document_names_its_publisher_to_people_who_see_hosts(
     assert "the app registers again automatically." in words(sign_in(viv).get(path))
 
 
-@pytest.mark.full
 def test_an_apps_self_description_is_only_text(viv: User, sign_in: SignIn) -> None:
     member, gateway = make.user(Capability.OAUTH_CONNECT), make.gateway()
     said = register(client_name="<script>x</script>").json()
@@ -91,7 +88,6 @@ def test_an_apps_self_description_is_only_text(viv: User, sign_in: SignIn) -> No
     assert "&lt;script&gt;x&lt;/script&gt;" in page_of(viv, sign_in, Host.objects.get())
 
 
-@pytest.mark.full
 def test_the_overview_asks_for_them_and_says_who_allowed_the_app(ana: User, sign_in: SignIn) -> None:
     WorkspaceSettings.edit(by=None, new_app_policy="approve")
     published()

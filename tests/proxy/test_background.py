@@ -29,6 +29,8 @@ from tests.workspace import ROOT
 from wire import background
 from wire.background import Background, every
 
+pytestmark = pytest.mark.full
+
 # Loops whose failure makes /readyz answer 503: without them, access is not revoked or not decided.
 GUARDS = {"access", "access, clock", "bus", "call log", "call log, clock", "limits", "limits, clock", "open streams"}
 OTHERS = {
@@ -109,7 +111,6 @@ def loops_in(*packages: str) -> set[str]:
     return {f"{path}:{function}" for path, tree in own for function in functions(tree, begins)}
 
 
-@pytest.mark.full
 def test_every_loop_of_the_proxy_that_raises_is_seen_and_back_and_calls_go_on(
     killer: Killer, start: Start, run: Run
 ) -> None:
@@ -131,7 +132,6 @@ def test_every_loop_of_the_proxy_that_raises_is_seen_and_back_and_calls_go_on(
     assert Call.objects.filter(method="tools/call", outcome="ok").count() == len(killer.begun)
 
 
-@pytest.mark.full
 async def test_every_loop_around_the_proxy_that_raises_is_seen_and_back(killer: Killer) -> None:
     loops = Background()
     asgi.start_loops(loops, has_replica=True, does_chores=True)
@@ -146,7 +146,6 @@ async def test_every_loop_around_the_proxy_that_raises_is_seen_and_back(killer: 
     assert all(f"{name}: failing, TypeError\n" in text for name, (_, text) in killer.seen.items())
 
 
-@pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_stop_that_raises_ends_no_other_and_the_call_log_is_written_all_the_same(
     monkeypatch: pytest.MonkeyPatch,

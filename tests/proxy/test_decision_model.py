@@ -40,6 +40,8 @@ from tests.api.world import holder
 from tokens.models import Token
 from wire.mcp import TOOL
 
+pytestmark = pytest.mark.full
+
 TOOLS = ("one__known", "one__other", "two__known", "three__known")
 ADDRESSES = ("10.1.2.3", "2001:db8::7", "")
 ANNOTATIONS: dict[str, dict[str, bool]] = {
@@ -632,7 +634,6 @@ def compared(plain: Plain, grants: Iterator[Any]) -> Iterator[tuple[str, str, An
             yield expected, found(grant, tool, address), (*question, address)
 
 
-@pytest.mark.full
 def test_the_decision_is_that_of_the_plain_model(transactional_db: None) -> None:
     """`DECISION_WORLDS=20000 pytest -rP -n 0 -k plain_model` compares so many worlds."""
     skeletons = [skeleton() for _ in range(AT_ONCE)]
@@ -699,7 +700,6 @@ def told(verdict: Verdict | None) -> str:
     return verdict.reason or ("the server is asked" if verdict.unlisted else "allowed")
 
 
-@pytest.mark.full
 def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactional_db: None) -> None:
     bones = skeleton()
     painter = Painter(bones)

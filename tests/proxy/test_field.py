@@ -10,8 +10,9 @@ from tests.conftest import Run
 from tests.proxy.conftest import Start, eventually
 from tests.proxy.scripted import Script, tool
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 def test_two_accounts_at_one_provider_stand_under_two_prefixes(start: Start, run: Run) -> None:
     """Complaint 6: a person has two accounts at one provider."""
     crm = make.server(url=run(upstreams.crm()).url, auth_type=AuthType.HEADER, header_name="X-Api-Key")
@@ -29,7 +30,6 @@ def test_two_accounts_at_one_provider_stand_under_two_prefixes(start: Start, run
     assert said == {"north": "key of north", "south": "key of south"}
 
 
-@pytest.mark.full
 def test_sessions_at_servers_that_nobody_uses_are_given_back(
     start: Start, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

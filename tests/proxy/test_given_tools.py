@@ -19,6 +19,8 @@ from tests.proxy.listening import listening
 from tests.proxy.scripted import Script, returning, tool
 from tests.proxy.test_standing_streams import TOOLS_CHANGED, in_session
 
+pytestmark = pytest.mark.full
+
 NAMES = ("get_page", "get_user", "put_page", "drop_page")
 PEOPLE = int(os.environ.get("PEOPLE_WITH_TOOLS", "3"))
 EXPOSED = [f"docs__{name}" for name in NAMES]
@@ -61,7 +63,6 @@ def usable(agent: Agent) -> set[str]:
     return {name.removeprefix("docs__") for name in allowed}
 
 
-@pytest.mark.full
 def test_people_and_agents_can_list_and_call_what_grants_and_limits_give(
     proxy: Proxy, work: Gateway, boss: User, ann: User
 ) -> None:
@@ -96,7 +97,6 @@ def test_people_and_agents_can_list_and_call_what_grants_and_limits_give(
     assert proxy.last().deny_reason == "tool_not_granted"
 
 
-@pytest.mark.full
 def test_a_new_tool_falls_into_what_its_set_says(proxy: Proxy, run: Run, boss: User) -> None:
     served = Script([[tool("get_page")]], CALLED)
     work = make.gateway(make.server(slug="docs", url=run(served.app()).url), slug="work", tools_given="granted")
@@ -113,7 +113,6 @@ def test_a_new_tool_falls_into_what_its_set_says(proxy: Proxy, run: Run, boss: U
     assert agent.tools() == ["docs__get_page", "docs__get_user"]
 
 
-@pytest.mark.full
 def test_prompts_and_resources_are_given_by_name_and_not_by_effect(proxy: Proxy, run: Run, boss: User) -> None:
     work = make.gateway(make.server(slug="docs", url=run(upstreams.docs()).url), slug="work")
     agent = proxy.agent(make.connection(make.agent(by=boss), work, boss))
@@ -140,7 +139,6 @@ def test_prompts_and_resources_are_given_by_name_and_not_by_effect(proxy: Proxy,
     assert (listed(), asked()) == (everything, ["", ""])
 
 
-@pytest.mark.full
 def test_lists_are_what_calls_allow_for_random_people(proxy: Proxy, work: Gateway, boss: User) -> None:
     chance = Random(7)
     people = [boss, *(make.user() for _ in range(PEOPLE - 1))]
@@ -187,7 +185,6 @@ ENDS: dict[str, Callable[[Gateway, ToolSet, ToolGrant, User], object]] = {
 }
 
 
-@pytest.mark.full
 def test_a_running_call_ends_whose_tool_is_taken_away(
     start: Start, run: Run, boss: User, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
@@ -215,7 +212,6 @@ def test_a_running_call_ends_whose_tool_is_taken_away(
     eventually(lambda: [row.deny_reason for row in proxy.calls()].count("tool_not_granted") == len(ENDS))
 
 
-@pytest.mark.full
 def test_sessions_are_told_when_their_tools_change(
     start: Start, run: Run, boss: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +237,6 @@ def test_sessions_are_told_when_their_tools_change(
         assert TOOLS_CHANGED in stream.events
 
 
-@pytest.mark.full
 def test_what_is_given_of_many_templates_and_no_other_server_introduces_itself(
     proxy: Proxy, run: Run, boss: User
 ) -> None:
@@ -274,7 +269,6 @@ def test_what_is_given_of_many_templates_and_no_other_server_introduces_itself(
     assert instructions() == "Look things up here."
 
 
-@pytest.mark.full
 def test_clients_see_the_texts_an_administrator_states(proxy: Proxy, run: Run, boss: User) -> None:
     served = Script([[tool("get_page"), {**tool("put_page"), "title": "Put", "description": "Puts."}]], CALLED)
     work = make.gateway(make.server(slug="docs", url=run(served.app()).url), slug="work")

@@ -14,6 +14,8 @@ from tests.proxy.scripted import offering
 from wire.guard import OwnEndpoints
 from wire.trace_context import HOPS_HEADER
 
+pytestmark = pytest.mark.full
+
 
 def behind_itself(proxy: Proxy) -> Agent:
     """Return an agent at a gateway whose only server is that gateway."""
@@ -34,7 +36,6 @@ def forget_lists() -> None:
     Listing.objects.all().delete()
 
 
-@pytest.mark.full
 def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
     agent = behind_itself(proxy)
 
@@ -53,7 +54,6 @@ def test_a_circle_ends_after_four_gateways_and_says_why(proxy: Proxy) -> None:
     assert asked["tools/list"] <= 2
 
 
-@pytest.mark.full
 def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> None:
     proxy = start()
     # Configure a second gateway, on the same database, with the first gateway's address as its own.
@@ -69,7 +69,6 @@ def test_a_server_that_is_this_gateway_itself_is_not_called(start: Start) -> Non
     assert len(proxy.calls()) == 2
 
 
-@pytest.mark.full
 def test_each_gateway_counts_itself(proxy: Proxy, run: Run) -> None:
     user = make.user()
     gateway = make.gateway(slug="work")

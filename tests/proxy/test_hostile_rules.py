@@ -14,6 +14,8 @@ from tests.conftest import Run
 from tests.proxy.conftest import Agent, Proxy
 from tests.rules.test_hostile_arguments import HOSTILE
 
+pytestmark = pytest.mark.full
+
 COSTLY = (
     "args.text.contains('secret')",
     f"args.text.contains('{'a' * 1900}b')",
@@ -37,7 +39,6 @@ def post(agent: Agent, arguments: Any) -> httpx.Response:
     return agent.post(json.dumps(call).encode(), content_type="application/json")
 
 
-@pytest.mark.full
 def test_hostile_calls_are_refused_while_calls_of_others_are_answered(proxy: Proxy, run: Run, ana: User) -> None:
     docs = make.server(slug="docs", url=run(upstreams.docs()).url)
     plain, attacked = (make.gateway(docs, slug=slug) for slug in ("plain", "attacked"))

@@ -12,8 +12,9 @@ from tests import make
 from tests.oauth.apps import browser
 from tests.proxy.conftest import in_words, served
 
+pytestmark = pytest.mark.full
 
-@pytest.mark.full
+
 def test_j14_a_name_that_leads_inside_later_is_stopped_when_it_is_called(
     transactional_db: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,8 @@ from tests.proxy.conftest import Agent, Proxy, eventually, sql
 from ui.sealing import cipher
 from wire.oauth_client import issuer_metadata_urls
 
+pytestmark = pytest.mark.full
+
 NEXT = "/settings/identities"
 
 
@@ -111,7 +113,6 @@ def place(issuer: RealIssuer, proxy: Proxy, run: Run, settings: Settings) -> Pla
     return Place(issuer, proxy, run(issuer.app()).url)
 
 
-@pytest.mark.full
 def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place, ann: User, ben: User) -> None:
     ann_s, ben_s = place.agent(ann), place.agent(ben)
     assert refusal(ann_s) == "identity_missing"
@@ -150,7 +151,6 @@ def test_two_people_sign_in_call_as_themselves_renew_and_end_alone(place: Place,
     eventually(lambda: is_refused(place, last["access_token"]))
 
 
-@pytest.mark.full
 def test_a_client_that_was_registered_by_hand_signs_in_renews_and_revokes(place: Place, ann: User) -> None:
     ana = make.user(*Capability, email="ana@example.com")
     asked = {"issuer": place.issuer.name, "client_id": "entered", "secret": SECRET}
@@ -171,7 +171,6 @@ def test_a_client_that_was_registered_by_hand_signs_in_renews_and_revokes(place:
     eventually(lambda: is_refused(place, after["access_token"]))
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_issuer_that_nobody_describes_is_signed_in_to_by_the_endpoints_that_were_entered(
     name: str, npm: Npm, proxy: Proxy, run: Run, settings: Settings, ann: User
@@ -220,7 +219,6 @@ def without_metadata(app: App) -> App:
     return door
 
 
-@pytest.mark.full
 def test_somebody_who_denies_is_told_so_and_may_begin_again(place: Place, ann: User) -> None:
     client = browser(ann)
     with Visitor("ann", allows=False) as visitor:
@@ -232,7 +230,6 @@ def test_somebody_who_denies_is_told_so_and_may_begin_again(place: Place, ann: U
     assert place.sign_in(ann).status == "active"
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_an_issuer_that_has_forgotten_everybody_is_signed_in_to_again(
     name: str, npm: Npm, proxy: Proxy, run: Run, settings: Settings, ann: User

@@ -14,6 +14,8 @@ from tests.proxy.conftest import config
 from tokens.models import Issued
 from wire import token_text
 
+pytestmark = pytest.mark.full
+
 PING = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping", "params": {"x": "y" * UNAUTHENTICATED_BODY}}).encode()
 SHORT = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}).encode()
 
@@ -48,7 +50,6 @@ async def asked(secret: str | None, *pieces: bytes, **headers: str) -> tuple[int
     return sent[0]["status"], len(left)
 
 
-@pytest.mark.full
 async def test_a_body_is_read_for_a_token_that_may_call_unless_it_is_announced_as_too_large(issued: Issued) -> None:
     pieces = [PING[n : n + 1000] for n in range(0, len(PING), 1000)]
     assert await asked(issued.secret, *pieces, content_length=str(len(PING))) == (200, 0)
@@ -63,7 +64,6 @@ def revoked(issued: Issued) -> Issued:
     return issued
 
 
-@pytest.mark.full
 async def test_nothing_of_a_body_is_read_without_a_token_and_little_with_one_that_may_not_call(revoked: Issued) -> None:
     assert await asked(None, b"{}", b"x") == (401, 2)
     assert await asked("gwa_nonsense", b"{}", b"x") == (401, 2)
@@ -75,7 +75,6 @@ async def test_nothing_of_a_body_is_read_without_a_token_and_little_with_one_tha
         assert await asked(secret, SHORT) == (401, 0)
 
 
-@pytest.mark.full
 async def test_two_host_headers_are_a_bad_request(issued: Issued) -> None:
     sent: list[Any] = []
 

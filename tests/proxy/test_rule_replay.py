@@ -18,6 +18,8 @@ from tests import make, upstreams
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy
 
+pytestmark = pytest.mark.full
+
 CALLS = int(os.environ.get("REPLAYED_CALLS", "60"))
 VALUES = (1, 0, -1, 2.5, "main", "production", "e\u0301", "", None, True, [1, "a"], {"b": 1}, 2**70, "x" * 3000)
 CONDITIONS = (
@@ -41,7 +43,6 @@ def drawn(chance: Random) -> Iterator[tuple[str, Any]]:
             yield name, chance.choice(VALUES)
 
 
-@pytest.mark.full
 def test_a_replay_decides_recorded_calls_as_they_were_decided(proxy: Proxy, run: Run, ana: User) -> None:
     WorkspaceSettings.edit(record_payloads=True, zone="Asia/Tokyo", by=None)
     Team.objects.create(name="Operations").users.add(ana)

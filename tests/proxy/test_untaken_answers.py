@@ -15,6 +15,8 @@ from tests.proxy.conftest import Agent, Start, eventually
 from tests.proxy.scripted import Request, Script
 from tests.proxy.test_tools_call import work_of
 
+pytestmark = pytest.mark.full
+
 SIZE = 12 << 20  # More than the buffers of the system can take.
 TOOLS = [{"name": name, "inputSchema": {"type": "object"}} for name in ("large", "small")]
 
@@ -46,7 +48,6 @@ def large_calls() -> int:
     return Call.objects.filter(feature_name="docs__large", outcome="ok", response_bytes__gt=SIZE).count()
 
 
-@pytest.mark.full
 def test_a_client_that_reads_no_answers_gets_no_more_and_delays_nobody(start: Start, run: Run) -> None:
     work = work_of(start(answer_limit=2 * SIZE, answers_limit=4 * SIZE, queue_seconds=0.2), run)
     upstream = work.put(Script([TOOLS], answer).app(), "docs")

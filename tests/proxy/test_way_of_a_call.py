@@ -20,6 +20,8 @@ from tests.proxy.scripted import Request, calling
 from tests.proxy.test_tools_call import work_of
 from tests.workspace import ROOT
 
+pytestmark = pytest.mark.full
+
 # Limits for one call: modules entered, calls from one of these modules into another, and documented steps.
 MAX_MODULES = 17
 MAX_JUMPS = 80
@@ -80,7 +82,6 @@ def way_of_a_call(start: Start, run: Run, *, modern: bool) -> Counter[tuple[str,
     return reduce(and_, calls)
 
 
-@pytest.mark.full
 def test_a_call_passes_few_modules(start: Start, run: Run) -> None:
     entered = way_of_a_call(start, run, modern=True)
 
@@ -99,7 +100,6 @@ def documented_steps() -> list[tuple[str, str]]:
     return re.findall(r"^\d+\. \*\*[^*]+\*\* \(`([\w.]+):([\w.]+)`\)", way, re.MULTILINE)
 
 
-@pytest.mark.full
 def test_the_documented_way_of_a_call_names_functions_that_exist_and_that_a_call_enters(start: Start, run: Run) -> None:
     steps = documented_steps()
     _, way = ARCHITECTURE.read_text().split("## The path of a call", 1)

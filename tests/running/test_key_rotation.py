@@ -21,7 +21,7 @@ from tests.running.starts import sign_in
 from tests.workspace import PASSWORD, ROOT, Serve
 from wire import cipher, token_text
 
-pytestmark = pytest.mark.xdist_group("kill")
+pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
 
 PAGE = "back-up.md"
 FILES = {"GATEWAY_ENCRYPTION_KEYS": "encryption_keys", "GATEWAY_TOKEN_KEYS": "token_keys"}
@@ -69,7 +69,6 @@ def installation(folder: Path) -> Iterator[Installation]:
         yield Installation(both, keys)
 
 
-@pytest.mark.full
 def test_the_keys_are_rotated_under_load_as_printed_and_no_call_fails(tmp_path: Path) -> None:
     with sealed_server() as upstream, installation(tmp_path) as ours:
         serve: Serve = ours.both.serves[0]

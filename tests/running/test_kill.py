@@ -15,7 +15,8 @@ from tests.running.conftest import postmaster
 from tests.running.processes import chores, runs, workers
 from tests.running.starts import serving
 
-pytestmark = pytest.mark.xdist_group("kill")  # This test keeps both cores busy.
+# This test keeps both cores busy.
+pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
 
 
 def kill_postgres(home: Path) -> int:
@@ -26,7 +27,6 @@ def kill_postgres(home: Path) -> int:
     return pid
 
 
-@pytest.mark.full
 def test_whatever_is_killed_no_answered_call_is_lost_and_all_goes_on(home: Path) -> None:
     with serving(home, workers=2) as served:
         pid = served.process.pid

@@ -24,7 +24,7 @@ from tests.running.debian import postgres, programs
 from tests.running.starts import environment, manage, password_of, serving, signs_in
 from tests.running.test_refusals import KEYS
 
-pytestmark = pytest.mark.xdist_group("move database")
+pytestmark = [pytest.mark.xdist_group("move database"), pytest.mark.full]
 
 PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 PRINTED = "postgresql://gateway:secret@db.internal:5432/gateway"
@@ -93,7 +93,6 @@ def start_with_history(home: Path) -> str:
     return token
 
 
-@pytest.mark.full
 def test_all_rows_or_none_are_moved_as_printed_and_the_new_database_serves(
     first: FirstStart, home: Path, database_url: str
 ) -> None:
@@ -198,7 +197,6 @@ def refusal(home: Path, target: str, **more: str) -> str:
     return line.removeprefix("CommandError: ")
 
 
-@pytest.mark.full
 def test_a_dry_run_says_if_it_can_be_moved_and_changes_nothing(home: Path, target: str) -> None:
     done = manage(home, "move_database", "--check", DATABASE_URL=target, **keys_of(home))
     assert (done.returncode, done.stdout) == (0, "It can be moved.\n"), done.stderr
@@ -217,7 +215,6 @@ def test_a_dry_run_says_if_it_can_be_moved_and_changes_nothing(home: Path, targe
     assert refusal(home, target).startswith("The database has tables that are not the gateway's, such as of_others")
 
 
-@pytest.mark.full
 def test_there_has_to_be_a_database_to_move_and_one_to_move_to(fresh: Path, target: str) -> None:
     assert refusal(fresh, target, **{f"{name}_FILE": "" for name in KEYS}, **KEYS) == (
         f"There is no embedded database in {fresh}: set GATEWAY_DATA_DIR to where it is."

@@ -14,7 +14,7 @@ from tests.proxy.conftest import Agent
 from tests.proxy.test_endpoint import modern
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("kill")
+pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
 
 CALLS, CLIENTS = 100, 700
 # Clients that connect at once; when nearly all files are open, new connections are refused, even for calls.
@@ -60,7 +60,6 @@ class Clients:
             writer.close()
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("hard", [300, None])
 def test_every_call_is_answered_while_more_clients_listen_than_files_may_be_open(
     live_alone: Serve, hard: int | None

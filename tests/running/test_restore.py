@@ -27,7 +27,7 @@ from tests.running.starts import manage, password_of, serving, signs_in
 from tests.sinks.receiver import SECRET, Webhook, webhook
 from tests.workspace import PASSWORD, ROOT, Serve, free_port
 
-pytestmark = pytest.mark.xdist_group("restore")
+pytestmark = [pytest.mark.xdist_group("restore"), pytest.mark.full]
 
 PAGE = "back-up.md"
 COUNTED = """
@@ -124,7 +124,6 @@ class Before(NamedTuple):
     answered: set[UUID]
 
 
-@pytest.mark.full
 def test_a_backup_made_under_load_is_restored_elsewhere_and_goes_on_as_the_page_says(drill: Drill) -> None:
     """Back up PostgreSQL 15 with its programs, and restore on PostgreSQL 18."""
     with postgres(programs()) as address:
@@ -205,7 +204,6 @@ def must_be_counted(serve: Serve) -> None:
         assert counted["rolled_up"] == counted["logged"] > 0
 
 
-@pytest.mark.full
 def test_a_copy_of_the_data_directory_starts_elsewhere_with_its_tokens_and_its_log(home: Path, tmp_path: Path) -> None:
     """For the embedded database: `tar` the folder, unpack it, and start."""
     with serving(home) as served:

@@ -25,7 +25,7 @@ from tests.running.starts import manage
 from tests.running.test_refusals import KEYS, refusal
 from tests.workspace import OWNER, PASSWORD, ROOT, Serve, free_port
 
-pytestmark = pytest.mark.xdist_group("scale out")
+pytestmark = [pytest.mark.xdist_group("scale out"), pytest.mark.full]
 
 DIRECT, READ = "GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"
 REPLICA_URL = "postgresql://gateway:secret@replica.internal:5432/gateway"
@@ -134,7 +134,6 @@ def ready(served: Serve) -> str:
 # --- A pooler ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.full
 def test_pages_rest_and_chores_work_through_a_pooler_and_calls_go_on_without_it(server: str, tmp_path: Path) -> None:
     assert re.findall(r"export (\w+)=", block("bash")) == ["DATABASE_URL", DIRECT]
     documented = configparser.ConfigParser()
@@ -203,7 +202,6 @@ def nothing_is_left(pooled: str) -> None:
             assert left == (0, 0, "0", "15s", "off", "on")
 
 
-@pytest.mark.full
 def test_urls_that_do_not_lead_where_they_should_are_refused_with_what_to_set(server: str, tmp_path: Path) -> None:
     with database(server) as direct, database(server) as elsewhere:
         with pooler(direct) as pooled:
@@ -224,7 +222,6 @@ def test_urls_that_do_not_lead_where_they_should_are_refused_with_what_to_set(se
         )
 
 
-@pytest.mark.full
 def test_the_check_of_the_page_warns_of_too_few_connections_and_of_a_replica_that_is_none(
     server: str, tmp_path: Path
 ) -> None:
@@ -242,14 +239,12 @@ def test_the_check_of_the_page_warns_of_too_few_connections_and_of_a_replica_tha
     assert f"{READ} does not lead to a replica" in said
 
 
-@pytest.mark.full
 def test_a_pooler_in_session_mode_alone_will_do(server: str, tmp_path: Path) -> None:
     more = "ignore_startup_parameters = options"
     with database(server) as direct, pooler(direct, "session", 40, more) as pooled, serving(tmp_path, pooled) as served:
         assert called(served.issue_token(host="Bot", gateway="quickstart")) == OK
 
 
-@pytest.mark.full
 def test_pages_have_connections_of_their_own_what_decides_goes_direct_and_no_replica_is_needed(
     server: str, tmp_path: Path
 ) -> None:
@@ -302,7 +297,6 @@ def read_by_replica(served: Serve) -> float:
     return number(served, 'gateway_replica_reads_total{by="replica"}')
 
 
-@pytest.mark.full
 def test_logs_are_read_from_a_replica_whatever_becomes_of_it_and_decisions_are_not(server: str, tmp_path: Path) -> None:
     with beside(server, tmp_path, 12) as (served, replica):
         issued = served.issue_token(host="Bot", gateway="quickstart")
@@ -391,7 +385,6 @@ def a_replica_that_dies_costs_no_page(served: Serve, replica: Standby, browser: 
     eventually(lambda: browser.get(LOGS).text and read_by_replica(served) > before)
 
 
-@pytest.mark.full
 def test_calls_fail_closed_when_the_primary_is_lost_and_go_on_once_the_replica_is_promoted(
     server: str, tmp_path: Path
 ) -> None:

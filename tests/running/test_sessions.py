@@ -15,7 +15,8 @@ from tests.eventually import eventually
 from tests.running.processes import workers
 from tests.workspace import ROOT, Serve
 
-pytestmark = pytest.mark.xdist_group("kill")
+# `test_replicas` of `make test` also kills workers and restarts a replica.
+pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
 
 INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
 
@@ -35,7 +36,6 @@ def added(serve: Serve, url: str) -> dict[str, str]:
     return dict(json.loads(done.stdout)["counter"])
 
 
-@pytest.mark.full  # `test_replicas` also kills workers and restarts a replica.
 def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Serve, run: Run) -> None:
     counter = Counter(("2025-06-18", "2025-11-25"))
     serve = live_alone.start(workers=2)

@@ -15,10 +15,9 @@ from tests.running.conftest import FOREIGN, FirstStart, postmaster
 from tests.running.starts import Started, manage, password_of, serving, signs_in, start
 from wire.versions import with_commit
 
-pytestmark = pytest.mark.xdist_group("starts")
+pytestmark = [pytest.mark.xdist_group("starts"), pytest.mark.full]
 
 
-@pytest.mark.full
 def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first: FirstStart, home: Path) -> None:
     """Variables for another PostgreSQL were set at the first start."""
     printed = password_of(first.greeting)
@@ -75,7 +74,6 @@ def issue_a_token_beside(served: Started) -> None:
     assert postmaster(served.home) == before
 
 
-@pytest.mark.full
 def test_two_first_starts_at_once_make_one_owner(fresh: Path) -> None:
     settings = {"GATEWAY_QUICKSTART": "0"}
     one, other = start(fresh, settings), start(fresh, settings)
@@ -102,7 +100,6 @@ def test_two_first_starts_at_once_make_one_owner(fresh: Path) -> None:
                 started.kill()
 
 
-@pytest.mark.full
 def test_a_start_ended_before_it_serves_leaves_no_database_running(fresh: Path) -> None:
     started = start(fresh)
     eventually(lambda: postmaster(fresh), PROCESS_PATIENCE)
@@ -115,7 +112,6 @@ def test_a_start_ended_before_it_serves_leaves_no_database_running(fresh: Path) 
             started.kill()
 
 
-@pytest.mark.full
 def test_commands_without_a_server_use_its_database_and_address_and_leave_no_database_running(home: Path) -> None:
     """In a data directory whose path is too long for a socket, with variables for another PostgreSQL."""
     long = home.parent / ("long-" * 20) / "var"

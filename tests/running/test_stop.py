@@ -16,7 +16,7 @@ from tests.running.processes import chores, workers
 from tests.running.starts import manage, serving
 from tests.workspace import free_port
 
-pytestmark = pytest.mark.xdist_group("starts")
+pytestmark = [pytest.mark.xdist_group("starts"), pytest.mark.full]
 
 CALL = (
     b"POST /mcp/quickstart HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
@@ -58,7 +58,6 @@ class Callers(Agents):
             writer.close()
 
 
-@pytest.mark.full
 def test_a_stopping_worker_or_process_answers_connected_clients_and_then_refuses_new_ones(home: Path) -> None:
     """A refused connection has sent no request, so that a proxy can retry even a call at once."""
     with (
@@ -92,7 +91,6 @@ def another_worker_takes_the_place_of_an_ended_one(pid: int) -> None:
     eventually(lambda: first[0] not in (now := workers(pid)) and len(now) == 2)
 
 
-@pytest.mark.full
 def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh: Path) -> None:
     """Refuse connections, so that calls go to another process while Compose or Kubernetes restarts this one."""
     port, empty = free_port(), cluster.fresh_database(f"empty_{os.getpid()}")

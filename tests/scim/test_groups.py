@@ -11,10 +11,9 @@ from scim.models import DirectoryTeam
 from tests import make
 from tests.scim.conftest import GROUP, Directory
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
-@pytest.mark.full
 def test_a_group_is_a_team_of_its_members(directory: Directory) -> None:
     pk = directory.make("ana@example.com")["id"]
 
@@ -28,7 +27,6 @@ def test_a_group_is_a_team_of_its_members(directory: Directory) -> None:
     assert (group["value"], group["display"]) == (str(team.pk), "Finance")
 
 
-@pytest.mark.full
 def test_reach_follows_the_members_of_a_group(directory: Directory, member: Role) -> None:
     ben = User.objects.create_user("ben@example.com", make.PASSWORD, role=member)
     team = Team.objects.get(pk=directory.make_group("Finance", str(ben.pk))["id"])
@@ -43,7 +41,6 @@ def test_reach_follows_the_members_of_a_group(directory: Directory, member: Role
     assert connection.blocked_by == "reach"
 
 
-@pytest.mark.full
 def test_a_group_is_renamed_and_deleted(directory: Directory) -> None:
     pk = directory.make_group("Finance")["id"]
     directory.patch(f"/Groups/{pk}", {"op": "replace", "value": {"id": pk, "displayName": "Money"}})
@@ -60,7 +57,6 @@ def test_a_group_is_renamed_and_deleted(directory: Directory) -> None:
     assert list(told) == ["team.created", "team.updated", "team.removed"]
 
 
-@pytest.mark.full
 def test_a_member_who_is_nobody_is_refused_and_nobody_joins(directory: Directory) -> None:
     group, pk = directory.make_group("Finance")["id"], directory.make("ana@example.com")["id"]
     unknown = "00000000-0000-4000-8000-000000000000"
@@ -71,7 +67,6 @@ def test_a_member_who_is_nobody_is_refused_and_nobody_joins(directory: Directory
     assert Team.objects.get(pk=group).emails() == []
 
 
-@pytest.mark.full
 def test_a_deleted_person_is_in_no_team_after_returning(directory: Directory) -> None:
     ana, ben = (directory.make(f"{name}@example.com")["id"] for name in ("ana", "ben"))
     group = directory.make_group("Finance", ana, ben)["id"]
@@ -85,7 +80,6 @@ def test_a_deleted_person_is_in_no_team_after_returning(directory: Directory) ->
     assert told.changes["users"] == [["ben@example.com"], []]
 
 
-@pytest.mark.full
 def test_members_are_left_out_where_they_are_not_asked_for(directory: Directory) -> None:
     pk = directory.make("ana@example.com")["id"]
     group = directory.make_group("Finance", pk)
@@ -98,7 +92,6 @@ def test_members_are_left_out_where_they_are_not_asked_for(directory: Directory)
     assert directory.get("/Groups?attributes=members").json()["Resources"][0]["members"]
 
 
-@pytest.mark.full
 def test_an_event_of_a_large_group_tells_who_joined_and_who_left_and_not_everybody(
     directory: Directory, member: Role
 ) -> None:

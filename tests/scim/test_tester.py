@@ -12,10 +12,9 @@ from scim2_tester import Status, check_server
 from scim.models import IssuedProvisioningKey
 from tests.scim.conftest import ROOT, InProcess
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.full]
 
 
-@pytest.mark.full
 def test_every_check_of_the_tester_succeeds(issued: IssuedProvisioningKey) -> None:
     http = httpx2.Client(
         transport=InProcess(),

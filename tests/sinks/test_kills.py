@@ -29,7 +29,7 @@ from tests.sinks.receiver import Request, Webhook
 from tests.sinks.test_sending import write
 from tests.workspace import ROOT
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("kill")]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("kill"), pytest.mark.full]
 
 KILLS = 8
 WRITERS = 3
@@ -75,7 +75,6 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
             thread.join()
 
 
-@pytest.mark.full
 def test_killed_senders_leave_out_no_row(
     to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +152,6 @@ def kill_senders(name: str, deliveries: Callable[[], int], arrived: Callable[[],
     return f"{KILLS} kills, {len(committed)} rows written, 0 missing, {len(came) - len(committed)} came twice"
 
 
-@pytest.mark.full
 def test_killed_senders_leave_no_row_out_of_a_bucket(
     bucket: Bucket, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -165,7 +163,6 @@ def test_killed_senders_leave_no_row_out_of_a_bucket(
         print(f"\n{said}")  # noqa: T201
 
 
-@pytest.mark.full
 def test_killed_senders_leave_no_row_out_of_a_collector(
     loopback_is_allowed: None, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -181,7 +178,6 @@ def test_killed_senders_leave_no_row_out_of_a_collector(
         print(f"\n{said}")  # noqa: T201
 
 
-@pytest.mark.full
 def test_two_replicas_send_each_row_once(to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest) -> None:
     chance = random.Random(request.node.name)
     Call.partitions.make_for(datetime.now(UTC).date())

@@ -15,7 +15,7 @@ from tests.clients.fixtures import Npm
 from tests.sso.conftest import SECRET, Organisation, provider_of
 from tests.workspace import PASSWORD, Serve, new
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
 
 
 @pytest.fixture
@@ -28,7 +28,6 @@ def workspace(tmp_path: Path) -> Iterator[Serve]:
         served.stop()
 
 
-@pytest.mark.full
 def test_from_the_invitation_to_the_first_call(
     workspace: Serve, npm: Npm, desktop: Desktop, open_browser: Open, trouble: Trouble, tmp_path: Path
 ) -> None:

@@ -10,10 +10,9 @@ from sso.errors import BadProviderUrl
 from sso.models import Provider
 from tests.eventually import PATIENCE
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.full]
 
 
-@pytest.mark.full
 def test_the_name_of_an_issuer_is_looked_up_without_the_lock_of_people() -> None:
     """A slow name server would otherwise delay every sign-in, invitation and change of people."""
     outcome: list[str] = []

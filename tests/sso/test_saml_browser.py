@@ -11,7 +11,7 @@ from tests.clients.fixtures import Npm
 from tests.sso.saml_provider import ACS, SamlOrganisation, saml_provider_of
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
+pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
 
 PAGE = "/settings/organisation/"
 
@@ -38,7 +38,6 @@ def owner_who_sets_it_up(live: Serve, open_browser: Open, organisation: SamlOrga
     return owner
 
 
-@pytest.mark.full
 def test_saml_is_set_up_on_its_page_and_people_sign_in_from_another_site_and_go_on_where_they_were(
     live: Serve, npm: Npm, open_browser: Open, trouble: Trouble
 ) -> None:

@@ -9,10 +9,11 @@ from capabilities import Capability
 from tests import make
 from tests.conftest import SignIn
 
+pytestmark = pytest.mark.full
+
 PACKED = {"Accept-Encoding": "gzip, deflate, br"}
 
 
-@pytest.mark.full
 def test_a_page_and_a_list_are_compressed_for_those_who_take_that(ana: User, sign_in: SignIn) -> None:
     client = sign_in(ana)
     make.gateway(name="Work", slug="work")
@@ -26,7 +27,6 @@ def test_a_page_and_a_list_are_compressed_for_those_who_take_that(ana: User, sig
         assert "Content-Encoding" not in plain.headers
 
 
-@pytest.mark.full
 def test_an_answer_with_an_etag_stays_as_it_is_so_that_if_match_takes_it(db: None, sign_in: SignIn) -> None:
     client, gateway = sign_in(make.user(*Capability)), make.gateway(name="Work", description="words " * 60)
     path = f"/api/gateways/{gateway.slug}"

@@ -15,6 +15,8 @@ from tests.wire.test_pool import LOOPBACK, Reader, Writer, head_of, listening
 from wire.fair_queue import Slices
 from wire.http import HEAD_LIMIT, ConnectionBroken, HttpConnection, Oversized, Transport
 
+pytestmark = pytest.mark.full
+
 MIB = 1 << 20
 LIMIT = 10 * MIB
 READ = 256 * 1024  # The number of bytes that uvloop and asyncio read at once.
@@ -66,7 +68,6 @@ def head(size: int, *lines: bytes) -> bytes:
     return text + b"x" * (size - len(text) - 4) + b"\r\n\r\n"
 
 
-@pytest.mark.full
 @given(st.integers(200, 2 * HEAD_LIMIT), st.integers(0, 3 * READ), st.booleans(), st.data())
 def test_only_the_head_counts_as_head_however_an_answer_is_cut(
     head_size: int, body_size: int, chunked: bool, data: st.DataObject
@@ -85,7 +86,6 @@ def test_only_the_head_counts_as_head_however_an_answer_is_cut(
     assert answer_to(*cut(stream, list(range(0, len(stream), READ)))) == expected
 
 
-@pytest.mark.full
 def test_each_single_cut_gives_the_same_answer() -> None:
     for stream in (
         head(300, b"Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\nX-Last: 1\r\n\r\n",
@@ -95,7 +95,6 @@ def test_each_single_cut_gives_the_same_answer() -> None:
         assert answer_to(*(stream[at : at + 1] for at in range(len(stream)))) == (200, b"hello")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("make_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_large_answers_pass_over_a_real_socket(make_loop: object) -> None:
     body = b"x" * LIMIT
