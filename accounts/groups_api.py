@@ -257,7 +257,7 @@ class WorkspaceSerializer(WorkspaceChanges):
     public_url = serializers.SerializerMethodField(help_text="Address of this installation.")
     private_upstreams = serializers.SerializerMethodField(help_text="Private networks in which servers may be.")
     archive = serializers.SerializerMethodField(
-        help_text="Archive of this process for calls older than the retention: a folder or bucket; null if none is set."
+        help_text="Folder or bucket in which this process archives calls older than the retention; null if none is set."
     )
 
     def get_shorter_retention_drops(self, workspace: WorkspaceSettings) -> int | None:

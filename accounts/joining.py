@@ -79,6 +79,10 @@ def _invited(key: str) -> User | None:
 
 
 def _no_longer(request: HttpRequest, *, opened: bool = True) -> HttpResponse:
-    """Refuse an invitation. If no link was opened in this browser, `opened` is False, whatever links exist."""
+    """Show that there is no valid invitation to accept.
+
+    `opened` is False if no invitation link was opened in this browser. A valid link may still exist: the page then asks
+    the person to open the whole link.
+    """
     context = {"person": None, "opened": opened}
     return render(request, "account/join.html", context, status=HTTPStatus.GONE)

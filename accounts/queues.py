@@ -97,8 +97,8 @@ class HashingBusy(TryLater):
 class Queue:
     """A queue that admits at most `at_once` callers at a time. At most `waiting` further callers can wait.
 
-    At most `at_once + of_strangers` of the admitted and waiting callers may be strangers (see `for_a_stranger`). `turn`
-    raises HashingBusy if the queue has no room for the caller, or if the caller has waited for `seconds`.
+    Of the admitted and waiting callers, at most `at_once + of_strangers` may be strangers (see `for_a_stranger`).
+    `turn` raises HashingBusy if the queue has no room for the caller, or if the caller has waited for `seconds`.
     """
 
     def __init__(self, *, at_once: int, waiting: int, of_strangers: int, seconds: float) -> None:

@@ -93,7 +93,10 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return found
 
     def visible_to(self, viewer: User) -> HoldQuerySet:
-        """Return the holds that `viewer` may see: all with LOGS_READ, otherwise those that concern the viewer."""
+        """Return the holds that `viewer` may see.
+
+        With LOGS_READ, these are all holds. Without it, they are the holds that concern the viewer.
+        """
         return self if viewer.has_perm(Capability.LOGS_READ) else self.concerning(viewer)
 
     def concerning(self, viewer: User) -> HoldQuerySet:

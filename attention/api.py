@@ -28,8 +28,8 @@ OWN = Own(Capability.WORKSPACE_MANAGE)
 SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = (
-    "Names of the matters that the channel gets messages about, such as `apps`. In a message to a webhook, the field "
-    "`matter` has the name of the message's matter. You can see and set only matters that you may choose."
+    "Topics of the messages that the channel gets, such as `apps`. In a message to a webhook, the field `matter` names "
+    "the message's topic. You can see and set only topics that you may choose."
 )
 
 

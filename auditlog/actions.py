@@ -146,8 +146,8 @@ class Action(StrEnum):
     )
     CONNECTION_WAIT_SET = (
         "connection.wait_set",
-        "{actor} changed how long held calls of {host} on the gateway {gateway} wait.",
-        "{actor} changed how long held calls of {target} wait.",
+        "{actor} changed the waiting time of held calls of {host} on the gateway {gateway}.",
+        "{actor} changed the waiting time of held calls of {target}.",
     )
 
     DIRECTORY_ADDRESS_CREATED = "directoryaddress.created", "{actor} created the directory address for {target}."

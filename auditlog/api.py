@@ -76,7 +76,8 @@ CALL_HELP = {
     "token_prefix": "First characters of the token's secret.",
     "duration_ms": "Milliseconds from the request to the answer.",
     "authorise_ms": "Milliseconds that the gateway took to decide whether the call is allowed.",
-    "upstream_ms": "Milliseconds waiting for a turn at the server and for its answer; null if the call ended first.",
+    "upstream_ms": "Milliseconds waiting for a turn at the server and for its answer; null if the call ended before "
+    "this wait.",
     "request_bytes": "Size of the request in bytes.",
     "response_bytes": "Size of the answer in bytes.",
     "client_ip": "Address that the call came from.",

@@ -58,9 +58,10 @@ class NewCalls(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Return the state that the page should display: `live` or `paused`, and the number of new calls.
+        """Return the state that the page should display, such as `live0` or `paused12`.
 
-        `shown` is the state that the page displays now. `is_shown` compares the two states.
+        The digits are the number of new calls. `shown` is the state that the page displays now. `is_shown` compares the
+        two states.
         """
         return f"{'paused' if self.is_paused else 'live'}{self.number}"
 

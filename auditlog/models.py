@@ -203,7 +203,7 @@ class Call(models.Model):
 
 
 class Rollup(models.Model):
-    """Calls with the same dimensions that began in one period, counted in total and by duration class."""
+    """Calls that began in one period and have the same dimensions, counted in total and by duration class."""
 
     seconds = models.IntegerField()
     # Bit mask of the dimensions that are set (auditlog.rollups.schema); other dimensions are NULL.
@@ -240,9 +240,9 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    Rows that existed when counting began are counted newest first, and are done from `counted_from` on. Rows added
-    later are counted by id. Of these, rows dated before `near_from` are done up to the id `late_counted_to`, and all
-    others up to the id `counted_to`.
+    Rows that existed when counting began are counted newest first: those dated `counted_from` or later are done. Rows
+    added later are counted by id, in two groups. Those dated before `near_from` are done up to the id
+    `late_counted_to`, those dated `near_from` or later up to the id `counted_to`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)

@@ -77,7 +77,7 @@ def would_refuse(
     is_own: bool = False,
     what: str = "went through it",
 ) -> str:
-    """Return a sentence about the number of calls from `refused()`.
+    """Return a sentence about the calls that `refused()` counts.
 
     Return "" if the viewer may not read the log, and the calls are not the viewer's own (`is_own`).
     """

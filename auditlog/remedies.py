@@ -355,9 +355,9 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 
 
 def _request(row: Any, reader: User) -> dict[str, str]:
-    """Return the Cause fields with the link to request access; empty if `row` has no gateway that takes requests.
+    """Return the fields of a Cause that offer to request access; empty if `reader` cannot request access.
 
-    Also empty if `reader` has a role that only looks.
+    This needs a gateway of `row` that takes requests. The role of `reader` must not forbid the use of gateways.
     """
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests_of(reader):

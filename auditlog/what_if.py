@@ -319,7 +319,10 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return the form's texts for the user, gateway and host of the answered question; {} without an answer."""
+    """Return the texts for the form's fields `user`, `gateway` and `host`; {} without an answer.
+
+    The texts name the person, gateway and host of the answered question.
+    """
     if trail is None:
         return {}
     question = trail.answer.question

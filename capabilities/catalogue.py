@@ -260,7 +260,9 @@ INCLUDED: dict[Capability, tuple[Capability, ...]] = {
 # By capability, pairs: an action that needs more than this capability, and the other capabilities that the action
 # needs. A test compares the actions with the rules of pages and REST.
 BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
-    C.HOSTS_TOGGLE: (("archive agents, or disable them and revoke their connections", (C.MCP_CONNECTIONS_REVOKE,)),),
+    C.HOSTS_TOGGLE: (
+        ("disable agents and revoke their connections, or to archive agents", (C.MCP_CONNECTIONS_REVOKE,)),
+    ),
     C.GATEWAYS_READ: (
         ("see the access report and who may use which tool", (C.PEOPLE_READ,)),
         ("see the rules of a gateway", (C.RULES_READ,)),
@@ -301,7 +303,7 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
 def with_included(permissions: Iterable[str]) -> frozenset[str]:
     """Return `permissions` and all capabilities included in them.
 
-    One look-up is enough, because INCLUDED lists indirectly included capabilities too.
+    One look-up is enough, because INCLUDED also contains the indirectly included capabilities.
     """
     held = frozenset(permissions)
     return held.union(*(included for capability, included in INCLUDED.items() if capability in held))

@@ -97,8 +97,8 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     )
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
     cuts = serializers.CharField(
-        help_text="The people and things that the change cuts off, in words. If they were not counted, a note says so. "
-        "Empty if no such people and things are known, and always empty in the answer of `apply`."
+        help_text="The people and things that the change cuts off, in words, or a note that they were not counted. "
+        "Empty if none are known. Always empty in the answer of `apply`."
     )
 
 
@@ -127,8 +127,8 @@ class PlanSerializer(serializers.Serializer[Any]):
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")
     unanswered = serializers.CharField(
-        help_text="Servers newly on a gateway that did not list their tools, in words. Empty if all did, and always "
-        "empty in the answer of `plan`."
+        help_text="A text about servers that were added to a gateway, but did not list their tools. Empty if all "
+        "listed them, and always empty in the answer of `plan`."
     )
     text = serializers.CharField(help_text="The plan in words.")
 
@@ -165,7 +165,7 @@ class ConfigurationResource(Resource):
     def apply(self, request: Request) -> Response:
         """Apply configuration files.
 
-        Makes all changes of the plan, or none. Then asks the servers newly on a gateway for their tools.
+        Makes all changes of the plan, or none. Then asks each server that was added to a gateway for its tools.
         """
         body = self.body()
         terms = {

@@ -97,7 +97,7 @@ def apply(
 def apply_and_list(document: ConfigDocument, *, by: User, **terms: Any) -> Plan:
     """Apply the document, then list the tools of the servers that it put on gateways, and return the plan.
 
-    The plan's `unanswered` names servers that did not list them within 10 s. Raises the exceptions of `apply`.
+    The plan's `unanswered` names servers that did not list their tools within 10 s. Raises the exceptions of `apply`.
     """
     made = apply(document, by=by, **terms)
     added = [change for change in made.changes if change.act is Act.ADD and change.kind.id == ASSIGNMENTS]

@@ -42,7 +42,7 @@ class Plan:
     missing: list[tuple[str, Capability]] = field(default_factory=list)  # With a capability that the person lacks.
     not_by_key: list[str] = field(default_factory=list)  # An API key cannot change them.
 
-    # Set by `apply_and_list`: the servers newly on gateways that did not list their tools, in words.
+    # Set by `apply_and_list`: a text about servers that were added to gateways, but did not list their tools.
     unanswered: str = ""
 
     @property
@@ -91,7 +91,7 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Store what each change cuts off in its `cuts`. After COUNTING_S seconds, store NOT_COUNTED instead."""
+    """Set `cuts` of each change to the access that it ends. After COUNTING_S seconds, set NOT_COUNTED instead."""
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:

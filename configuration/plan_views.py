@@ -1,4 +1,4 @@
-"""The page *Configuration*: export the workspace as a file, plan a file, and apply the plan."""
+"""The page *Configuration*: export the workspace as a file, show the plan of a file, and apply the plan."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 class RemoteRefused(Exception):
-    """The request was refused, not answered, or not even sent; the message says why."""
+    """The request was not sent, got no answer, or was refused; the message says why."""
 
 
 class Remote:

@@ -69,8 +69,8 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         help_text="`headed` (an app that signs people in by OAuth) or `token` (an agent with tokens).",
     )
     status = serializers.CharField(
-        help_text="`active`, `blocked`, `disabled`, `expired` (each token or key has expired, was revoked or was not "
-        "collected) or `revoked`."
+        help_text="`active`, `blocked`, `disabled`, `expired` (each token or key has expired, was revoked or waits for "
+        "its owner to collect the new secret) or `revoked`."
     )
     enabled = serializers.BooleanField(
         source="connection.enabled", help_text="Whether the connection itself is enabled; see also `blocked_by`."
@@ -242,7 +242,7 @@ class HostAtGatewayQuery(ListQuery):
     """Filters of the apps and agents of a gateway."""
 
     allowed = serializers.BooleanField(
-        required=False, help_text="Only listed (true) or only blocked (false) apps and agents."
+        required=False, help_text="Only apps and agents listed as allowed (true), or only blocked ones (false)."
     )
     q = serializers.CharField(required=False, help_text="Text contained in the name.")
 
@@ -268,8 +268,8 @@ class HostAtGatewayBody(RequestBody):
 class GatewayHosts(Resource):
     """The apps and agents that have an entry at a gateway.
 
-    An entry allows or blocks the app or agent, or limits it to a tool set. The gateway's
-    `hosts_allowed` decides on apps and agents that are neither listed nor blocked.
+    An entry allows or blocks the app or agent, or limits it to a tool set. If no entry
+    allows or blocks an app or agent, the gateway's `hosts_allowed` decides.
     """
 
     serializer_class = HostAtGatewaySerializer

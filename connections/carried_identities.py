@@ -256,7 +256,7 @@ def _detailed(rows: ConnectionQuerySet) -> Any:
 def _order(first: str) -> list[Any]:
     """Return the sort order: the connection with the id `first`, then the newest connections.
 
-    Errors that agents get link to this page with such an id.
+    In errors that agents get, the links to this page contain such an id.
     """
     try:
         named = [Case(When(pk=UUID(first), then=Value(0)), default=Value(1))]

@@ -118,7 +118,7 @@ class HostsAllowedForm(forms.Form):
 def _with_state(rows: HostQuerySet, gateway: Gateway, viewer: User) -> HostQuerySet:
     """Annotate each host with the decision about this host on `gateway`, and with its connections to `gateway`.
 
-    Only connections that `viewer` may see count.
+    Connections that `viewer` may not see are ignored.
     """
     decided = HostAtGateway.objects.filter(gateway=gateway, host=OuterRef("pk"))
     links = connections_visible_to(viewer).live().filter(gateway=gateway, host=OuterRef("pk"))
@@ -236,8 +236,8 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     """Remove the decision that allows or blocks the app or agent.
 
-    The Undo button of a decision calls this view if there was no decision before. Otherwise, the button restores the
-    decision before.
+    The Undo button of a new decision calls this view if there was no earlier decision. If there was one, the button
+    calls `allow` or `block` to restore it.
     """
     row, back = _find(request, slug, host)
     return _decide(row, "reset", "is neither listed nor blocked", back=back, request=request)

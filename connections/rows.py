@@ -38,7 +38,7 @@ def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuer
 
 
 def may_connect(viewer: User, host: Host) -> bool:
-    """Return whether `viewer` may make tokens for the agent `host`, and so connections of it."""
+    """Return whether `viewer` may make tokens, and thereby connections, for the agent `host`."""
     may_make_tokens = host.allow_enrolment or viewer.has_perm(Capability.API_TOKENS_CREATE)
     return host.is_agent and host.enabled and viewer.uses_gateways and may_make_tokens
 
@@ -167,7 +167,10 @@ class ConnectionRow:
 
     @property
     def shows_tokens(self) -> bool:
-        """True if tokens are listed below the row: agents may have several, apps have one key."""
+        """True if tokens are listed below the row.
+
+        An agent's connection may have several tokens. An app's connection has a single key, which the row itself shows.
+        """
         return self.connection.is_live and self.connection.host.is_agent and bool(self.tokens or self.may_add_token)
 
     @cached_property

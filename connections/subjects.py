@@ -104,8 +104,8 @@ def _known(
     """Return a function that takes an API view and returns the objects that a filter may name.
 
     These are the objects that `listed` returns. If the caller may read the log, the objects of logged calls are added.
-    The `column` of a call contains the object's id. The columns in `shared` have the same values in the call's row and
-    in the object's row.
+    An object belongs to a call if the call's `column` has the object's id, and call and object have the same values in
+    the columns in `shared`.
     """
 
     def things(view: Resource) -> QuerySet[Any]:

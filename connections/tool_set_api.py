@@ -145,7 +145,7 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
         allow_null=True, help_text="The team; null if the recipient is not a team, or if the team was deleted."
     )
     team_name = serializers.CharField(
-        help_text="Name of the team at the end of the grant. Empty if the grant has not ended, or is not for a team."
+        help_text="Name that the team had when the grant ended. Empty if the grant has not ended, or is not for a team."
     )
     email = serializers.EmailField(
         source="user.email", allow_null=True, help_text="E-mail address of the person; null for other recipients."

@@ -91,7 +91,7 @@ TOOLS = Table(
 )
 GIVEN = {
     ToolsGiven.ALL: "Everybody who may use the gateway can use all its tools.",
-    ToolsGiven.GRANTED: "People can use the tools that sets give to everybody, to their teams or to themselves.",
+    ToolsGiven.GRANTED: "People can use only tools in a set that is given to everybody, to their teams or to them.",
 }
 MOST_NAMES, MOST_PATTERNS = 5_000, 100
 LONGEST_NAMES = 1_000_000

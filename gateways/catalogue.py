@@ -111,9 +111,9 @@ class Place(NamedTuple):
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server, with the tool's features.
+    """One tool of a server, with one feature for each assignment that has the tool.
 
-    If the server is assigned to several gateways, each assignment with the tool has a feature of its own.
+    A server that is assigned to several gateways has an assignment for each of them.
     """
 
     feature: Feature  # The oldest of `found`.

@@ -141,7 +141,9 @@ class ToolChanges(RequestBody):
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(
-        SAID_EFFECTS, required=False, help_text="Effect to state for a tool; if empty, the server's claim applies."
+        SAID_EFFECTS,
+        required=False,
+        help_text="Effect that you state for a tool. If empty, the effect that the server claims applies.",
     )
     said_title = serializers.CharField(
         required=False,

@@ -59,7 +59,9 @@ class HostSerializer(serializers.Serializer[Host]):
 class HostQuery(ListQuery):
     """Filters of the list of hosts."""
 
-    kind = serializers.ChoiceField(HostKind.choices, required=False, help_text="Apps (`headed`), or agents (`token`).")
+    kind = serializers.ChoiceField(
+        HostKind.choices, required=False, help_text="Only apps (`headed`), or only agents (`token`)."
+    )
     enabled = serializers.BooleanField(required=False, help_text="true: only enabled rows; false: only disabled rows.")
     status = serializers.ChoiceField(list(STATUSES), required=False, help_text="Only hosts with this status.")
     q = serializers.CharField(required=False, help_text="Text contained in the name.")

@@ -59,8 +59,8 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
     """Return the connection that the person allowed.
 
-    Creates the connection if it does not exist, and the key behind the connection's OAuth tokens if there is none.
-    The caller must open a transaction.
+    Creates the connection if it does not exist, and its connection key if it has none. The connection's OAuth tokens
+    belong to this key. The caller must open a transaction.
     """
     assert flow.application
     assert flow.gateway

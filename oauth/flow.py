@@ -109,7 +109,7 @@ def needs_approval(flow: AuthorizeRequest) -> bool:
 
 
 def ask_approval(flow: AuthorizeRequest, *, by: User) -> None:
-    """Create the app's host, so that administrators see it and can approve it."""
+    """Create the `Host` row of a new app, so that administrators see the app and can approve it."""
     assert flow.application
     flow.host = host_of_app(flow.application, by=by)
     flow.save(update_fields=["host"])

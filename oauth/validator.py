@@ -219,7 +219,7 @@ def _note_use(client: Any) -> None:
 
 
 def _refresh_token(text: str, client: Any) -> RefreshToken | None:
-    """Return this client's refresh token with this text. Return None if no such token has a connection."""
+    """Return this client's refresh token `text`. Return None if it is unknown or belongs to no connection."""
     return (
         RefreshToken.objects.filter(token_checksum=_sha256(text), application=client, binding__isnull=False)
         .select_related("user", "binding__connection__user", "binding__connection__gateway")

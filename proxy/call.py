@@ -1318,8 +1318,8 @@ class _Sent:
     async def _may_pass_on(self, notification: Object) -> bool:
         """Return whether the client may get this notification.
 
-        Return True for all notifications except one: a resource was updated, and the client is of the session era.
-        Then return whether the client may subscribe to this resource. If that is unknown, return False.
+        One case is checked: a client of the session era would learn that a resource was updated. In this case, return
+        whether the client may subscribe to the resource, or False if that is unknown. In all other cases, return True.
         """
         uri = params_of(notification).get("uri")
         if self.request.modern or notification.get("method") != UPDATED or not isinstance(uri, str):

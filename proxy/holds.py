@@ -251,7 +251,7 @@ class Holds:
         """Return the call in the form that its server gets, with the server's own `requestState`.
 
         Removes the client's response to the approval page. If the client's `requestState` comes from `wrapped`, sets
-        `request.continues` to the call that continues.
+        `request.continues` to the approved call that this request continues.
         """
         params = message.params
         if message.method != "tools/call":

@@ -35,7 +35,10 @@ class Names:
         self._known: dict[str, None] = {}
 
     def set_up(self, most: int, folder: Path | None) -> None:
-        """Set the maximum number of names, and the folder in which workers share them. None: workers share no names."""
+        """Set the maximum number of admitted names, and the folder in which workers share the names.
+
+        If `folder` is None, workers share no names.
+        """
         self._most, self._path = most, folder / f"{self._kind}.names" if folder else None
         self._known.clear()
 

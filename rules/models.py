@@ -66,7 +66,7 @@ class NeedsTeam(RuleError):
 
 
 class NobodyDecides(RuleError):
-    """If somebody else must decide, the approver cannot be the person for whom the agent acts."""
+    """The person for whom the agent acts cannot be the approver if somebody else must decide."""
 
     field = "somebody_else"
 

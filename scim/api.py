@@ -73,7 +73,7 @@ class IssuedProvisioningKeySerializer(ProvisioningKeySerializer):
 class NewProvisioningKey(NamedCapabilities):
     """A key for a directory, with a role for new people.
 
-    The key may change only people who have no capability that the key lacks.
+    The key may change a person only if the key has all capabilities of this person.
     """
 
     role_id = serializers.UUIDField(help_text="Role of the people it creates.")

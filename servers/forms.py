@@ -259,8 +259,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="At a private address",
         required=False,
         help_text=(
-            "Let the URL's host name lead to addresses in the networks of GATEWAY_PRIVATE_UPSTREAMS. For a new URL, "
-            "the gateway ticks or clears this box. If the server later moves to such a network, tick the box yourself."
+            "Allow the server to have an address in the networks of GATEWAY_PRIVATE_UPSTREAMS. For a new URL, the "
+            "gateway ticks or clears this box. If the server later moves to such a network, tick the box yourself."
         ),
     )
     end_sign_ins = forms.BooleanField(label="End these sign-ins", required=False)

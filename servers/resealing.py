@@ -32,10 +32,10 @@ SEALED: dict[str, tuple[type[Any], str]] = {
 
 
 def reseal_servers() -> dict[str, Resealed]:
-    """Re-encrypt the values in the columns of SEALED that an older key encrypted.
+    """Re-encrypt each value that an older key encrypted, in all columns of SEALED.
 
-    Return a result for each name in SEALED.
-    The ids of sessions at servers are re-encrypted too, so the sessions continue. An interrupted run can be repeated.
+    Return a result for each name in SEALED. The ids of sessions at servers are re-encrypted too, so the sessions
+    continue. An interrupted run can be repeated.
     """
     _reseal_sessions()
     return {name: _reseal_rows(model, field) for name, (model, field) in SEALED.items()}

@@ -360,7 +360,7 @@ class Sink(Versioned, Switchable):
         Event.objects.check_allowed(Action.SINK_UPDATED, [row], fields)
         was, line = (
             row.told(),
-            row._notice(Action.SINK_UPDATED, by, "Changed by {}: from now on, less will be sent, or nothing."),
+            row._notice(Action.SINK_UPDATED, by, "Changed by {}. From now on, this receiver gets less data, or none."),
         )
         address, receiver = row.address, row._receiver_if_any()
         row.must_be(seen, [name for name, value in fields.items() if was.get(name) != value])

@@ -141,8 +141,8 @@ OTHER_ACCOUNT = Advice(
 )
 CONFIRM_HERE = Advice("Go back, and confirm with your password or second factor of this workspace.")
 NOT_ASKED = Advice(
-    "Nothing proves that your organisation asked you to sign in again, so nothing was confirmed. Try again. If it "
-    "fails again, ask an administrator of this workspace to check the settings of single sign-on."
+    "The answer of your organisation does not prove that you signed in there again, so the confirmation failed. Try "
+    "again. If it fails again, ask an administrator of this workspace to check the settings of single sign-on."
 )
 CHANGED = "The settings of the provider changed during the sign-in."
 SET_UP_REASONS = (

@@ -1,4 +1,7 @@
-"""API tokens of agents, and keys of apps' connections. A key is never shown; an app's OAuth tokens belong to a key."""
+"""The API tokens of agents' connections, and the connection keys of apps.
+
+An app's OAuth tokens belong to the key of its connection. The key itself is never shown.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -199,7 +202,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return key
 
     def renew_key(self, connection: Connection, *, by: User) -> "Token":
-        """Regenerate the key behind an app's OAuth tokens. The app's access tokens become invalid at commit.
+        """Regenerate the key of an app's connection. Access tokens issued with the old key become invalid at commit.
 
         The app's refresh token stays valid. Raises TokenAlreadyRevoked.
         """
@@ -226,9 +229,10 @@ def _must_have_room(connection: Connection, name: str) -> None:
 
 
 class Token(HoldsPrevious, Versioned, models.Model):
-    """A bearer credential of a connection: an agent's token, or the key behind an app's OAuth tokens.
+    """A credential of a connection: an agent's bearer token, or an app's connection key.
 
-    Only the prefix and the digest of a secret are stored.
+    The app's OAuth access tokens become invalid when the key is regenerated or revoked. Only the prefix and the digest
+    of a secret are stored.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -429,8 +433,9 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If an earlier request is still open, the call has only one possible effect: `overlap_hours=0` ends the previous
-        secret at once.
+        If an earlier request is still open, no other request is made: `overlap_hours=0` only ends the previous secret
+        at once, and any other value changes nothing.
+
         Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError for the key of an app.
         """
         lasting = overlap(overlap_hours)

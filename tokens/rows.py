@@ -316,7 +316,10 @@ def needing(care: str) -> Q:
 
 
 def _means() -> dict[str, Q]:
-    """Map each key of CARES to a condition. The card of the key counts the active tokens that meet the condition."""
+    """Return the conditions of the categories in CARES, by key.
+
+    A category consists of the active tokens that meet its condition.
+    """
     now = timezone.now()
     return {
         "unused": Q(last_used_at=None),

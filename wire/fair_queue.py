@@ -387,7 +387,7 @@ class TimeLimit:
         self._moved = self._loop.time()
 
     def hold(self) -> None:
-        """Pause the idle limit. The limit runs again after one call of `go_on` for each call of `hold`."""
+        """Pause the idle limit. It runs again when `go_on` has been called as often as `hold`."""
         self._held += 1
 
     def go_on(self) -> None:

@@ -873,7 +873,10 @@ class Transport:
             connection.discard()
 
     async def _close_idle(self) -> None:
-        """Close idle connections of each origin, oldest first. Stop at the first connection that can still be used."""
+        """Close idle connections that can no longer be used.
+
+        For each origin, start at the oldest connection, and stop at the first that can still be used.
+        """
         for origin, idle in [*self._idle.items()]:
             while idle and not idle[0].is_usable():
                 idle.popleft().close()

@@ -83,7 +83,7 @@ def begin(apps, schema_editor):
 
 
 def _present(apps):
-    """Return the present facts by kind, as pairs of subject and object."""
+    """Return what is true now, for each kind of fact, as pairs of subject and object (None if there is no object)."""
     user, team, role = (apps.get_model("accounts", name) for name in ("User", "Team", "Role"))
     gateway = apps.get_model("gateways", "Gateway")
     all_gateways = {"permissions__codename": "view_gateway", "permissions__content_type__app_label": "gateways"}

@@ -181,7 +181,7 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
     """Revoke `row`, and return True. Return False if `row` is None.
 
-    The owner needs a capability only with an API key. Other people always need a capability.
+    Owners need no capability, unless they act with an API key. Other people always need a capability.
     """
     owner: UUID | None
     needed: tuple[Capability, ...]

@@ -545,7 +545,8 @@ class User(Versioned, AbstractBaseUser):
     def open_requests(self) -> list[tuple[Capability, datetime]]:
         """Return the capabilities that this person requested in the last week and still lacks, with the time of each.
 
-        Declined requests, and requests that an earlier change of role granted, are left out.
+        A declined request is left out. So is a request that a change of role granted, even if the person lost the
+        capability later.
         """
         asked = still_open(requests(of=self))
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]

@@ -154,13 +154,16 @@ def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
 
 
 def is_late(kind: str, sealed_at: datetime, recorded: datetime) -> bool:
-    """Return whether a row of a checkpoint of this kind waited for it longer than rows do while the gateway runs."""
+    """Return whether a row waited longer than UNSEALED for its checkpoint; always False for kind `late`.
+
+    Rows of other kinds of checkpoints wait less while the gateway runs.
+    """
     return kind != "late" and sealed_at - recorded > UNSEALED
 
 
 def late_lines(spans: Iterable[LogPeriod]) -> list[str]:
     """Return a sentence for each period in which rows waited long for a checkpoint."""
-    said = "Sealed late: rows recorded from {}. Changes before sealing cannot be found."
+    said = "Sealed late: rows of the period from {}. Changes to them before sealing cannot be found."
     return [said.format(span.in_words) for span in merged(spans)]
 
 

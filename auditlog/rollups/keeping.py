@@ -167,8 +167,8 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """Count the calls that were written more than NEAR after their start, and advance `near_from`.
 
-    Do nothing if the last such count was less than LATE_EVERY ago. Return a pair: the number of counted calls, and
-    False. False means that no call is left to count, because one run counts all late calls.
+    Do nothing if the last such count was less than LATE_EVERY ago. Return the number of counted calls, and whether
+    more calls are left to count. This is always False, because one run counts all late calls.
     """
     with _state() as state:
         now = databases.database_now()

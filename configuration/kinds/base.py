@@ -241,7 +241,7 @@ class World:
         return (found.values if found else {}) | (entry.given if entry else {})
 
     def renamed(self, field: Field, value: Any) -> Any:
-        """Return `value` with the new names of the other objects that the document renames."""
+        """Return `value`; names of objects that the document renames are replaced by the new names."""
         if not field.refers_to:
             return value
         if isinstance(value, list):

@@ -81,7 +81,10 @@ class SinkKind(Kind):
                 yield "secret", needs if lacks_secret else str(refusal)
 
     def _refusal(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Yield what `Sink.set_up` refuses, unless the address or secret is new and not known here."""
+        """Yield what `Sink.set_up` refuses.
+
+        Yield nothing if the sink or its address is new, and a reference in `address` or `secret` is not resolved here.
+        """
         values = change.values
         references = {str(values[name]) for name in ("address", "secret") if REFERENCE_FORM(values.get(name) or "")}
         if (change.act is Act.ADD or "address" in change.secrets) and references - world.secrets.keys():

@@ -266,7 +266,8 @@ class ToolGrantPages(CapabilityAdmin):
             "end",
             any_of(Capability.GATEWAYS_MANAGE),
             Q(ended_at=None),
-            "Tools that no other grant gives are refused from the next request on.",
+            "Tools of an ended grant are refused from the next request on, unless another grant gives them, or their"
+            " gateway allows all tools.",
         ),
     )
     list_display = words("tool_set gateway subject given_by given_at ends_at ended_at")

@@ -1,4 +1,4 @@
-"""Counts, for each key, the stored rows that need it."""
+"""Counts, for each token key and each encryption key, the stored rows that need it."""
 
 from collections import Counter
 from collections.abc import Sequence

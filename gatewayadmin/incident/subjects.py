@@ -197,7 +197,10 @@ class Subject:
 
     @property
     def assignments(self) -> QuerySet[Assignment]:
-        """The enabled assignments of enabled servers on the enabled gateways of the subject's live connections."""
+        """The enabled assignments on the gateways of the subject's live connections.
+
+        Disabled servers and disabled gateways are left out.
+        """
         on = Assignment.objects.on().filter(gateway__in=self._gateways)
         return on.select_related("server", "gateway").order_by("gateway__name", "alias", "pk")
 

@@ -26,7 +26,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('enabled', models.BooleanField(default=True)),
                 ('id', models.UUIDField(default=uuid.uuid4, editable=False, primary_key=True, serialize=False)),
-                ('alias', models.CharField(blank=True, max_length=16, validators=[django.core.validators.RegexValidator('\\A[a-z0-9](?:-?[a-z0-9])*\\Z', "Use lower-case letters, digits and single hyphens; it is the prefix of every tool's name.")])),
+                ('alias', models.CharField(blank=True, max_length=16, validators=[django.core.validators.RegexValidator('\\A[a-z0-9](?:-?[a-z0-9])*\\Z', "Use lower-case letters, digits and single hyphens. The alias is the prefix of the server's tool names.")])),
                 ('identity_scheme', models.CharField(choices=[('none', 'No credential'), ('shared', 'Shared identity (service account)'), ('per_user', 'Per-user identity (bring your own identity)')], default='none', max_length=10)),
                 ('tool_policy', models.CharField(choices=[('allow_all', 'Allow all'), ('selected', 'Allow selected'), ('block_all', 'Block all')], default='allow_all', max_length=10)),
                 ('removed_at', models.DateTimeField(blank=True, null=True)),

@@ -142,7 +142,7 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if the role of `by` only looks, so that an approval would give nothing.
+    """Raise RequestRefused if the role of `by` cannot use gateways, so that an approval would give nothing.
 
     Also raise it if `tool_set` is archived, belongs to another gateway, or is not needed. No tool set is needed if
     everybody who may use the gateway can use all its tools. Raise AlreadyGiven if `by` has the requested access without

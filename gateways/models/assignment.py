@@ -19,7 +19,7 @@ from wire.definitions import SEPARATOR
 
 alias_validator = RegexValidator(
     r"\A[a-z0-9](?:-?[a-z0-9])*\Z",
-    "Use lower-case letters, digits and single hyphens; it is the prefix of every tool's name.",
+    "Use lower-case letters, digits and single hyphens. The alias is the prefix of the server's tool names.",
 )
 
 

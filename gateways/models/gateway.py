@@ -269,7 +269,7 @@ class Gateway(Versioned, Switchable):
         return Gateway.objects.reachable_by(user).filter(pk=self.pk).exists()
 
     def takes_requests_of(self, user: User) -> bool:
-        """True if `user` may request to use this gateway. People whose role only looks could not use it."""
+        """True if `user` may request to use this gateway. A role that forbids the use of gateways forbids this, too."""
         return self.takes_requests and user.uses_gateways
 
     def editable(self) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from wire.mcp import MODERN, SESSION, era_for
 
 
 class FeatureRow(NamedTuple):
-    """The stored row of a feature with the name in a request.
+    """The stored row of a feature that is named in a request.
 
     If a resource is requested, the rows of all resource templates are read too.
     """
@@ -567,8 +567,8 @@ def _feature_row(members: dict[str, Any]) -> FeatureRow:
 def parameters(queries: Sequence[AccessQuery]) -> list[bytes]:
     """Return the parameters of the access statement. Each parameter is the text of a PostgreSQL array.
 
-    The arrays are the columns of a table. For each query, the table has one row per digest of the token. An OAuth token
-    has one checksum and no digests: a query with an OAuth token has one row.
+    The arrays are the columns of a table. For a query with an OAuth token, the table has one row, with the token's
+    checksum. For any other query, it has one row for each token key, with the token's digest under this key.
     """
     rows = [
         (n, query, digest, checksum)

@@ -402,7 +402,7 @@ def check_held(resolved: Resolved, arguments: object) -> None:
 def can_be_listed(assigned: AssignedServer) -> bool:
     """Return whether clients could call a new tool of this server.
 
-    A new tool is not stored yet. The gateway must first request the server's list.
+    If they could, a name that is not stored may be a new tool: the gateway must request the server's list to find out.
     """
     # New tools can be called under `allow_all` only.
     return is_usable(assigned) and not identity_refusal(assigned) and policy_allows(assigned.policy, None)

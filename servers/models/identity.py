@@ -208,9 +208,9 @@ class Identity(Versioned, Switchable):
         return ones_own or user.has_perm(self.needed)
 
     def _check_switch(self, on: bool, by: Actor | None) -> None:
-        """Raise IdentityAlreadyRevoked, or HeldDisabled if the person `by` may not enable the identity.
+        """Raise IdentityAlreadyRevoked if the identity is revoked.
 
-        See `may_be_enabled_by`.
+        Raise HeldDisabled if the person `by` wants to enable the identity, but may not (see `may_be_enabled_by`).
         """
         self.must_be_live()
         if on and isinstance(by, User) and not (self.enabled or self.may_be_enabled_by(by)):

@@ -70,8 +70,9 @@ class SignInSerializer(serializers.Serializer[StartedSignIn]):
     authorization_url = serializers.CharField(help_text="Address where the person continues.")
     unfinished = serializers.IntegerField(
         help_text=(
-            "Number of unfinished sign-ins at this server since the issuer last sent a person back; 0 if fewer than 3 "
-            "sign-ins were started. From 3 on, the issuer may have forgotten this gateway."
+            "Number of sign-ins that were started at this server since the issuer last sent a person back, and that "
+            "seem abandoned. It is 0 if fewer than 3 were started. If it is 3 or more, the issuer may have forgotten "
+            "this gateway."
         )
     )
 

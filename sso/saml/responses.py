@@ -192,7 +192,7 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
     digests = list(signatures[0].iter(tag(SIGNATURE, "DigestMethod")))
     used = [each.get("Algorithm") for each in digests]
     if method is None or method.get("Algorithm") not in {each.value for each in SIGNED_WITH}:
-        raise ResponseRefused("weak_signature", "The signature is not RSA or ECDSA with SHA-256 or stronger.")
+        raise ResponseRefused("weak_signature", "The signature must use RSA or ECDSA with SHA-256, SHA-384 or SHA-512.")
     if not set(used) <= {each.value for each in DIGESTED_WITH}:
         raise ResponseRefused("weak_signature", "The digest of the signature is not SHA-256, SHA-384 or SHA-512.")
     for certificate in certificates:

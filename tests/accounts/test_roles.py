@@ -190,7 +190,7 @@ def test_people_who_only_view_people_see_a_role_and_who_can_change_it(sign_in: S
     assert "To change it you need <i>Manage people</i>." in page
     assert "checked disabled" in check_of(page, HELD)
     assert "Includes: View Apps &amp; Agents." in page
-    assert "To archive agents, or disable them and revoke their connections, you also need: Revoke" in page
+    assert "To disable agents and revoke their connections, or to archive agents, you also need: Revoke" in page
     assert ">Save<" not in page
 
 

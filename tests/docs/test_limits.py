@@ -38,9 +38,10 @@ LIMITS = {
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers in memory, in each worker": settings.ANSWERS_MIB,
     "MiB of large answers for one person; a single answer may be larger": settings.ANSWERS_MIB // fair_queue.SHARES,
-    "MiB of large answers arriving from one server; a single answer may be larger": settings.ANSWERS_MIB
+    "MiB of large answers arriving together from one server; one that arrives alone may be larger": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
-    "KiB a second: slower large answers are cut off while another answer waits for memory": fair_queue.LEAST_PACE >> 10,
+    "KiB a second below which a large answer is cut off while another answer waits for memory": fair_queue.LEAST_PACE
+    >> 10,
     "seconds in which a client must read 16 KiB of a waiting answer, or the whole rest if the rest is smaller": int(
         LimitedHttpProtocol.untaken_seconds
     ),
@@ -58,7 +59,9 @@ LIMITS = {
     "hours an MCP session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
     "MiB of unread messages of one stream, in total": streams.MOST_PENDING_BYTES >> 20,
-    "servers' standing streams that only calls need, in each worker": upstream_streams.MOST_FOR_CALLS,
+    "servers' standing streams that one worker reads only for calls (their clients have no standing stream)": (
+        upstream_streams.MOST_FOR_CALLS
+    ),
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
     "pages of one list of a server": client.MOST_PAGES,
     "characters of a tool's or prompt's name as clients see it": definitions.MAX_NAME,
@@ -74,7 +77,7 @@ LIMITS = {
     "access requests that one person may make in a day": access_requests.MOST_A_DAY,
     "named approvers of a gateway": MOST_APPROVERS,
     "hours an invitation works": INVITATION // HOUR,
-    "hours a link of a password reset works": password_links.RESET // HOUR,
+    "hours a password reset link works": password_links.RESET // HOUR,
     "seconds an OAuth access token lives": WorkspaceSettings._meta.get_field("oauth_access_token_seconds").default,
     "days an API access token lives, if it expires": max(LIFETIMES),
     "entries of a page of a list": PAGE_SIZE,

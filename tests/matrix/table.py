@@ -67,7 +67,7 @@ def explained(through: dict[str, Found], alone: dict[str, Found]) -> str:
     return (
         "".join(lines(("Client", "Server", "What", "The client says"), rows))
         if rows
-        else "Nothing that works without the gateway.\n"
+        else "Every tested feature that works without the gateway also works with it.\n"
     )
 
 

@@ -66,7 +66,7 @@ def test_a_connection_of_ones_own_keeps_the_page_to_its_gateway_and_way(max: Use
     page = text(sign_in(max).get(PAGE, {"connection": str(link.pk), "client": "curl"}))
     of_another = text(sign_in(ann).get(PAGE, {"connection": str(link.pk)}))
 
-    assert "Night bot on Work, as you." in page
+    assert "Night bot acts as you on Work." in page
     assert "Another" not in page
     assert 'value="token" checked' in page
     assert f"connection={link.pk}" in re.findall(r'id="wait".*?hx-get="([^"]*)"', page, re.DOTALL)[0]

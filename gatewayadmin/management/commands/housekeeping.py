@@ -10,8 +10,8 @@ from gatewayadmin.serving import housekeeping
 
 class Command(WorkspaceCommand):
     help = (
-        "Create log partitions, delete expired rows, and apply retention (only if the database role owns the tables). "
-        "`serve` does this, too."
+        "Create log partitions and delete expired rows. If the database role owns the tables, also apply retention. "
+        "`serve` does the same."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:

@@ -81,7 +81,7 @@ class Command(BaseCommand):
         ).run()
 
     def _require_keys(self) -> None:
-        """Raise CommandError if a key that stored data needs is missing.
+        """Raise CommandError if stored data needs a key that is missing.
 
         A missing key in GATEWAY_LOST_KEYS is no error.
         """
