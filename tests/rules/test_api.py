@@ -53,7 +53,11 @@ WRONG: tuple[tuple[dict[str, Any], str, str], ...] = (
         "approver_team",
         "Set `approver_team` only if `approvers` is `team`.",
     ),
-    ({"effect": "hold", "approvers": "person", "somebody_else": True}, "somebody_else", "The person for whom the agent acts cannot"),
+    (
+        {"effect": "hold", "approvers": "person", "somebody_else": True},
+        "somebody_else",
+        "The person for whom the agent acts cannot",
+    ),
     ({"effect": "hold", "hold_minutes": 0}, "hold_minutes", "greater than or equal to 1"),
     ({"servers": ["nowhere"]}, "servers", "There is no server nowhere."),
     ({"gateway": "nowhere"}, "gateway", "There is no gateway nowhere."),

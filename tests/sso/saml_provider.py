@@ -40,9 +40,9 @@ PERSISTENT = "urn:oasis:names:tc:SAML:2.0:nameid-format:persistent"
 
 @dataclass(frozen=True)
 class Pair:
-    """A signing key and its certificate."""
+    """A signing key and its certificate (PEM)."""
 
-    key: str
+    key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey  # As text, each signature would read and validate it again.
     certificate: str
 
     @classmethod
@@ -68,8 +68,7 @@ class Pair:
             .not_valid_after(datetime.now(UTC) + until)
             .sign(key, hashes.SHA256())
         )
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
-        return cls(pem, certificate.public_bytes(Encoding.PEM).decode())
+        return cls(key, certificate.public_bytes(Encoding.PEM).decode())
 
     @property
     def bare(self) -> str:
@@ -102,7 +101,8 @@ class SamlOrganisation:
 
     def signs_with(self, pair: Pair) -> None:
         self.pair = pair
-        (self.folder / "key.pem").write_text(pair.key)
+        pem = pair.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (self.folder / "key.pem").write_bytes(pem)
         (self.folder / "cert.pem").write_text(pair.certificate)
 
     def encrypts_for(self, certificate: str) -> None:
