@@ -34,7 +34,7 @@ from tests.workspace import TRUSTED_PROXY
 
 pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients.fixtures", "tests.clients.apps"]
 
-ONLY_FULL = re.compile(r"^pytestmark = (?:\[[^=]*)?pytest\.mark\.full\b", re.MULTILINE)
+ONLY_FULL = re.compile(r"^pytestmark = (?:\[[^\]]*)?pytest\.mark\.full\b", re.MULTILINE)
 
 # No time limits: a busy machine says nothing about the code; benchmarks measure time.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])

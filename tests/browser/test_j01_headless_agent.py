@@ -10,9 +10,8 @@ from tests.browser import steps
 from tests.browser.steps import Minted
 from tests.workspace import OWNER, Serve
 
-pytestmark = pytest.mark.xdist_group(
-    "clients"
-)  # One workspace for all that `make test` tests with clients or browsers.
+# One workspace for all that `make test` tests with clients or browsers.
+pytestmark = pytest.mark.xdist_group("clients")
 
 UNAUTHORIZED = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 REVOKE = (
