@@ -169,9 +169,9 @@ class AccessReport:
         """Return a function that picks the unused units among the access units of a person.
 
         The function takes the person's id and all units as bits, and returns the unused units as bits. A unit is unused
-        if the person has not used its gateway in the last `asked.unused` days. But a unit that the person got in these
-        days counts only if the person used the gateway before these days. The function returns all units if
-        `asked.unused` is not set, or if the report is about a past moment.
+        if the person has not used its gateway in the last `asked.unused` days. A unit that the person
+        got during those days is left out, unless the person used the gateway earlier. The function returns all units
+        if `asked.unused` is not set, or if the report is about a past moment.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

@@ -267,7 +267,10 @@ class ReviewResource(Resource):
     @action(detail=True, methods=["post"], url_path="answer")
     @operation(needs=READS, body=AnswerBody, answer=AnswersSerializer, conflicts=True, if_match=True)
     def answer_lines(self, request: Request, pk: UUID) -> Response:
-        """Answer lines of an access review that names you as reviewer. Ending a line ends its access at once."""
+        """Give an answer to lines of an access review that names you as reviewer.
+
+        Ending a line ends its access at once.
+        """
         body, review = self.body(), self._get(pk)
         answer = Answer.OPEN if body["answer"] == OPEN else body["answer"]
         with self.unchanged(review):

@@ -259,9 +259,9 @@ class RoleForm(ChecksCapabilities):
         ),
     )
     only_looks = forms.BooleanField(
-        label="People with this role only look",
+        label="People with this role can only look",
         required=False,
-        help_text="These people use no gateway: every call of their agents and apps is refused.",
+        help_text="These people cannot use gateways: every call of their agents and apps is refused.",
     )
 
     def __init__(self, *args: Any, before: frozenset[Capability] = frozenset(), **options: Any) -> None:

@@ -133,9 +133,9 @@ _queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_
 
 @contextmanager
 def for_a_stranger() -> Iterator[None]:
-    """Within the block, queue password hashing as for a stranger.
+    """Within the block, treat the client as a stranger when a password is hashed.
 
-    A stranger is an unknown client. Strangers may use only a part of the queue.
+    A stranger is an unknown client. Strangers may use only a part of the queue for password hashes.
     """
     before = _for_a_stranger.set(True)
     try:

@@ -224,7 +224,7 @@ def _owners() -> Any:
 
 
 def must_keep_a_manager() -> None:
-    """Raise LastManager unless an active person who can manage people remains."""
+    """Raise LastManager if no active person can manage people."""
     app_label, codename = Capability.PEOPLE_MANAGE.split(".")
     managing = Q(role__permissions__content_type__app_label=app_label, role__permissions__codename=codename)
     if not get_user_model().objects.filter(managing | Q(is_superuser=True), is_active=True).exists():
@@ -256,9 +256,9 @@ def must_keep_break_glass() -> None:
 
 
 def must_be_possible(required: str) -> None:
-    """Raise NoOrganisation if `required` is ORGANISATION, but cannot be required now.
+    """Raise NoOrganisation if `required` is ORGANISATION and its conditions are not met.
 
-    ORGANISATION requires that the organisation's sign-in is offered, and that a break-glass owner exists.
+    The conditions are: the organisation's sign-in is offered, and a break-glass owner exists.
     """
     if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
         raise NoOrganisation(NoOrganisation.__doc__)
@@ -286,7 +286,8 @@ def required_of(person: Any) -> set[str]:
 def must_sign_in_at_organisation(person: Any) -> bool:
     """True if the person has to sign in at the organisation.
 
-    The provider enforces this for the person's address, or the person's role or the workspace requires this.
+    There are two possible reasons: the person's role or the workspace requires this, or the provider enforces this
+    for the person's address.
     """
     provider = _offered()
     if provider is None or person.break_glass:

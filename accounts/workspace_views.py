@@ -81,9 +81,9 @@ class WorkspaceForm(forms.Form):
         min_value=1,
         max_value=3650,
         help_text=(
-            "Days, from 1 to 3650. Up to 100 days, calls are deleted one whole day at a time; up to 730 days, one week "
-            "at a time; above 730 days, one month at a time. Admin events are kept for ever. If you shorten the time, "
-            "the change takes effect after a day."
+            "Days, from 1 to 3650. If you enter up to 100 days, calls are deleted one whole day at a time; for up to "
+            "730 days, one week at a time; for more, one month at a time. Admin events are kept for ever. If you "
+            "shorten the time, the change takes effect after a day."
         ),
     )
     record_payloads = forms.BooleanField(

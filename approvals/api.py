@@ -74,7 +74,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
     asked_at = UtcDateTimeField(help_text="When the call was made.")
     fallback_at = UtcDateTimeField(help_text="From this time on, everybody with `approvals:decide` may decide.")
     ends_at = UtcDateTimeField(
-        help_text="End of the time to decide. Once somebody has decided, end of the time in which the decision applies."
+        help_text="People can decide until this time. A decision sets a new time; the decision applies until then."
     )
     decided_by = serializers.EmailField(
         source="decided_by.email",
@@ -234,6 +234,6 @@ class AllowanceResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=OWN, conflicts=True)
     def end(self, request: Request, pk: UUID) -> Response:
-        """End a permission from the next call on."""
+        """End a permission, with effect from the next call."""
         allowance_or_404(self.me, pk).end(by=self.me)
         return self.answer(allowance_or_404(self.me, pk))

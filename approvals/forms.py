@@ -54,7 +54,8 @@ class WaitForm(forms.Form):
         max_value=LONGEST_HOLD_WAIT,
         label="Seconds",
         help_text="If empty, the gateway starts with 50 for clients that ask for progress, and with 4 for others. The "
-        "gateway may raise the number. If a client stops waiting earlier, the gateway lowers it, even if you set it.",
+        "gateway may raise the number. If a client stops waiting earlier, the gateway lowers the number, even one that "
+        "you set.",
     )
 
 

@@ -455,7 +455,10 @@ class Allowance(models.Model):
         return is_own or person.has_perm(Capability.APPROVALS_DECIDE)
 
     def end(self, *, by: User) -> bool:
-        """End the permission from the next call on. Return False if it had ended already. Raises NotYourDecision."""
+        """End the permission. Return False if it had ended already. Raises NotYourDecision.
+
+        From the next call on, the permission does not apply.
+        """
         if not self.may_be_ended_by(by):
             raise NotYourDecision("You cannot end this permission.")
         with transaction.atomic():

@@ -200,7 +200,10 @@ def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @own_resource("own connections", others=Capability.CONNECTIONS_TOGGLE)
 def wait(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Change how long the requests of held calls stay open on the connection of this hold."""
+    """Change a connection's `hold_wait`, the time for which requests of held calls stay open.
+
+    `pk` is the id of a hold of the connection.
+    """
     hold = get_object_or_404(Hold.objects.with_details(request.user), pk=pk)
     if not may_change_wait(request.user, hold):
         raise Http404

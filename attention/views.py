@@ -41,7 +41,7 @@ ADDRESSES = {
     ChannelKind.TEAMS: (
         "Webhook URL",
         "https://example.webhook.office.com/...",
-        "In Teams, open the channel's Workflows, “Post to a channel when a webhook request is received”.",
+        "In Teams, open the channel's Workflows, then choose “Post to a channel when a webhook request is received”.",
     ),
 }
 

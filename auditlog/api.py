@@ -434,7 +434,7 @@ class CallResource(Log):
         except Call.DoesNotExist as missing:
             raise Http404 from missing
         if question is None:
-            raise NotFound("The app or agent, the person or the gateway of this call is unknown or no longer exists.")
+            raise NotFound("This call's person or gateway, or its app or agent, is unknown or no longer exists.")
         return Response(TrailSerializer(trail_of(current_decision(question), self.me)).data)
 
     @action(detail=False, url_path="what-if")

@@ -76,7 +76,7 @@ class LogExport(Export):
 
     @contextmanager
     def reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield a connection for reading: the current connection inside a transaction, otherwise a new connection."""
+        """Yield a connection for reading: inside a transaction the current connection, otherwise a new connection."""
         if connection.in_atomic_block:
             connection.ensure_connection()
             yield connection.connection

@@ -272,7 +272,7 @@ class CallFilter(forms.Form):
 
     @property
     def fields_of_time(self) -> list[tuple[str, str, str]]:
-        """Return name, label and value (for a browser's date-time input) of From and To."""
+        """Return the fields “From” and “To”: name, label, and value for a browser's date-time input."""
         moments = [(name, label, self.values[name]) for name, label in (("from", "From"), ("to", "To"))]
         return [(name, label, at.astimezone(self.clock).strftime(_WALL) if at else "") for name, label, at in moments]
 

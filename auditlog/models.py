@@ -240,9 +240,9 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    Rows that existed when counting began are counted newest first: those dated `counted_from` or later are done. Rows
-    added later are counted by id, in two groups. Those dated before `near_from` are done up to the id
-    `late_counted_to`, those dated `near_from` or later up to the id `counted_to`.
+    Rows that existed when counting began are counted newest first. They are done if they are dated `counted_from` or
+    later. Rows added after counting began are counted by id, in two groups. Rows dated before `near_from` are done up
+    to the id `late_counted_to`. Rows dated `near_from` or later are done up to the id `counted_to`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)
@@ -501,7 +501,7 @@ class Switchable(models.Model):
     def _switch_all(cls, rows: Sequence[Self], *, on: bool, by: Actor | None) -> list[Self]:
         """Enable or disable `rows` in one statement. Record an event for each row that changed, and return these rows.
 
-        Raises DoesNotExist if a row was deleted meanwhile, or the error of `_check_switch`.
+        Raises DoesNotExist if a row was deleted meanwhile. Also raises the errors of `_check_switch`.
         """
         if not rows:
             return []

@@ -10,8 +10,8 @@ from auditlog.sentences import FACTS, RETIRED
 
 BEGIN = """# Fields of the log, and admin events
 
-The fields of a line in an [export](../how-to/read-the-log.md#export) or [sink](../how-to/send-the-logs.md#lines), and
-all admin events. `make lists` writes this page.
+All admin events, and the fields of a line in an [export](../how-to/read-the-log.md#export) or
+[sink](../how-to/send-the-logs.md#lines). `make lists` writes this page.
 """
 ALERTS = (
     *(Action.USER_BREAK_GLASS_USED, Action.USER_BREAK_GLASS_CHANGED, Action.SIGN_IN_REFUSED, Action.USER_RESCUED),

@@ -86,7 +86,8 @@ def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
 def _end_of_token(token: Any) -> QuerySet[Event]:
     """Return the events that may have revoked the token.
 
-    These are revocations of the token and of the token's connection. For example, a review revokes a connection.
+    These are revocations of the token and of its connection. Revoking a connection, for example in a review, also
+    revokes its tokens.
     """
     own = _events(token, Q(action=Action.TOKEN_REVOKED))
     of_connection = _events(token.connection, Q(action=Action.CONNECTION_REVOKED))
@@ -355,9 +356,10 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 
 
 def _request(row: Any, reader: User) -> dict[str, str]:
-    """Return the fields of a Cause that offer to request access; empty if `reader` cannot request access.
+    """Return the fields of a Cause for the link “Request access”; empty if `reader` cannot request access.
 
-    This needs a gateway of `row` that takes requests. The role of `reader` must not forbid the use of gateways.
+    `reader` can request access only if the gateway of `row` takes requests, and only if the role of `reader` does not
+    forbid the use of gateways.
     """
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests_of(reader):

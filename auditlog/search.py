@@ -268,7 +268,7 @@ class Search:
         self.until = until
 
     def rows(self) -> QuerySet[Call]:
-        """Return all matching rows without their payloads as one query, without a limit."""
+        """Return one query for all matching rows, without a limit. The query leaves out payloads."""
         return self._between().filter(*(each.test for each in self.criteria))
 
     @cached_property
@@ -327,7 +327,7 @@ class Search:
         return where
 
     def by_time(self) -> Iterator[QuerySet[Call]]:
-        """Yield queries that together return all rows, each for a few partitions, newest first."""
+        """Yield queries that together return all rows, newest first. Each query reads only a few partitions."""
         rows, later = self.rows(), None
         for start in sorted(Call.partitions.starts(), reverse=True)[DAYS_AT_ONCE - 1 :: DAYS_AT_ONCE]:
             since = datetime.combine(start, time.min, UTC)

@@ -216,7 +216,7 @@ def message(method: str, params: dict[str, Any]) -> dict[str, Any]:
 
 
 async def probe(url: str, token: str, seconds: float) -> dict[str, list[float]]:
-    """Ping and call for `seconds`; return the milliseconds of each request, by method."""
+    """Send pings and calls until `seconds` have passed; return the milliseconds of each request, by method."""
     taken: dict[str, list[float]] = {"ping": [], "tools/call": []}
     ends = time.monotonic() + seconds
 

@@ -94,7 +94,10 @@ class Measured:
 
 
 class Sessions:
-    """The processor time of this process's sessions in a database on this machine."""
+    """The processor time of this process's database sessions.
+
+    The database must run on this machine.
+    """
 
     def __init__(self) -> None:
         self._spent: dict[int, int] = {}

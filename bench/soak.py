@@ -498,7 +498,7 @@ def print_line(sample: Sample, counted: Counted) -> None:
 def what_grew(samples: list[Sample]) -> Iterator[str]:
     """Yield a sentence for each value that grew.
 
-    Two growths are checked: from the second third of the time to the last third, and within the last third. Memory
+    Two growths are checked: from the middle third of the run to its last third, and within the last third. Memory
     and files are reported only if they show both growths. Numbers of rows and sessions are reported if they show
     either growth.
     """

@@ -18,9 +18,9 @@ class UnreadableFile(Exception):
 
 
 def texts(place: Path) -> dict[str, str]:
-    """Return the text of the file `place` by its name, or the texts of all .yaml and .yml files in the folder `place`.
+    """Return a dictionary from the name of each file to its text.
 
-    Raises UnreadableFile.
+    `place` is a file or a folder. In a folder, all .yaml and .yml files are read. Raises UnreadableFile.
     """
     try:
         if not place.is_dir():

@@ -56,7 +56,7 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """Count the live identities that calls through `target` use; other calls may use them too."""
+    """Count the live identities used by calls through `target`; other calls may use them too."""
     if isinstance(target, Identity):
         return 0  # The confirmation already names this identity.
     rows = Identity.objects.live()

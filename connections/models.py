@@ -69,7 +69,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return a subquery for the role of a connection's user. It has no row if this role may use gateways."""
+    """Return a subquery that finds the role of a connection's user only if the role may not use gateways."""
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 

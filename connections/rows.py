@@ -169,7 +169,7 @@ class ConnectionRow:
     def shows_tokens(self) -> bool:
         """True if tokens are listed below the row.
 
-        An agent's connection may have several tokens. An app's connection has a single key, which the row itself shows.
+        An agent's connection may have several tokens. An app's connection has one key: the row shows its prefix.
         """
         return self.connection.is_live and self.connection.host.is_agent and bool(self.tokens or self.may_add_token)
 

@@ -239,7 +239,10 @@ def _loaded(rows: Any) -> Any:
 
 
 def _named(rows: Any, body: Mapping[str, Any], field: str) -> Any:
-    """Return the row that a field of the body names, or None. Raises ValidationError."""
+    """Return the row whose id is in `field` of the body; None if this field is missing or empty.
+
+    Raises ValidationError if there is no row with this id.
+    """
     pk = body.get(field)
     found = rows.filter(pk=pk).first() if pk else None
     if pk and found is None:

@@ -348,7 +348,10 @@ def back_url(request: AppRequest, connection: Connection) -> str:
 
 
 class Carried(NamedTuple):
-    """A server that needs a person's own identity, and the status of this identity, or `missing`."""
+    """A server that needs a person's own identity, and the status of this identity.
+
+    If the connection has no identity for the server, the status is `missing`.
+    """
 
     server: str
     state: str

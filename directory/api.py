@@ -56,7 +56,7 @@ class DirectoryAddressQuery(ListQuery):
 
     q = serializers.CharField(
         required=False,
-        help_text="Text contained in the name of the team; the address for everyone has the name `Everyone`.",
+        help_text="Text contained in the team's name or, if the address is for everyone, in the word `Everyone`.",
     )
     enabled = serializers.BooleanField(
         required=False, help_text="`true` for only enabled addresses, `false` for only disabled ones."
@@ -154,7 +154,7 @@ class RegistryQuery(Query):
         required=False, help_text="Maximum number of servers on a page, up to 100; 30 if missing."
     )
     search = serializers.CharField(required=False, help_text="Text contained in the name or title.")
-    updated_since = serializers.CharField(required=False, help_text="Only servers changed at this time or later.")
+    updated_since = serializers.CharField(required=False, help_text="Only servers that changed at this time or later.")
     version = serializers.CharField(required=False, help_text="`latest` or a version.")
     include_deleted = serializers.CharField(required=False, help_text="No effect: removed gateways are never listed.")
 

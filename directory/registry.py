@@ -172,7 +172,10 @@ type Answer = Callable[..., dict[str, Any] | None]
 
 
 def public(answer: Answer) -> Callable[..., HttpResponse]:
-    """Return a view without sign-in: the result of `answer(gateways, request, ...)`, or 404 if the result is None."""
+    """Return a view that needs no sign-in.
+
+    The view returns the result of `answer(gateways, request, ...)` as JSON, or 404 if the result is None.
+    """
 
     @login_not_required
     @wraps(answer)

@@ -96,7 +96,7 @@ class Setup:
             ),
             *mail,  # Mail comes before people, because invitations are mailed.
             SetupStep(
-                "people", "Invite others", "With a role and a team they can connect at once.",
+                "people", "Invite others", "With a role and a team, the invited people can connect at once.",
                 facts.has_others, reverse("accounts:invite"), "Invite", Capability.PEOPLE_MANAGE,
             ),
         ]  # fmt: skip

@@ -45,7 +45,10 @@ class Ungrantable(Exception):
 
 
 def statements(role: str) -> list[str]:
-    """Return the SQL that grants `role` the rights a serving process needs and revokes its other rights on tables."""
+    """Return the SQL that sets the rights of `role`.
+
+    The SQL grants the rights that a serving process needs, and revokes all other rights of `role` on tables.
+    """
     with connection.cursor() as cursor:
         return [statement.as_string(cursor.connection) for statement in _statements(role)]
 

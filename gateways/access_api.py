@@ -91,7 +91,7 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
 
     id = Id()
     gateway = GatewayReference(help_text="The gateway.")
-    tool_set = Reference(allow_null=True, help_text="The tool set asked for; null: the gateway only.")
+    tool_set = Reference(allow_null=True, help_text="The requested tool set; null if only the gateway is requested.")
     email = serializers.EmailField(source="user.email", help_text="E-mail address of the person who asked.")
     reason = serializers.CharField(help_text="What the person needs the access for.")
     days = serializers.IntegerField(

@@ -163,7 +163,7 @@ def people_named(emails: list[str], noun: str) -> list[User]:
     """Return the active people with these e-mail addresses.
 
     Raises ValidationError if an address belongs to no active person, or if there are more than MOST_APPROVERS
-    addresses. `noun` is the word for the people in the second message, such as "approvers".
+    addresses. The error about too many addresses calls the people `noun`, for example "approvers".
     """
     wanted = {email.lower() for email in emails}
     if len(wanted) > MOST_APPROVERS:

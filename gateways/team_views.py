@@ -75,7 +75,7 @@ class PeopleForm(forms.Form):
     def clean_emails(self) -> list[User]:
         """Return the people with these addresses.
 
-        Raises ValidationError if there is no address, if there are too many, or if nobody has one of the addresses.
+        Raises ValidationError if there is no address, if there are too many, or if an address belongs to nobody.
         """
         emails = list(dict.fromkeys(re.findall(r"[^\s,;]+", str(self.cleaned_data["emails"]).lower())))
         if not emails:

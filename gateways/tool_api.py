@@ -58,7 +58,7 @@ class ToolSerializer(serializers.Serializer[Feature]):
     )
     said_effect = serializers.ChoiceField(
         SAID_EFFECTS,
-        help_text="Effect that an administrator states. If it is empty, the effect that the server claims applies.",
+        help_text="Effect that an administrator states. If empty, the tool has the effect that its server claims.",
     )
     said_title = serializers.CharField(
         help_text="Title that an administrator states for clients. If empty, clients get the server's title."
@@ -143,7 +143,7 @@ class ToolChanges(RequestBody):
     said_effect = serializers.ChoiceField(
         SAID_EFFECTS,
         required=False,
-        help_text="Effect that you state for a tool. If empty, the effect that the server claims applies.",
+        help_text="Effect that you state for a tool. If empty, the tool has the effect that its server claims.",
     )
     said_title = serializers.CharField(
         required=False,

@@ -71,7 +71,7 @@ GRACE = timedelta(seconds=60)
 class Validator(OAuth2Validator):  # type: ignore[misc]
     """Issues and refreshes tokens only for live connections, and only for the gateway of the connection.
 
-    `request.connection` is the connection of a new code.
+    `request.connection` is the connection for which a new authorization code is issued.
     """
 
     def _load_application(self, client_id: str, request: Request) -> Any:

@@ -617,8 +617,8 @@ class Endpoint:
     ) -> tuple[AccessRow, Resolved]:
         """Return the grant that allows this request, and the request's server and feature.
 
-        Makes checks 13 to 16 of the decision order. A call that a rule holds waits here for approval, but not longer
-        than its request may stay open. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
+        Makes checks 13 to 16 of the decision order. If a rule holds the call, the call waits here for approval, but not
+        longer than its request may stay open. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
         """
         held: HeldCall | None = None
         while True:
@@ -1318,8 +1318,8 @@ class _Sent:
     async def _may_pass_on(self, notification: Object) -> bool:
         """Return whether the client may get this notification.
 
-        One case is checked: a client of the session era would learn that a resource was updated. In this case, return
-        whether the client may subscribe to the resource, or False if that is unknown. In all other cases, return True.
+        If the notification tells a client of the session era that a resource was updated, return whether the client may
+        subscribe to the resource, or False if that is unknown. In all other cases, return True.
         """
         uri = params_of(notification).get("uri")
         if self.request.modern or notification.get("method") != UPDATED or not isinstance(uri, str):
@@ -1462,7 +1462,10 @@ def _error_answer(request: McpRequest, resolved: Resolved, message: Message, ans
 
 
 def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> Object:
-    """Return a server's error for resources/read, with the "not found" code of the client's era and the exposed URI."""
+    """Return a server's error for resources/read, as the client must see it.
+
+    The exposed URI replaces the server's URI. A "not found" code becomes the one of the client's era.
+    """
     if error.get("code") == NOT_FOUND[not request.modern]:
         error = {**error, "code": NOT_FOUND[request.modern]}
     data = error.get("data")

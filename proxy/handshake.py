@@ -1,4 +1,7 @@
-"""Answer `initialize` and `server/discover`, end clients' sessions, and find the eras of MCP that servers speak."""
+"""Answer `initialize` and `server/discover`, and end the sessions of clients.
+
+Also find the eras of MCP that servers speak.
+"""
 
 import asyncio
 import time

@@ -433,7 +433,7 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Note that the client waited `seconds` for the answer.
+        """Record that the client waited `seconds` for the answer.
 
         If `seconds` is more than PATIENCE_SHOWN, and the connection has no `hold_wait` yet, set `hold_wait` to PATIENT.
         """

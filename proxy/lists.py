@@ -241,7 +241,7 @@ class Lists:
         return await self._look_up(request, grant, wanted.kind, wanted), listed
 
     async def with_own_name(self, request: McpRequest, grant: AccessRow, feature: Named) -> AccessRow:
-        """Return the grant, read again with the features whose own name at their server is `feature.name`."""
+        """Re-read and return the grant, with the features whose own name at their server is `feature.name`."""
         return await self._look_up(
             request, grant, feature.kind, Wanted(ServersNeeded.BY_OWN_NAME, feature.kind, feature.name)
         )

@@ -163,7 +163,10 @@ class SessionCalls:
 
 
 class Heard(NamedTuple):
-    """Messages that a server sent in a session, and aliases and log level to rewrite the messages for the client."""
+    """Messages that a server sent in a session.
+
+    The aliases serve to rewrite the messages for the client. Log messages below `level` are dropped.
+    """
 
     row: str
     owner: str

@@ -66,7 +66,7 @@ class NeedsTeam(RuleError):
 
 
 class NobodyDecides(RuleError):
-    """The person for whom the agent acts cannot be the approver if somebody else must decide."""
+    """Do not require somebody else if the approver is the person for whom the agent acts."""
 
     field = "somebody_else"
 
@@ -307,7 +307,10 @@ class Rule(Versioned, Switchable):
         return changed
 
     def move(self, to: int, *, by: Actor | None) -> bool:
-        """Move the rule to the place `to` among all rules, from 1. Return False if it was there already."""
+        """Move the rule to the place `to` among all rules; the first place is 1.
+
+        Return False if the rule was there already.
+        """
         with transaction.atomic():
             rules = list(type(self).objects.select_for_update())
             before = next(index for index, rule in enumerate(rules, 1) if rule.pk == self.pk)

@@ -78,7 +78,10 @@ class OpenApiEndpoint:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer an MCP request. Pass only the headers of MCP to FastMCP, which forwards all headers to the API."""
+        """Answer an MCP request.
+
+        FastMCP forwards most headers to the API, so give FastMCP only the headers that MCP needs.
+        """
         assert self._app
         names = (b"accept", b"content-type", b"content-length", b"host")
         headers = [(name, value) for name, value in scope["headers"] if name in names or name.startswith(b"mcp-")]

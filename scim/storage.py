@@ -115,8 +115,8 @@ class Storage(ScimStorage):
         candidates = list(rows[: MOST_LOOKED_THROUGH + 1])
         if len(candidates) > MOST_LOOKED_THROUGH:
             raise TooManyException(
-                detail="Narrow the filter: use eq with one of these attributes. Of every resource: id, externalId. "
-                "Of a User also: userName, emails, active. Of a Group also: displayName, members."
+                detail="Narrow the filter: use eq with id or externalId. For a User, you can also use eq with "
+                "userName, emails or active. For a Group, you can also use eq with displayName or members."
             )
         bound = cast(Any, ScimFilter)[model](str(search_request.filter))
         matching = [one.id for one in kind.resources(candidates, model, with_members=True) if bound.match(one)]

@@ -210,7 +210,7 @@ def revoke(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Revoke provisioning key",
             text=f"Revoke {key}? Its directory will be refused at once. This cannot be undone.",
-            more="People and teams that the directory created stay. The directory can no longer deactivate anybody.",
+            more="People and teams created by the directory are kept. The directory can no longer deactivate anybody.",
             icon="revoke",
             back=page_url(key),
         )

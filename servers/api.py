@@ -83,7 +83,9 @@ class ServerSerializer(serializers.Serializer[Server]):
         help_text="Whether it may have a private address within `GATEWAY_PRIVATE_UPSTREAMS`; null if not known yet.",
     )
     health = serializers.CharField(help_text="`ok`, `down` or `unknown`, when last contacted.")
-    health_error = serializers.CharField(help_text="Reason if the server is down or was not asked, in words; or empty.")
+    health_error = serializers.CharField(
+        help_text="Why the server is down or was not asked, in words; otherwise empty."
+    )
     health_checked_at = UtcDateTimeField(allow_null=True, help_text="Time of the last contact; null if never.")
     protocol_era = serializers.CharField(help_text="`session`, `modern` (MCP 2026-07-28), `both`, or empty if unknown.")
     protocol_probed_at = UtcDateTimeField(allow_null=True, help_text="When the era was detected; null if not yet.")
@@ -208,7 +210,7 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if the entry is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
     detail = serializers.CharField(
-        help_text="If you asked to add the entry, the result. If the entry is unusable, the reason. Otherwise empty."
+        help_text="Result of adding the entry if `make` names it, or reason why it is unusable. Otherwise empty."
     )
     server = ServerReference(
         allow_null=True,

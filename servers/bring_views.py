@@ -56,8 +56,8 @@ class FileDraft:
 def page(request: AppRequest) -> HttpResponse:
     """Show the field for the file.
 
-    POST with `text` shows whether each entry can be added. POST with `sealed` (the encrypted FileDraft) and `add` adds
-    the ticked servers.
+    POST with `text` shows whether each entry can be added. To add the ticked servers, POST `sealed` (the encrypted
+    FileDraft) and `add`.
     """
     data = request.POST
     if "sealed" not in data:

@@ -155,9 +155,9 @@ def _bare(program: str) -> str:
 
 
 def _package(program: str, words: Sequence[str]) -> tuple[ClientPackage | None, str, list[str]]:
-    """Return the package that npx, uvx or the like starts, the program of the package, and the arguments.
+    """Return the package that the command starts, the program of the package, and the arguments.
 
-    If no package is started, return None, "" and the arguments.
+    A package is started by npx, uvx or the like. If no package is started, return None, "" and the arguments.
     """
     words = list(words)
     starts = {"npx": "npm", "bunx": "npm", "uvx": "pypi", "pipx": "pypi", "pnpm": "npm", "yarn": "npm", "npm": "npm"}

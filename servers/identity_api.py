@@ -107,7 +107,7 @@ class NewIdentity(RequestBody):
     instead_of = serializers.UUIDField(
         required=False,
         allow_null=True,
-        help_text="Your credential that the new one replaces if `everywhere` is true; null to replace nothing.",
+        help_text="Your credential to replace with the new one if `everywhere` is true; null to replace nothing.",
     )
 
     def validate_server_id(self, pk: UUID) -> Server:

@@ -60,7 +60,8 @@ class SinkSerializer(serializers.Serializer[Sink]):
     retry_at = UtcDateTimeField(allow_null=True, help_text="Time of the next retry; null if none is pending.")
     dropped_before = UtcDateTimeField(
         allow_null=True,
-        help_text="Retention deleted undelivered calls made before this time; null if it deleted no undelivered call.",
+        help_text="Some calls made before this time were never delivered, because retention deleted them first. "
+        "Null if there are no such calls.",
     )
     created_at = UtcDateTimeField(help_text="When it was created.")
 

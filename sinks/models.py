@@ -352,7 +352,7 @@ class Sink(Versioned, Switchable):
         self.refresh_from_db()
 
     def _announce_edit(self, seen: Seen | None, fields: dict[str, Any], secret: str, by: User | None) -> None:
-        """Notify the current receiver before an edit, if the receiver will get less than before, or nothing.
+        """Notify the current receiver before an edit that reduces or ends what this receiver gets.
 
         An edit that will be refused is not announced.
         """

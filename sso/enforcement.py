@@ -36,7 +36,7 @@ def must_sign_in_there(person: User) -> bool:
 
 
 def remember(request: HttpRequest, who: Claims) -> None:
-    """Store the person's account at the provider in the browser session.
+    """Store in the browser session which account the person has at the provider.
 
     The caller must then sign the person in.
     """

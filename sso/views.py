@@ -238,8 +238,8 @@ def _confirmed(request: HttpRequest, provider: Provider, begun: PendingSignIn, w
         )
     if not provider.proves_presence:
         raise SignInFailed(
-            "The gateway's requests to the provider are not signed, and people can change them in their browser. So an "
-            "answer does not prove that the provider asked for a credential.",
+            "The gateway's requests to the provider are not signed, so a person can change a request in the browser. "
+            "Therefore, an answer does not prove that the provider asked the person for a credential again.",
             NOT_ASKED,
         )
     # Check the time: in the browser, people can remove the requirement of a credential from the URL.

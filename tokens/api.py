@@ -102,7 +102,7 @@ class TokenResource(Resource):
     versioned = True
 
     def get_queryset(self) -> TokenQuerySet:
-        """Return the tokens this person may see, without the keys of apps."""
+        """Return the API tokens that this person may see. The connection keys of apps are left out."""
         return with_reach(tokens_visible_to(self.me))
 
     @operation(
@@ -412,7 +412,7 @@ class Regenerate(Connections):
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """Make a new key for an app. The key of an app is never shown.
+        """Replace the key of an app's connection by a new key, which is never shown.
 
         The person needs MCP_CONNECTIONS_REVOKE, also for a connection of their own.
         """

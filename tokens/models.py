@@ -442,7 +442,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
         with self._locked() as row:
             if row.kind != TokenKind.ACCESS:
                 raise TokenError(
-                    "The key of an app can only be regenerated. The key's owner cannot be asked to collect a new key."
+                    "The key of an app's connection can only be regenerated. "
+                    "The connection's owner cannot be asked to collect a new key."
                 )
             self.digest, self.key_id, self.asked_at, self.asked_by = None, "", row.asked_at, row.asked_by
             if row.digest is None:

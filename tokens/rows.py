@@ -289,7 +289,7 @@ class TokenRow:
 
 
 class Care(NamedTuple):
-    """A category of active tokens that need attention. A card with `title` on the page links to their list."""
+    """A category of active tokens that need attention. On the page, the card titled `title` opens their list."""
 
     title: str
     note: str

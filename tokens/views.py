@@ -532,7 +532,10 @@ def regenerate_key(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _key(request: AppRequest, connection: Connection) -> HttpResponse:
-    """Regenerate an app's key, which is never shown. Needs MCP_CONNECTIONS_REVOKE even for one's own connection."""
+    """Regenerate the key of an app's connection. This ends the app's access tokens.
+
+    The key's secret is never shown. Needs MCP_CONNECTIONS_REVOKE even for one's own connection.
+    """
     if not request.user.has_perm(Capability.MCP_CONNECTIONS_REVOKE):
         raise CapabilityRequired(Capability.MCP_CONNECTIONS_REVOKE)
     if not connection.is_live:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 class RequestBody(serializers.Serializer[Any]):
     """The accepted fields of a body: an unknown key is refused, not ignored.
 
-    `defaults` makes required fields of a parent class optional, with these values.
+    `defaults` has values for required fields of a parent class; these fields become optional.
     """
 
     defaults: ClassVar[Mapping[str, Any]] = {}

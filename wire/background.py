@@ -1,4 +1,7 @@
-"""Deadlines, and background loops and tasks: their failures are logged and counted, and a failed loop runs again."""
+"""Deadlines, background loops and background tasks.
+
+Failures of loops and tasks are logged and counted; expected errors of tasks are only logged. A failed loop runs again.
+"""
 
 from __future__ import annotations
 

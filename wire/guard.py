@@ -422,7 +422,10 @@ class _GuardedBackend(httpcore.NetworkBackend):
         raise failure
 
     def _through(self, proxy: OutboundProxy, target: str, port: int, timeout: float | None) -> httpcore.NetworkStream:
-        """Open a tunnel to `target`, a checked address or a name that the proxy resolves. Raises ProxyFailed."""
+        """Open a tunnel through the proxy to `target`. Raises ProxyFailed.
+
+        `target` is either an address that was checked, or a name that the proxy resolves.
+        """
         own = Deadline()
         own.set(self._deadline.left(timeout))
         with proxy.told():

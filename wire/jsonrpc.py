@@ -317,7 +317,7 @@ def is_storable(text: str) -> bool:
 
 
 def storable(value: Any) -> Any:
-    """Replace characters that PostgreSQL cannot store (NUL, lone surrogates), which servers do send."""
+    """Replace NUL and lone surrogates. Servers send such characters, but PostgreSQL cannot store them."""
     match value:
         case str():
             return _unstorable.sub("\N{REPLACEMENT CHARACTER}", value)

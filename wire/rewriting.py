@@ -1,8 +1,8 @@
 """Rewrite messages for the other side: resource URIs, task ids, and members of results. Needs no Django.
 
-A URI does not name its server, so with several servers clients get `gateway://<alias>/<the URI, percent-encoded>`, or
-`ui://gateway/<alias>/...` for the scheme `ui`. In a template (RFC 6570), an expression such as `{id}` is not encoded,
-but becomes `({id})`.
+A URI does not name its server. If the gateway has several servers, clients get
+`gateway://<alias>/<the URI, percent-encoded>`, or `ui://gateway/<alias>/...` for the scheme `ui`. In a template
+(RFC 6570), an expression such as `{id}` is not encoded, but becomes `({id})`.
 """
 
 import re

@@ -92,7 +92,7 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
 
 class ApiKey(HoldsSecret, Versioned, models.Model):
-    """A person's key for the REST API (`gwp_`), not for /mcp, with some of its owner's capabilities."""
+    """A person's key (`gwp_`) for the REST API, with some of the person's capabilities. It is not accepted at /mcp."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     user = models.ForeignKey(User, models.PROTECT, related_name="api_keys")

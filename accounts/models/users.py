@@ -470,9 +470,10 @@ class User(Versioned, AbstractBaseUser):
         return changed
 
     def end_access(self, *, by: Grantor | None) -> None:
-        """Deactivate this person; remove password, invitation, organisation sign-in, teams, staff and break-glass.
+        """Deactivate this person, remove their password, and take them out of all teams.
 
-        Reactivating the person does not restore what was removed. Raises the errors of `changed_by`.
+        Also remove their invitation, organisation sign-in, staff flag and break-glass. Reactivating the person does not
+        restore what was removed. Raises the errors of `changed_by`.
         """
         with self.changed_by(by) as present:
             self.deactivate(by=by)
@@ -545,7 +546,7 @@ class User(Versioned, AbstractBaseUser):
     def open_requests(self) -> list[tuple[Capability, datetime]]:
         """Return the capabilities that this person requested in the last week and still lacks, with the time of each.
 
-        A declined request is left out. So is a request that a change of role granted, even if the person lost the
+        A declined request is left out. So is a request granted by a change of role, even if the person lost the
         capability later.
         """
         asked = still_open(requests(of=self))

@@ -92,8 +92,8 @@ class WorkspaceSettings(Versioned, models.Model):
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
         """Change settings, from the next request on. Raises ChangedMeanwhile or NoOrganisation.
 
-        A shorter log retention takes effect a day later. Until then, `keep_logs` or an edit
-        to a longer retention revokes the shorter retention.
+        A shorter log retention takes effect a day later. Until then, it can be revoked: by `keep_logs`,
+        or by an edit that sets a longer retention than the current one.
         """
         with transaction.atomic():
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)

@@ -293,7 +293,7 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
     """Return the time from which calls must exist.
 
-    Return the latest time that checkpoints state. If they state no such time, return the start of the oldest partition.
+    This is the latest `kept_from` of the checkpoints. If they have none, it is the start of the oldest partition.
     """
     # Checkpoints of earlier releases do not state this time.
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]

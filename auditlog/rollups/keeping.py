@@ -1,7 +1,7 @@
 """Update the roll-ups with new rows of the log, in small steps outside the request path.
 
-Each step is one transaction that locks RollupState, so that only one process counts. A step counts rows up
-to a certain id. New rows can appear only above this id, so no row is missed or counted twice
+Each step is one transaction that locks RollupState, so that only one process at a time counts rows.
+A step counts rows up to a certain id. New rows can appear only above this id, so no row is missed or counted twice
 (docs/decisions/0029-roll-ups-counted-by-id.md).
 """
 
@@ -167,8 +167,8 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """Count the calls that were written more than NEAR after their start, and advance `near_from`.
 
-    Do nothing if the last such count was less than LATE_EVERY ago. Return the number of counted calls, and whether
-    more calls are left to count. This is always False, because one run counts all late calls.
+    Do nothing if the last such count was less than LATE_EVERY ago. Return a pair: the number of counted calls, and
+    whether more are left to count. The second value is always False, because one run counts all late calls.
     """
     with _state() as state:
         now = databases.database_now()

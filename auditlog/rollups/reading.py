@@ -1,8 +1,8 @@
-"""Count calls with the roll-ups, and in the log for periods without roll-ups, in one database snapshot.
+"""Count calls from the roll-ups, and from the log for periods without roll-ups.
 
-The numbers equal those of the log, except that a call longer than an hour may be missing for 15 minutes after it ends.
-Whole weeks, days, hours and minutes come from the roll-ups; the rest, and calls recorded since the last count, come
-from the log.
+Both are read in one database snapshot. The numbers equal those of the log, except that a call longer than an hour may
+be missing for 15 minutes after it ends. Whole weeks, days, hours and minutes come from the roll-ups; the rest, and
+calls recorded since the last count, come from the log.
 """
 
 from __future__ import annotations

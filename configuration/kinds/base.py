@@ -1,4 +1,6 @@
-"""Kinds of objects in configuration files, and the workspace's objects in the form of these files.
+"""Kinds of objects in configuration files.
+
+`World` has the workspace's objects, each with the values that a configuration file would give it.
 
 To add a kind, write a subclass of `Kind` that makes changes by the methods of the models. Then add it to
 `configuration.kinds.KINDS`, after the kinds that it refers to.
@@ -241,7 +243,7 @@ class World:
         return (found.values if found else {}) | (entry.given if entry else {})
 
     def renamed(self, field: Field, value: Any) -> Any:
-        """Return `value`; names of objects that the document renames are replaced by the new names."""
+        """Return `value`, with the new names of objects that the document renames."""
         if not field.refers_to:
             return value
         if isinstance(value, list):

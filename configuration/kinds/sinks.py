@@ -83,7 +83,7 @@ class SinkKind(Kind):
     def _refusal(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         """Yield what `Sink.set_up` refuses.
 
-        Yield nothing if the sink or its address is new, and a reference in `address` or `secret` is not resolved here.
+        If a reference in `address` or `secret` is not resolved here, yield nothing for a new sink or a new address.
         """
         values = change.values
         references = {str(values[name]) for name in ("address", "secret") if REFERENCE_FORM(values.get(name) or "")}

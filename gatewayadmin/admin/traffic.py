@@ -419,7 +419,10 @@ class ServerSettings(SignInSettings, VersionedForm):
 
 @register(Server, site=site)
 class ServerPages(CapabilityAdmin):
-    """Admin pages of servers. People can change sign-in settings here, but not the URL, which is not validated here."""
+    """Admin pages of servers. People can change sign-in settings here.
+
+    They cannot change the URL here, because these pages do not validate URLs.
+    """
 
     form = ServerSettings
     seen_by = (Capability.SERVERS_READ,)

@@ -36,10 +36,10 @@ def from_environment() -> Keys:
 
 
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
-    """Read each key from the environment, or from its file in `folder`, which the first start generates.
+    """Read each key from the environment, or else from its file in `folder`.
 
-    Raises Refused for a file with wrong owner, permissions or content. If the installation has `begun`, also raises
-    Refused for a missing file.
+    The first start generates each missing file. Raises Refused for a file with wrong owner, permissions or content.
+    If the installation has `begun`, also raises Refused for a missing file.
     """
     try:
         if not begun:
@@ -63,7 +63,7 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the names of environment variables that do not contain all keys of their key file in `folder`.
+    """Return the names of environment variables that lack at least one key of their key file in `folder`.
 
     Files that do not exist are skipped. Raises Refused for unreadable files.
     """

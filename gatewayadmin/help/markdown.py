@@ -51,7 +51,10 @@ def anchor_of(heading: str) -> str:
 
 
 def render(source: str, path: str, url_of: UrlOf) -> SafeString:
-    """Render Markdown without its title. Relative links are resolved from `path`, the file in the folder of docs/."""
+    """Render Markdown without its title.
+
+    `path` is the file's path, relative to the folder that contains docs/. Relative links are resolved from `path`.
+    """
     tokens = _parser.parse(source)
     body = tokens[3:] if tokens and tokens[0].tag == "h1" else tokens
     for index, token in enumerate(body):

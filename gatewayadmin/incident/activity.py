@@ -1,4 +1,6 @@
-"""The calls of a subject in the last 24 hours, compared with the average day of up to four weeks before.
+"""The calls of a subject in the last 24 hours, compared with a usual day.
+
+A usual day is the average of at most 28 days before these 24 hours.
 
 Only the newest MOST_READ calls are counted. If there are more, totals come from roll-ups if possible.
 """

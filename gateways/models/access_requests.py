@@ -231,7 +231,10 @@ class AccessRequest(Versioned, models.Model):
 
     @property
     def fallback_at(self) -> datetime:
-        """The time from which people with GATEWAYS_MANAGE are notified, too. Before it, only the approvers are."""
+        """The time from which people with GATEWAYS_MANAGE are notified, too.
+
+        If there are approvers who can decide, only they are notified before this time.
+        """
         return self.created_at + FALLBACK_AFTER
 
     def may_be_decided_by(self, person: User) -> bool:

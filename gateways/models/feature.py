@@ -160,7 +160,7 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
     ) -> None:
         """Store the server's complete list for `identity`, and note new, changed and missing features.
 
-        Under the policy `selected` new features start disabled. Unusable definitions are not stored.
+        Under the policy `selected`, new features start disabled. Unusable definitions are not stored.
         """
         read = [one if isinstance(one, Definition) else Definition.of(one) for one in listed]
         said = definitions.rows(kind, assignment.alias, read)

@@ -162,7 +162,10 @@ class TeamGateways(Versioned):
 
 
 class IdentityGateways(Versioned):
-    """The gateways that may use a shared identity, versioned for the form that edits them."""
+    """The gateways that may use a shared identity, as a list with a version.
+
+    A form that was opened with an older version cannot save the list.
+    """
 
     def __init__(self, identity: Identity) -> None:
         self.pk, self._meta, self._identity = identity.pk, identity._meta, identity

@@ -43,7 +43,7 @@ ALL_BRIDGED: Object = {
 
 
 class Named(NamedTuple):
-    """The feature a message names: its kind, and its name as the client sent it (a URI for a resource)."""
+    """The feature that a message names: its kind, and its name as the client sent it (a URI for a resource)."""
 
     kind: str
     name: str

@@ -18,7 +18,10 @@ class RuleRefused(Refusal):
 
 
 def sentence_of(decision: RuleDecision) -> str:
-    """Return the rule's message of a refusal. If the rule has no message, return ""; the caller uses a general one."""
+    """Return the message for a call that a rule refuses.
+
+    If the rule has no message, return ""; the caller then uses a general one.
+    """
     rule = decision.rule
     if rule is None:
         return ""

@@ -271,7 +271,7 @@ class PendingRequests:
     async def wait(self, uid: str) -> Object:
         """Wait for the answer to a request that this worker has added, and return it.
 
-        Raises DatabaseUnavailable if this worker does not have the key of the answer.
+        Raises DatabaseUnavailable if the answer is encrypted with a key that this worker does not have.
         """
         event = self._bell.listen(uid)
         while True:

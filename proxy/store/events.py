@@ -382,7 +382,7 @@ class StreamEvents:
         await self._state.fetch(TAKE, {"session": session_id, "stream": name.stream})
 
     async def want(self, session_id: str, name: EventId) -> None:
-        """Ask the worker that has this stream to write the stream's events. `listen` reports when they are written.
+        """Ask the worker of this stream to write the stream's events. `listen` reports when they are written.
 
         Raises DatabaseUnavailable.
         """

@@ -84,7 +84,10 @@ class UsageTracker:
         self._background.forever("usage", self._work, self._wait_for_flush)
 
     async def first_attempt(self) -> None:
-        """Wait for the first attempt to prepare the statements. Then `fault` names the refused statement, if any."""
+        """Wait until the first attempt to prepare the statements has ended.
+
+        Then `fault` names the refused statement, if any.
+        """
         await self._first_attempt.wait()
 
     async def stop(self) -> None:

@@ -118,7 +118,7 @@ class SamlSettings(models.Model):
         "let people start at the provider",
         default=False,
         db_default=False,
-        help_text="From a tile on the provider's page. People confirm the sign-in here.",
+        help_text="People press a tile on the provider's page, and confirm the sign-in at this gateway.",
     )
     # The private key is stored in the column of the OpenID Connect client secret.
     signs_requests = models.BooleanField(

@@ -40,7 +40,7 @@ LIMITS = {
     "MiB of large answers for one person; a single answer may be larger": settings.ANSWERS_MIB // fair_queue.SHARES,
     "MiB of large answers arriving together from one server; one that arrives alone may be larger": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
-    "KiB a second below which a large answer is cut off while another answer waits for memory": fair_queue.LEAST_PACE
+    "KiB a second of a slow large answer; it is cut off if another answer waits for memory": fair_queue.LEAST_PACE
     >> 10,
     "seconds in which a client must read 16 KiB of a waiting answer, or the whole rest if the rest is smaller": int(
         LimitedHttpProtocol.untaken_seconds
@@ -59,7 +59,7 @@ LIMITS = {
     "hours an MCP session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
     "MiB of unread messages of one stream, in total": streams.MOST_PENDING_BYTES >> 20,
-    "servers' standing streams that one worker reads only for calls (their clients have no standing stream)": (
+    "servers' standing streams that one worker reads only for the calls of clients without a standing stream": (
         upstream_streams.MOST_FOR_CALLS
     ),
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,

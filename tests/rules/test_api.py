@@ -56,7 +56,7 @@ WRONG: tuple[tuple[dict[str, Any], str, str], ...] = (
     (
         {"effect": "hold", "approvers": "person", "somebody_else": True},
         "somebody_else",
-        "The person for whom the agent acts cannot",
+        "Do not require somebody else",
     ),
     ({"effect": "hold", "hold_minutes": 0}, "hold_minutes", "greater than or equal to 1"),
     ({"servers": ["nowhere"]}, "servers", "There is no server nowhere."),

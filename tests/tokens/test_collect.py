@@ -201,7 +201,7 @@ def test_nobody_is_asked_to_collect_what_has_ended(issued: Issued, boss: User, s
 def test_the_key_of_an_app_is_collected_by_nobody(ann: User, boss: User) -> None:
     key = Token.objects.get(connection=make.app_connection(ann, make.gateway()))
 
-    with pytest.raises(TokenError, match="The key of an app can only be regenerated"):
+    with pytest.raises(TokenError, match="The key of an app's connection can only be regenerated"):
         key.ask_for_new(by=boss)
 
     assert Token.objects.get() == key
