@@ -78,9 +78,9 @@ class PermittedUnits:
         return sum(self._at[pk] for pk in {*gateways} if pk in self._at)
 
     def by_person(self, pairs: Iterable[Pair]) -> dict[UUID, int]:
-        """Return each person's access units (AccessUnit), as bits.
+        """Return a set of access units (AccessUnit) for each person, as bits.
 
-        These are all units of the gateways that `pairs` lists for the person.
+        The set has all units of the gateways that `pairs` lists for the person.
         """
         found = defaultdict[UUID, int](int)
         for person, gateway in pairs:

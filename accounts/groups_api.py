@@ -39,7 +39,7 @@ class RoleSerializer(serializers.Serializer[Role]):
 
     id = Id()
     name = serializers.CharField(help_text="Name on the pages.")
-    locked = serializers.BooleanField(help_text="Whether only the required sign-in of the role can be changed.")
+    locked = serializers.BooleanField(help_text="If true, only `required_sign_in` of this role can be changed.")
     capabilities = serializers.SerializerMethodField(help_text="Slugs of its capabilities.")
     users_count = serializers.IntegerField(help_text="Number of people with this role.")
 

@@ -286,8 +286,7 @@ def required_of(person: Any) -> set[str]:
 def must_sign_in_at_organisation(person: Any) -> bool:
     """True if the person has to sign in at the organisation.
 
-    There are two possible reasons: the person's role or the workspace requires this, or the provider enforces this
-    for the person's address.
+    The person's role or the workspace can require this. The provider can enforce it for the person's address.
     """
     provider = _offered()
     if provider is None or person.break_glass:

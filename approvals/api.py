@@ -74,7 +74,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
     asked_at = UtcDateTimeField(help_text="When the call was made.")
     fallback_at = UtcDateTimeField(help_text="From this time on, everybody with `approvals:decide` may decide.")
     ends_at = UtcDateTimeField(
-        help_text="People can decide until this time. A decision sets a new time; the decision applies until then."
+        help_text="When the time to decide ends. After a decision: when the decision stops applying."
     )
     decided_by = serializers.EmailField(
         source="decided_by.email",

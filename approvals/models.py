@@ -1,6 +1,7 @@
-"""Holds: tool calls that wait for a person's decision, and permissions to repeat an approved call for a while.
+"""Models of held calls, and of permissions to repeat an approved call for a while.
 
-The proxy creates and uses holds with the database function `approvals_ask` (proxy/holds.py).
+A held call is a tool call that waits for a person's decision. The proxy creates and uses holds with the database
+function `approvals_ask` (proxy/holds.py).
 """
 
 from __future__ import annotations

@@ -256,7 +256,7 @@ class CallGroupSerializer(serializers.Serializer[Any]):
     value = serializers.CharField(
         help_text="Id of the object. In groups by tool, the tool's name; in groups by reason, the error code."
     )
-    name = serializers.CharField(help_text="Name in the newest call; equal to `value` for a tool or reason.")
+    name = serializers.CharField(help_text="Name in the newest call. In groups by tool or reason, equal to `value`.")
     calls = serializers.IntegerField(help_text="Number of calls.")
     error_rate = serializers.FloatField(help_text="Share of failed calls, from 0 to 1.")
     denied = serializers.IntegerField(help_text="Number of refused calls.")
@@ -297,9 +297,9 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     target_type = serializers.CharField(required=False, help_text="Only events about this kind of object.")
     target_id = serializers.CharField(
         required=False,
-        help_text="Only events about the object with this id. For a person, also events that name the person's present "
-        "e-mail. These are events about objects that the person owns, such as tokens, and events about the person "
-        "joining or leaving a team.",
+        help_text="Only events about the object with this id. For a person, also events about objects that the "
+        "person owns, such as tokens, and about the person joining or leaving a team. These events are found by the "
+        "person's present e-mail.",
     )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(

@@ -343,7 +343,7 @@ def current_context() -> EventContext:
 
 @contextmanager
 def use_context(context: EventContext) -> Iterator[None]:
-    """Record changes inside the block with `context`."""
+    """Use `context` for all changes recorded inside the block."""
     token = _context.set(context)
     try:
         yield

@@ -2,7 +2,7 @@
 
 A condition has one of three forms: a single word such as `error`; a field of auditlog.fields with an operator and a
 value; any other text. If such a text is an id, it is compared with all ids. Otherwise, all names are searched for the
-text. Conditions are joined by `and` or a comma, or by `or`, which binds less tightly.
+text. A comma between conditions means the same as `and`; `or` binds less tightly than both.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class QueryToken(NamedTuple):
         return "" if self.quoted else self.text.lower()
 
 
-NO_GROUPS = "Parentheses do not group: “and” binds more tightly than “or”. Put a text with parentheses in quotes."
+NO_GROUPS = "Parentheses do not group: “and” always binds more tightly than “or”. Put text with parentheses in quotes."
 _TOKEN = re.compile(r'\s*(?:"((?:[^"\\]|\\.)*)"|(<=|>=|!=|[<>=~,])|([^\s<>=~,"!]+)|(\S))')
 
 

@@ -1,4 +1,4 @@
-"""Load from wrk, and the processor time that other processes use under this load."""
+"""Generate load with wrk, and measure the processor time that other processes use under this load."""
 
 import json
 import os

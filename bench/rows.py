@@ -27,7 +27,10 @@ from tokens.models import Token
 
 
 def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
-    """Create a server and a gateway for each name, and `tokens` agents with a token for each gateway."""
+    """Create a server and a gateway for each name.
+
+    Also create `tokens` agents. Each agent gets one token for every gateway.
+    """
     owner = User.objects.earliest("date_joined")
     hosts = [Host.objects.add_agent(name=f"Bench {number}", by=owner) for number in range(tokens)]
     made = {}

@@ -93,7 +93,7 @@ def compare(number: int) -> str:
 
 
 def slowest() -> Iterator[tuple[float, float, str, str]]:
-    """Yield decisions: seconds, the estimate, the condition, and a description of the arguments."""
+    """Yield each decision's time and estimated time in seconds, its condition, and a description of its arguments."""
     for arguments in hostile():
         call, size = RuledCall("s", FIELDS, arguments), size_of(arguments)
         for when in CONDITIONS:

@@ -165,7 +165,7 @@ class ConfigurationResource(Resource):
     def apply(self, request: Request) -> Response:
         """Apply configuration files.
 
-        Makes all changes of the plan, or none. Then asks each server that was added to a gateway for its tools.
+        Makes all changes of the plan, or none. Then requests the tool list of each server that was added to a gateway.
         """
         body = self.body()
         terms = {

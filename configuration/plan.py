@@ -91,7 +91,7 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Set `cuts` of each change to the access that it ends. After COUNTING_S seconds, set NOT_COUNTED instead."""
+    """Store in each change's `cuts` which access the change ends. After COUNTING_S seconds, store NOT_COUNTED."""
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:

@@ -54,8 +54,8 @@ ORDERINGS = ("connected_at", "last_token_at", "last_used_at", "revoked_at")
 
 
 HOLD_WAIT = (
-    "Seconds for which a held call keeps its request open; null: 50 if the client asked for progress notifications, "
-    "otherwise 4."
+    "Seconds for which a held call keeps its request open. Null means 50 if the client asked for progress "
+    "notifications, otherwise 4."
 )
 
 
@@ -82,7 +82,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
     blocked_reason = CauseField(
         source="connection.blocked_reason",
         help_text="Why the connection is blocked, as an error code of the log; null if nothing blocks the connection. "
-        "A connection that is only disabled (`enabled`) is not blocked.",
+        "A connection that is only disabled (`enabled` is false) is not blocked.",
     )
     needs_identity = serializers.BooleanField(
         help_text="Whether the connection works, but lacks a credential for a server."
@@ -251,7 +251,7 @@ class HostAtGatewayBody(RequestBody):
     """The decision of a gateway about an app or agent. Omitted fields are not changed."""
 
     allowed = serializers.BooleanField(
-        required=False, help_text="True lists the app or agent as allowed; false blocks it."
+        required=False, help_text="If true, the app or agent is listed as allowed; if false, it is blocked."
     )
     tool_set_id = serializers.UUIDField(
         required=False,
@@ -314,7 +314,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_MANAGE, answer=HTTPStatus.NO_CONTENT, if_match=True)
     def destroy(self, request: Request, slug: str, host: UUID) -> Response:
-        """Remove the decision on an app or agent (allowed or blocked) from a gateway. Its limit to a tool set stays."""
+        """Remove the decision that allows or blocks an app or agent on a gateway. A limit to a tool set stays."""
         row = self._saved(slug, host)
         return self.removed(row, row.reset)
 
@@ -465,7 +465,7 @@ class ConnectionIdentities(Resource):
         return get_object_or_404(rows if everybodys else rows.own(self.me), pk=pk)
 
     def _place(self, pk: UUID, assignment: UUID) -> tuple[CarriedIdentities, Assignment]:
-        """Return the identities of the caller's connection `pk`, and the per-user assignment with this id."""
+        """Return the identities of the caller's connection `pk`, and the per-user assignment with id `assignment`."""
         connection = self._find(pk)
         self.must_own(connection.user_id)
         asking = Assignment.objects.per_user().filter(gateway=connection.gateway_id).select_related("server")

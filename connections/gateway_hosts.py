@@ -86,7 +86,7 @@ class HostRow:
 class GatewayHostFilter(ListFilter):
     """Filter by name, and keep only the apps and agents that are used, listed, blocked or limited on the gateway.
 
-    With `show=others`, keep only the apps and agents that are not used, listed, blocked or limited.
+    With `show=others`, keep only the other apps and agents.
     """
 
     show = forms.ChoiceField(required=False, choices=[("others", "Others")])

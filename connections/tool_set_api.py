@@ -181,7 +181,7 @@ class ToolGrantBody(RequestBody):
 
 
 class GatewayGrants(Resource):
-    """Tool sets of a gateway that are given to everybody, teams and people."""
+    """The grants of a gateway: each gives a tool set to everybody, a team or a person."""
 
     serializer_class = ToolGrantSerializer
     versioned = True

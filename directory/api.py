@@ -34,7 +34,7 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
     id = Id()
     team = Reference(
         allow_null=True,
-        help_text="The address lists the gateways of this team; null: the gateways that are open to everyone.",
+        help_text="Team whose gateways the address lists. If null, it lists the gateways that are open to everyone.",
     )
     url = serializers.CharField(
         help_text="Address for clients, which add `/v0.1/servers`. Anybody who has it can read the list."
@@ -56,7 +56,7 @@ class DirectoryAddressQuery(ListQuery):
 
     q = serializers.CharField(
         required=False,
-        help_text="Text contained in the team's name or, if the address is for everyone, in the word `Everyone`.",
+        help_text="Text contained in the team's name, which is `Everyone` for the address for everyone.",
     )
     enabled = serializers.BooleanField(
         required=False, help_text="`true` for only enabled addresses, `false` for only disabled ones."

@@ -99,8 +99,9 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
             "Cursor",
             "mcp.json",
             "~/.cursor/ of each person",
-            "With this file, Cursor connects to these gateways, but also allows other servers. Cursor reads no policy "
-            "file for MCP and no directory: its allow list is in the dashboard of a Cursor Enterprise team.",
+            "This file connects Cursor to these gateways. It does not block other servers, because Cursor reads no "
+            "policy file for MCP and no directory. To block them, use the allow list in the dashboard of a Cursor "
+            "Enterprise team.",
             "application/json",
             _json(_cursor(gateways)),
         ),

@@ -162,8 +162,8 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
     """Return the entry "Disable" for an enabled thing (`on`), or the entry "Enable" for a disabled thing.
 
-    The entry "Enable" enables the thing at once. One exception: `is_known` is False for an app that chose its own name.
-    Its entry "Enable" only opens the app's page.
+    The entry "Enable" enables the thing at once, unless `is_known` is False: then the entry only opens the thing's
+    page. `is_known` is False for an app that chose its own name.
     """
     if on:
         return _to(f"{room}:disable", key, f"Disable {name}", "pause", kind)

@@ -176,9 +176,9 @@ def servers_seen_by(viewer: User) -> ServerQuerySet:
 class Catalogue:
     """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
 
-    With `tells_use`, calls in the last SPAN are counted if the viewer may read the log. Sorting and filtering by use
-    need these numbers. `page` is the page that the caller will probably read: a number, as text. If `page` is None,
-    or is not a page number, the page is page 1.
+    If `tells_use` is true and the viewer may read the log, the calls in the last SPAN are counted. Without these
+    numbers, tools cannot be sorted or filtered by use. `page` is the page that the caller will probably read: a number,
+    as text. If `page` is None, or is not a page number, the page is page 1.
     """
 
     ordered = True

@@ -1,4 +1,7 @@
-"""List the tools of a gateway's servers and store them: *Refresh tools*, and the first list of a new assignment."""
+"""List the tools of a gateway's servers and store them.
+
+This happens at *Refresh tools*, and when a server is newly assigned to the gateway.
+"""
 
 from __future__ import annotations
 

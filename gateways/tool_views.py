@@ -300,7 +300,7 @@ def _listed(request: AppRequest, gateway: Any, refreshed: Iterable[Refreshed] = 
 def _tabs(gateway: Any, chosen: FeatureKind | None) -> list[Tab]:
     """Return a tab for each kind of feature, and a tab for all kinds.
 
-    Each tab has the number of these features that the gateway's servers offer.
+    Each tab has a number: how many features of its kind the gateway's servers offer. The tab for all kinds has the sum.
     """
     numbers = offered_by_kind(gateway)
     tabs = [Tab(kind.value, label, numbers.get(kind, 0), kind == chosen) for kind, label in PLURALS.items()]

@@ -178,7 +178,10 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def enrolment_url(host: Host) -> str:
-    """Return the URL where people create their own token for `host` (works only while it allows enrolment)."""
+    """Return the URL where people create their own token for `host`.
+
+    People who may not create tokens are refused, unless the host allows enrolment.
+    """
     return f"{settings.PUBLIC_URL}{reverse('oauth:connect')}?{urlencode({'host': host.pk})}"
 
 

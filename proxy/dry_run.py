@@ -150,7 +150,7 @@ def _ruled(
     address: str | None,
     trial: CallTrial,
 ) -> Verdict:
-    """Return the verdict `found` with the decision of the rules.
+    """Return a verdict: `found`, plus the decision of the rules.
 
     If the arguments of the call are unknown, rules that read arguments are not applied.
     """

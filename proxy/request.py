@@ -122,7 +122,10 @@ class Origins:
         self._allowed = {*((scheme, name, port) for name in names), *map(hosts.origin_of, allowed)}
 
     def allows(self, origin: str | None) -> bool:
-        """Return whether this origin is allowed. None is allowed, because only browsers send an origin."""
+        """Return whether this origin is allowed.
+
+        If `origin` is None, return True: clients other than browsers send no origin.
+        """
         try:
             return origin is None or hosts.origin_of(origin) in self._allowed
         except ValueError:

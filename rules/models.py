@@ -66,7 +66,7 @@ class NeedsTeam(RuleError):
 
 
 class NobodyDecides(RuleError):
-    """Do not require somebody else if the approver is the person for whom the agent acts."""
+    """Do not require somebody else to decide: the approver is the person for whom the agent acts."""
 
     field = "somebody_else"
 

@@ -124,7 +124,7 @@ def cuts(rule: Rule, viewer: User, servers: Iterable[Any] | None = None, *, labe
     found = replay(deciding(rule, servers), rule.gateway, labels_from=labels_from, days=7, seconds=LATELY_S)
     calls, agents = number_of(found.count, "call"), number_of(len(found.agents), "agent")
     so_far = "" if found.is_complete else " (not all calls could be checked in time)"
-    unknown = f"{number_of(found.unknown, 'call')} without recorded arguments cannot be judged."
+    unknown = f"{number_of(found.unknown, 'call')} without complete recorded arguments cannot be judged."
     touched = f"The rule would have affected {calls} of {agents} in the last 7 days{so_far}."
     if found.is_blind:
         return f"Which calls of the last 7 days the rule would have affected is not known{so_far}: {unknown}"

@@ -210,7 +210,7 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if the entry is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
     detail = serializers.CharField(
-        help_text="Result of adding the entry if `make` names it, or reason why it is unusable. Otherwise empty."
+        help_text="Result of adding the entry, if `make` names it. Reason, if the entry is unusable. Otherwise empty."
     )
     server = ServerReference(
         allow_null=True,

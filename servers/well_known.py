@@ -72,7 +72,7 @@ def tiles() -> tuple[Tile, ...]:
 
 @lru_cache(maxsize=2)
 def _read(path: Path, _changed: int) -> tuple[Tile, ...]:
-    """Read the tiles of a file. `_changed`, the file's last change, is only part of the cache key."""
+    """Read the tiles of a file. `_changed`, the time of the file's last change, is used in the cache key only."""
     try:
         entries = json.loads(path.read_text())
         return tuple(Tile(**entry | {"auth": tuple(entry.get("auth", ()))}) for entry in entries)

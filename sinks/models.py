@@ -66,7 +66,7 @@ class BadSinkSecret(SinkError):
 
 
 class SendsNothing(SinkError):
-    """Choose what is sent: calls, admin events or both. Payloads are sent with calls."""
+    """Choose what is sent: calls, admin events or both. Payloads can be sent only with calls."""
 
     field = "sends_calls"
 

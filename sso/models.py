@@ -204,8 +204,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         change that ends it (`ends_secret`). When sign-in becomes enforced, affected people's password sessions end.
 
         Raises ProviderError or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks a capability of SETS_UP.
-        To change TERMS, the source of the metadata, or an existing decryption key, `by` must have every capability and
-        be allowed to use gateways. Otherwise, raises Outranked.
+        To change a setting in TERMS, or the source of the metadata, or an existing decryption key, `by` must have every
+        capability and be allowed to use gateways. Otherwise, raises Outranked.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.

@@ -187,7 +187,10 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return Issued(token, secret)
 
     def live_key(self, connection: Connection) -> "Token | None":
-        """Return the unrevoked key behind an app's OAuth tokens on this connection; None if there is none."""
+        """Return the unrevoked key of an app's connection; None if there is none.
+
+        The app's OAuth tokens need this key.
+        """
         return self.live().filter(connection=connection, kind=TokenKind.KEY).first()
 
     def provide_key(self, connection: Connection, *, by: User) -> "Token":
@@ -433,10 +436,10 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If an earlier request is still open, no other request is made: `overlap_hours=0` only ends the previous secret
-        at once, and any other value changes nothing.
+        If an earlier request is still open, do not make another. With `overlap_hours=0`, only end the previous secret
+        at once. With any other value, change nothing.
 
-        Raises BadTokenOverlap, TokenAlreadyRevoked, Expired, or TokenError for the key of an app.
+        Raises TokenError for the key of an app. Also raises BadTokenOverlap, TokenAlreadyRevoked or Expired.
         """
         lasting = overlap(overlap_hours)
         with self._locked() as row:
@@ -568,7 +571,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def is_last(self) -> bool:
         """True if every other token of the connection is revoked or expired.
 
-        A token that waits for its owner to collect a new secret is not revoked.
+        A token that waits for its owner to collect a new secret does not count as revoked.
         """
         return not Token.objects.lasting().filter(connection=self.connection_id).exclude(pk=self.pk).exists()
 

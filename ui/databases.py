@@ -1,7 +1,7 @@
 """Database connections: pages may use a pooler in transaction mode; work that needs a session connects directly.
 
-With such a pooler, settings, session advisory locks, prepared statements, LISTEN and cursors are lost between
-transactions, or affect other clients.
+Such a pooler loses settings, session advisory locks, prepared statements, LISTEN and cursors between transactions, or
+lets them affect other clients.
 """
 
 from __future__ import annotations

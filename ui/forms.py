@@ -127,7 +127,7 @@ def unused_for(days: int, used: str, created: str) -> Q:
 def holds(field: str, words: str) -> Q:
     """Match rows whose field contains these words, ignoring case.
 
-    ASCII words are compared in the collation "C", because the case rules of the C library are slow.
+    ASCII words are compared in the collation "C". This avoids the slow case rules that libc has for other collations.
     """
     if words.isascii():
         return Q(Contains(Upper(Collate(field, "C")), words.upper()))

@@ -21,7 +21,7 @@ DEEP = 17_000  # Slots of 8 bytes: a frame of 133 KiB, in a chunk of 256 KiB.
 
 
 class Compression(GZipMiddleware):
-    """gzip for answers of SMALLEST bytes and more, with Django's padding against BREACH."""
+    """Compress answers of at least SMALLEST bytes with gzip. Django adds padding against BREACH."""
 
     def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
         # Streams are not compressed, so that each part arrives when it is written. Answers with an ETag are not

@@ -115,7 +115,7 @@ class ApiError(APIException):
 
 
 class Paging(PageNumberPagination):
-    """`?page=1&page_size=50`, at most 200 a page; a missing page is 404."""
+    """Paging by `?page=1&page_size=50`, with at most 200 rows a page. A page that does not exist gives 404."""
 
     page_size = PAGE_SIZE
     page_size_query_param = "page_size"

@@ -131,7 +131,7 @@ _TABLES: dict[str, Table] = {}
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A list: its name in cookies and files, caption, columns and default order."""
+    """A list: its caption, columns and default order, and the name that cookies and files use for it."""
 
     key: str
     caption: str

@@ -18,8 +18,8 @@ from wire.mcp import PROMPT, RESOURCE, TEMPLATE, TOOL
 class ListMethod(NamedTuple):
     """The method that lists a kind of feature.
 
-    In the result of the method, the field `member` has the list. In an item of the list, the field `key` has the name
-    or URI.
+    `member` says which field of the method's result has the list, for example `tools`. `key` says which field of each
+    item has the item's name or URI.
     """
 
     method: str

@@ -65,7 +65,7 @@ class TooSlow(NoAnswer):
 
 
 class AnswerTooLarge(NoAnswer):
-    """The body is larger than the limit; `answer` has an empty body."""
+    """The answer's body is larger than the limit; `answer` is the answer without this body."""
 
     def __init__(self, most_bytes: int, answer: HttpAnswer) -> None:
         super().__init__(f"answered with more than {most_bytes >> 10} KiB")

@@ -28,7 +28,7 @@ class Runner:
     def headers(self, user: str = "") -> dict[str, str]:
         """Return the headers of a request: the secret, and the percent-encoded e-mail address `user`.
 
-        If `user` is empty, NOBODY replaces the address.
+        If `user` is empty, the constant NOBODY is sent instead of the address.
         """
         return {"Authorization": f"Bearer {self.secret}", USER_HEADER: quote(user or NOBODY, safe=_VISIBLE)}
 

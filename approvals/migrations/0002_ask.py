@@ -1,7 +1,7 @@
 """The database function that the proxy calls when a rule holds a call.
 
 If the call has an approved hold, the function marks it as used, and the call may run once. Otherwise, the function
-returns another hold of the call that is still valid. If there is none, it makes a new hold.
+returns another valid hold of the call. If there is none, it makes a new hold.
 
 A trigger notifies the workers when the state of a hold changes, for example by a decision.
 """

@@ -59,9 +59,9 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return an id of `log` for each checkpoint number.
+        """Return a row id of `log` for each checkpoint number.
 
-        All the checkpoint's rows with higher ids must be in the file. Rows up to this id may be missing.
+        The file must contain all the checkpoint's rows with ids above this id. Rows up to this id may be missing.
         """
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]

@@ -156,7 +156,7 @@ def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
 def is_late(kind: str, sealed_at: datetime, recorded: datetime) -> bool:
     """Return whether a row waited longer than UNSEALED for its checkpoint; always False for kind `late`.
 
-    Rows of other kinds of checkpoints wait less while the gateway runs.
+    While the gateway runs, rows wait that long only for checkpoints of kind `late`.
     """
     return kind != "late" and sealed_at - recorded > UNSEALED
 

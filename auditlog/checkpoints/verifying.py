@@ -60,7 +60,10 @@ class Report:
         self.findings.append(Finding(what, uid, sentence, unproved))
 
     def unproved(self) -> list[LogPeriod]:
-        """Return the periods that the findings leave unproved, sorted; periods less than ROUGHLY apart are merged."""
+        """Return the periods that the findings leave unproved, sorted.
+
+        Periods that overlap or are at most a minute (ROUGHLY) apart are merged.
+        """
         return merged(one.unproved for one in self.findings)
 
 
@@ -157,7 +160,7 @@ class CallPlaces(CheckpointIndex):
     def of(self, row: dict[str, Any]) -> SignedCheckpoint | bool:
         """Return the checkpoint that covers the row, or a bool if no checkpoint covers the row.
 
-        True means that the row may lack a checkpoint. False means that the row was added by tampering.
+        True means that the row is accepted without a checkpoint. False means that the row was added by tampering.
         """
         number, at = row["id"], row["created_at"]
         near = self.find(number)

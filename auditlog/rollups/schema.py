@@ -69,7 +69,7 @@ GRAINS = (WEEKS, DAYS, HOURS, RECENT_HOURS, MINUTES)
 
 
 def finest(dimensions: set[str], length: timedelta) -> Grain:
-    """Return the shortest grain that is retained for `length` and counts by these dimensions.
+    """Return the shortest grain that is retained for `length` and has counts by these dimensions.
 
     If there is no such grain, return the shortest grain that is retained for `length`. That grain only sets the length
     of the bars, and the calls are counted in the log.

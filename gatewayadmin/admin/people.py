@@ -89,8 +89,8 @@ class UserPages(CapabilityAdmin):
             PEOPLE,
             Q(break_glass=True),
             (
-                "If the organisation's sign-in is enforced, these people must use it. Their sessions that began with a "
-                "password end."
+                "If the organisation's sign-in is enforced, these people must use it, and are signed out of sessions "
+                "that began with a password."
             ),
             label="End break-glass of selected",
             does=lambda user, by: user.set_break_glass(False, by=by),

@@ -342,8 +342,8 @@ def _tools() -> Iterator[Tool]:
         "plan_change",
         "Plan a change",
         "Compare a configuration file (YAML) with the workspace: what would change, which access each change ends, "
-        "and which capabilities it requires. Changes nothing: a person applies the plan by its digest. Lists that are "
-        f"not in the file stay as they are. {UNTRUSTED}",
+        "and which capabilities it requires. The tool changes nothing. A person then applies the plan, by its digest. "
+        f"Lists that are not in the file stay as they are. {UNTRUSTED}",
         _plan_change,
         {
             "yaml": _text(

@@ -197,7 +197,7 @@ def _look_at_pages(report: DatabaseReport, direct: psycopg.Connection[Any]) -> b
     report.uses.append(f"Pages use DATABASE_URL ({found}); calls and chores use {DIRECT}.")
     if row and not row[0]:
         report.warnings.append(
-            "Statements of pages have no time limit: run ALTER ROLE ... SET statement_timeout = '15s' "
+            "The SQL statements of pages have no time limit: run ALTER ROLE ... SET statement_timeout = '15s' "
             "for the role of DATABASE_URL."
         )
     return found is not Pooling.NONE

@@ -153,7 +153,7 @@ def web_address(name: str, default: str) -> str:
 
 
 def origin(value: str) -> str:
-    """Normalise an origin as browsers send it in `Origin`. Raises ValueError."""
+    """Convert an origin to the form that browsers send in `Origin`. Raises ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.hostname or _beyond_origin(parts):
         raise ValueError(value)

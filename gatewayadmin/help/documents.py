@@ -45,7 +45,7 @@ class HelpPage:
 
     @property
     def file(self) -> str:
-        """The path of its file in the folder of docs/."""
+        """The path of the page's file, relative to the folder that contains docs/."""
         return f"{self.path}.md" if self.path in BESIDE else f"docs/{self.path}.md"
 
     @cached_property
@@ -184,7 +184,7 @@ def _wanted(words: str) -> list[str]:
 
 
 def _stem(word: str) -> str:
-    """Return the word without the ending of a plural or a verb form: `exports` finds `export`."""
+    """Return the word without the ending of a plural or a verb form: `export` for `exports`."""
     for ending in ("ing", "ed", "s"):
         if word.endswith(ending) and len(word) - len(ending) >= 4:
             return word.removesuffix(ending)

@@ -221,7 +221,7 @@ class Chosen:
 
 
 def called(feature: Feature) -> str:
-    """Return the name or URI clients use for a feature."""
+    """Return the name or URI that clients use for a feature."""
     match feature.kind:
         case FeatureKind.RESOURCE:
             return exposed_uri(feature.assignment.alias, feature.name)

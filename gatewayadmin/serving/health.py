@@ -170,8 +170,8 @@ async def metrics(request: Request) -> Response:
     """Return the metrics of all workers to programs on this machine, or to requests with GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
         return PlainTextResponse(
-            "Send GATEWAY_METRICS_TOKEN as bearer token. A request from loopback needs none, unless "
-            "GATEWAY_TRUSTED_PROXIES contains loopback, or the request comes through a proxy.\n",
+            "Send GATEWAY_METRICS_TOKEN as bearer token. A request from loopback that passes no proxy needs no token. "
+            "If GATEWAY_TRUSTED_PROXIES contains loopback, every request needs the token.\n",
             403,
         )
     registry = CollectorRegistry()

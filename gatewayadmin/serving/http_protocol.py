@@ -1,8 +1,8 @@
 """The server's HTTP protocols: uvicorn's with limits, and a faster one for MCP calls (GATEWAY_FAST_HTTP).
 
-The faster protocol serves POST requests to `/mcp/<slug>`. It writes answers itself, because uvicorn needs as long to
-write an answer as an access check takes. It does not parse a header block that repeats the block
-of the previous request on the connection.
+The faster protocol serves POST requests to `/mcp/<slug>`. It writes answers itself, because writing them with
+uvicorn takes as long as a whole access check. It does not parse a header block that repeats the block of the previous
+request on the connection.
 """
 
 import asyncio

@@ -128,7 +128,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
         """Open the gateways in `wanted` to `team`, and close all other gateways to `team`.
 
-        Only gateways with reach `teams` change.
+        Only gateways whose reach is `teams` are changed.
 
         Raises ChangedMeanwhile if the team's gateways are not those in `seen`.
         """

@@ -2,7 +2,7 @@
 
 A tool grant gives a set of tools to everybody, to a team or to a person. A gateway grant opens a gateway to a person.
 A grant stops at its end date, which the SQL of each request checks (gateways/migrations/0005_access_requests.py). The
-chores later record the end of the grant; then open sessions get a new list of tools.
+chores later record the end of the grant. After that, each open session gets a new list of tools.
 """
 
 from datetime import datetime

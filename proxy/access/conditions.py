@@ -65,7 +65,7 @@ class Conditions:
         return program.matches(values)
 
     def _unmet_together(self) -> Collection[str]:
-        """Evaluate all conditions whose arguments are given, combined into one program.
+        """Evaluate one program that combines all conditions whose arguments are given.
 
         If all these conditions are false, return them. In all other cases, return an empty collection.
         """

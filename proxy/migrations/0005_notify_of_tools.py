@@ -1,7 +1,7 @@
 """Create the triggers that are missing in a database made by the first commit of release 1.0.0.
 
-Newer databases get these triggers from 0002_notify_workers. Later commits added the triggers to that file, and the
-models of tool sets and grants to the initial migrations.
+Newer databases get these triggers from 0002_notify_workers. Later commits added the triggers to that file, and
+added the models of tool sets and grants to the initial migrations.
 """
 
 from importlib import import_module

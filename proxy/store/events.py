@@ -177,7 +177,7 @@ class StreamHistory:
         return sse.event(data, self.event_id(self.number))
 
     def end(self, data: bytes = b"") -> bytes:
-        """End the stream, and return the encoded last event; empty if there is no data."""
+        """End the stream. Return the encoded last event, or b"" if there is no data."""
         if self.ended:
             return b""
         self.ended = True
@@ -254,7 +254,7 @@ class StreamEvents:
         bus.on("events", self._ring)
 
     async def stop(self) -> None:
-        """Stop. Running writes get one second to end."""
+        """Stop. Writes that have begun get one second to end."""
         await self._background.stop(patience=1)
 
     # The streams of this worker

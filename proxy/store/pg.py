@@ -327,7 +327,7 @@ class GroupCommit[Item, Answer]:
 
     @property
     def comes_singly(self) -> bool:
-        """True if the last SINGLES batches had one item each."""
+        """True if each of the last `SINGLES` batches had one item."""
         return self._alone_in_a_row >= SINGLES
 
     def start(self) -> None:

@@ -86,7 +86,7 @@ def names_a_secret(key: str) -> bool:
 
 
 def is_measure(key: str) -> bool:
-    """Return whether a number under this key is a count or a limit, not a secret, for example `max_tokens`."""
+    """Return whether a number under this key (such as `max_tokens`) is a count or a limit, not a secret."""
     words = [word.lower() for word in _words(key[:MAX_KEY])]
     return any(word in _MEASURE_WORDS for word in words)
 

@@ -262,7 +262,7 @@ class Server(Versioned, Switchable):
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
         """True if the person must enter the password again for these changes.
 
-        These are changes that redirect credentials, an OAuth client or sign-ins.
+        The password is needed if a change redirects credentials, an OAuth client or sign-ins.
         """
         if self.would_redirect(fields):
             return True

@@ -191,7 +191,7 @@ def _must_be_open_to(user: User, server: Server, identity: Identity | None, *, s
 
 
 def _end_oldest(user: User) -> None:
-    """Delete all but the newest MOST_OPEN sign-ins of a person."""
+    """Delete a person's oldest sign-ins, so that at most MOST_OPEN are left."""
     newest = SignIn.objects.filter(user=user).order_by("-created_at", "-pk").values("pk")[:MOST_OPEN]
     SignIn.objects.filter(user=user).exclude(pk__in=list(newest.values_list("pk", flat=True))).delete()
 

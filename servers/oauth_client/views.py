@@ -70,8 +70,8 @@ class SignInSerializer(serializers.Serializer[StartedSignIn]):
     authorization_url = serializers.CharField(help_text="Address where the person continues.")
     unfinished = serializers.IntegerField(
         help_text=(
-            "Number of sign-ins that were started at this server since the issuer last sent a person back, and that "
-            "seem abandoned. It is 0 if fewer than 3 were started. If it is 3 or more, the issuer may have forgotten "
+            "Number of sign-ins at this server that seem abandoned. The count restarts when the issuer sends a person "
+            "back, and stays 0 until 3 sign-ins have been started. If it is 3 or more, the issuer may have forgotten "
             "this gateway."
         )
     )

@@ -89,8 +89,8 @@ class SamlSettings(models.Model):
         default="",
         db_default="",
         help_text=(
-            "The gateway reads the metadata when you save a new address. At a sign-in, the gateway reads metadata "
-            "older than an hour again, to pick up new certificates."
+            "The gateway reads the metadata when you save a new address. If the metadata are older than an hour at a "
+            "sign-in, the gateway reads them again, to pick up new certificates."
         ),
     )
     metadata_read_at = models.DateTimeField(null=True, editable=False, help_text="When the metadata were last read.")

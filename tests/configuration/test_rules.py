@@ -203,7 +203,7 @@ def test_a_plan_counts_the_calls_that_the_unchanged_rule_labelled_while_watching
     )
 
     assert kept.startswith("The rule would have affected 1 call of 1 agent in the last 7 days. 1 call without")
-    assert changed.endswith("is not known: 2 calls without recorded arguments cannot be judged.")
+    assert changed.endswith("is not known: 2 calls without complete recorded arguments cannot be judged.")
 
 
 def test_a_plan_says_that_a_rule_does_not_refuse_any_more(called: User) -> None:

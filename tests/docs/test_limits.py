@@ -40,8 +40,7 @@ LIMITS = {
     "MiB of large answers for one person; a single answer may be larger": settings.ANSWERS_MIB // fair_queue.SHARES,
     "MiB of large answers arriving together from one server; one that arrives alone may be larger": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
-    "KiB a second of a slow large answer; it is cut off if another answer waits for memory": fair_queue.LEAST_PACE
-    >> 10,
+    "KiB a second; a slower large answer is cut off if another answer waits for memory": fair_queue.LEAST_PACE >> 10,
     "seconds in which a client must read 16 KiB of a waiting answer, or the whole rest if the rest is smaller": int(
         LimitedHttpProtocol.untaken_seconds
     ),

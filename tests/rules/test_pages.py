@@ -276,12 +276,13 @@ def test_turning_on_counts_the_calls_labelled_while_watching_and_says_if_none_ca
 
     asked, tried = told()
     assert "0 agents" not in asked + tried
-    assert "is not known: 1 call without recorded arguments cannot be judged." in asked
+    assert "is not known: 1 call without complete recorded arguments cannot be judged." in asked
     assert "It is not known which calls would have been affected." in tried
 
     call(labels="would refuse: Large", **unrecorded)
     asked, tried = told()
-    assert "affected 1 call of 1 agent in the last 7 days. 1 call without recorded arguments cannot" in asked
+    assert "affected 1 call of 1 agent in the last 7 days." in asked
+    assert " in the last 7 days. 1 call without complete recorded arguments cannot" in asked
     assert "<b>1 call</b> of 1 agent would have been affected" in tried
 
 

@@ -83,7 +83,7 @@ class Command(BaseCommand):
     def _require_keys(self) -> None:
         """Raise CommandError if stored data needs a key that is missing.
 
-        A missing key in GATEWAY_LOST_KEYS is no error.
+        A missing key is no error if its id is in GATEWAY_LOST_KEYS.
         """
         for keys in key_uses():
             lost = {key_id: keys.uses[key_id] for key_id in keys.missing if key_id not in settings.LOST_KEYS}
