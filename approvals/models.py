@@ -378,7 +378,7 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
         """Allow more calls like the held one until the period ends. Raises BadAllowance."""
         arguments = hold.arguments or {}
         if names and hold.arguments is None:
-            raise BadAllowance("The arguments of this call cannot be decrypted. Allow it without naming arguments.")
+            raise BadAllowance("The arguments of this call cannot be decrypted. Allow it with any arguments.")
         if any(name not in arguments for name in names):
             raise BadAllowance(BadAllowance.__doc__)
         names = sorted(set(names))

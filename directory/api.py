@@ -56,7 +56,7 @@ class DirectoryAddressQuery(ListQuery):
 
     q = serializers.CharField(
         required=False,
-        help_text="Text contained in the team's name, which is `Everyone` for the address for everyone.",
+        help_text="Text contained in the team's name. The address for everyone is found as `Everyone`.",
     )
     enabled = serializers.BooleanField(
         required=False, help_text="`true` for only enabled addresses, `false` for only disabled ones."

@@ -153,7 +153,7 @@ class SessionCalls:
                 self._interested.pop(row, None)
 
     def note_interest(self, row: str, worker: str) -> None:
-        """Note that another worker wants the messages of this session."""
+        """Record that another worker wants the messages of this session."""
         self._interested.setdefault(row, {})[worker] = time.monotonic()
 
     def others(self, row: str) -> set[str]:

@@ -127,8 +127,8 @@ class SamlSettings(models.Model):
         db_default=False,
         help_text=(
             "The certificate is in our metadata. People can confirm sensitive changes at the provider only if our "
-            "requests are signed. The provider must then refuse unsigned requests. If you disable this "
-            "and later enable it again, a new key is created."
+            "requests are signed. If you enable this, set the provider to refuse unsigned requests. If you disable "
+            "this and later enable it again, a new key is created."
         ),
     )
     own_certificate = models.TextField(blank=True, default="", db_default="", editable=False)
