@@ -148,7 +148,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "nobody decides": (
         RULE.replace("refuse", "hold") + "    approvers: person\n    somebody_else: true\n",
         "6:20",
-        "cannot be the person",
+        "Do not require somebody else to decide: the approver is the person",
     ),
     "minutes of a refusal": (RULE + "    hold_minutes: 30\n", "5:19", "Only rules with “effect: hold” have"),
     "too many minutes": (RULE.replace("refuse", "hold") + "    hold_minutes: 1441\n", "5:19", "from 1 to 1,440"),
