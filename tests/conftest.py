@@ -1,7 +1,6 @@
 """Shared fixtures: the people of the journeys, their browsers, and upstream servers."""
 
 import gzip
-import re
 import shutil
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -34,8 +33,6 @@ from tests.workspace import TRUSTED_PROXY
 
 pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients.fixtures", "tests.clients.apps"]
 
-ONLY_FULL = re.compile(r"^pytestmark = (?:\[[^\]]*)?pytest\.mark\.full\b", re.MULTILINE)
-
 # No time limits: a busy machine says nothing about the code; benchmarks measure time.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("suite")
@@ -56,13 +53,6 @@ DEFAULT_TIMEOUT_CONFIG.write = DEFAULT_TIMEOUT_CONFIG.pool = PATIENCE
 over_time.LOG_MS = over_time.ROLLUPS_MS = 10_000  # Otherwise pages say "about" on a busy machine.
 TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defined]
 DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]
-
-
-def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out the modules that have only tests of `make test-all`: to import them took a tenth of `make test`."""
-    if "not full" not in config.option.markexpr or not collection_path.name.startswith("test_"):
-        return None
-    return ONLY_FULL.search(collection_path.read_text()) is not None or None
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -4,7 +4,6 @@ Django truncates every table, and then creates content types and permissions aga
 permissions and the recorded migrations in place, because no test changes them.
 """
 
-import os
 import time
 from contextlib import suppress
 from functools import cache
@@ -91,13 +90,11 @@ def _each(template: str, names: list[str], between: str) -> sql.Composed:
 
 
 def drop(creation: Any, name: str, verbosity: int, seconds: float = 2) -> None:
-    """Drop a test database of another server when its last session has ended, at the latest after `seconds`."""
+    """Drop a test database when its last session has ended, at the latest after `seconds`."""
     for session in _sweepers.values():
         session.close()
     _sweepers.clear()
     creation.connection.close_pool()  # Django does this too, because idle sessions of a pool never end.
-    if "TEST_DATABASE_URL" not in os.environ:
-        return  # The run's own server is removed with its folder; to drop a database first took it ten seconds.
     deadline = time.monotonic() + seconds
     with creation._nodb_cursor() as cursor:
         while time.monotonic() < deadline:

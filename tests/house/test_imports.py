@@ -39,11 +39,11 @@ def test_no_module_imports_itself_in_the_end() -> None:
 
 def test_a_class_name_is_found_in_one_module() -> None:
     places = defaultdict(set)
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            if "migrations" not in path.parts:
-                for name in CLASS.findall(path.read_text()):
-                    places[name].add(str(path.relative_to(ROOT)))
+    modules = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    for path in modules:
+        if "migrations" not in path.parts:
+            for name in CLASS.findall(path.read_text()):
+                places[name].add(str(path.relative_to(ROOT)))
 
     twice = {name: modules for name, modules in places.items() if len(modules) > 1}
     assert {*twice} == {"Command"}, twice  # Django finds commands by that name.

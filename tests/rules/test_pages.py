@@ -281,8 +281,8 @@ def test_turning_on_counts_the_calls_labelled_while_watching_and_says_if_none_ca
 
     call(labels="would refuse: Large", **unrecorded)
     asked, tried = told()
-    assert "affected 1 call of 1 agent in the last 7 days." in asked
-    assert " in the last 7 days. 1 call without complete recorded arguments cannot" in asked
+    affected = "affected 1 call of 1 agent in the last 7 days."
+    assert f"{affected} 1 call without complete recorded arguments cannot" in asked
     assert "<b>1 call</b> of 1 agent would have been affected" in tried
 
 
