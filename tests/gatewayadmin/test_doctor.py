@@ -18,7 +18,7 @@ from tests.gatewayadmin import front
 from tests.gatewayadmin.front import Exchange, Front
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("doctor")
+pytestmark = pytest.mark.full
 
 SECRET = re.compile(r"gw[ork]_\w{8}")
 FAILED = 'data-state="down"'
@@ -189,7 +189,6 @@ AFTER = {
 }
 
 
-@pytest.mark.full
 def test_names_the_step_and_the_reason(clinic: Clinic, subtests: pytest.Subtests) -> None:
     faults = [("before", name, fault) for name, fault in BEFORE.items()]
     faults += [("after", name, fault) for name, fault in AFTER.items()]
@@ -214,7 +213,6 @@ def nothing_left(clinic: Clinic) -> bool:
     return not applications and not clinic.served.rows("SELECT 1 FROM connections_connection WHERE revoked_at IS NULL")
 
 
-@pytest.mark.full
 def test_a_clear_way_passes_and_leaves_nothing(clinic: Clinic) -> None:
     page = clinic.owner.http.get("/settings/oauth-doctor/").text
     assert f"You opened <code>localhost:{clinic.served.port}</code>" in page, "not at the proxy"
@@ -227,7 +225,6 @@ def test_a_clear_way_passes_and_leaves_nothing(clinic: Clinic) -> None:
     assert nothing_left(clinic)
 
 
-@pytest.mark.full
 def test_the_command_passes(clinic: Clinic) -> None:
     code, said = clinic.command("--gateway", "quickstart")
 
@@ -237,7 +234,6 @@ def test_the_command_passes(clinic: Clinic) -> None:
     assert nothing_left(clinic)
 
 
-@pytest.mark.full
 def test_names_an_address_that_is_not_the_public_one(clinic: Clinic) -> None:
     """Run against an address other than the public URL, as `manage.py doctor --url` does."""
     failed = first_failure(f"http://127.0.0.1:{clinic.served.port}")
@@ -259,7 +255,6 @@ def test_names_a_path_prefix(clinic: Clinic) -> None:
     assert "A path prefix is not possible" in failed.advice
 
 
-@pytest.mark.full
 def test_names_an_address_where_nothing_answers() -> None:
     for url in (f"http://127.0.0.1:{workspace.free_port()}", "gateway.example.com", "http://[nowhere", "http://x:y"):
         failed = first_failure(url)
@@ -275,7 +270,6 @@ def first_failure(url: str) -> CheckStep:
     return steps[0]
 
 
-@pytest.mark.full
 def test_a_person_who_may_connect_nothing_is_told_so(clinic: Clinic) -> None:
     clinic.served.rows("UPDATE gateways_gateway SET enabled = false WHERE slug = 'quickstart'")
     try:
