@@ -102,7 +102,8 @@ def is_local(peer: str, headers: Iterable[str], trusted: Sequence[Network]) -> b
 
 def _parsed_address(hop: str) -> Address | None:
     try:
-        address = ip_address(_without_port(hop.strip()))
+        # Without the zone of a link-local IPv6 address, which PostgreSQL does not store.
+        address = ip_address(_without_port(hop.strip()).partition("%")[0])
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address

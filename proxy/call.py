@@ -585,10 +585,8 @@ class Endpoint:
         """
         is_whole = message.params.keys().isdisjoint(MORE)
         message = message if is_whole else self._parts.holds.unwrapped(request, message)
-        grant, resolved = await self._allowed(request, grant, message, stream)
+        grant, resolved, message = await self._allowed(request, grant, message, stream)
         assigned, usage = resolved.assigned, self._parts.usage
-        if resolved.alias and rewriting.may_hold_exposed(request.body):
-            message = await _with_own_uris(request, resolved, message)
         ask_server = self._ask_server if request.span is None else self._ask_server_traced
         began = time.perf_counter()
         try:
@@ -614,27 +612,28 @@ class Endpoint:
 
     async def _allowed(
         self, request: McpRequest, grant: AccessRow, message: Message, stream: Stream | None
-    ) -> tuple[AccessRow, Resolved]:
-        """Return the grant that allows this request, and the request's server and feature.
+    ) -> tuple[AccessRow, Resolved, Message]:
+        """Return the grant that allows this request, the request's server and feature, and the message for the server.
 
-        Makes checks 13 to 16 of the decision order. If a rule holds the call, the call waits here for approval, but not
-        longer than its request may stay open. Raises OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
+        Makes checks 13 to 16 of the decision order. Rules and approvers see the arguments that the server gets. If a
+        rule holds the call, the call waits here for approval, but not longer than its request may stay open. Raises
+        OutOfScope, UpstreamError, NotApproved or DatabaseUnavailable.
         """
         held: HeldCall | None = None
         while True:
-            grant, resolved = await self._resolved(request, grant, message)
+            grant, resolved, own = await self._resolved(request, grant, message)
             if message.method != "tools/call":
-                return grant, resolved
-            decision = _check_rules(request, grant, resolved, message)
+                return grant, resolved, own
+            decision = _check_rules(request, grant, resolved, own)
             rule = decision.rule if decision.effect == HOLD else None
             if rule is None and request.continues is not None:
                 raise BadState(NOT_CONTINUED)
-            if rule is None or (request.modern and self._parts.suspended.has_given(message)):
+            if rule is None or (request.modern and self._parts.suspended.has_given(own)):
                 # A retry with our `requestState` sends no call: it collects the answer of a call that was already sent.
-                return grant, resolved
-            held = held or await self._parts.holds.begin(request, message, stream)
+                return grant, resolved, own
+            held = held or await self._parts.holds.begin(request, own, stream)
             if await self._parts.holds.may_run(held, rule):
-                return grant, resolved
+                return grant, resolved, own
             grant = await self._current_grant(request)  # The hold has changed: make the checks again.
 
     async def _current_grant(self, request: McpRequest) -> AccessRow:
@@ -644,8 +643,12 @@ class Endpoint:
             raise asyncio.CancelledError
         return grant
 
-    async def _resolved(self, request: McpRequest, grant: AccessRow, message: Message) -> tuple[AccessRow, Resolved]:
-        """Return the current grant, and the request's server and feature. Refreshes the server's credential if needed.
+    async def _resolved(
+        self, request: McpRequest, grant: AccessRow, message: Message
+    ) -> tuple[AccessRow, Resolved, Message]:
+        """Return the current grant, the request's server and feature, and the message with the server's own URIs.
+
+        Refreshes the server's credential if needed.
 
         Makes checks 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
         """
@@ -660,11 +663,13 @@ class Endpoint:
             request.rename(Named(feature.kind, name), grant)
         if task is not None and task.assignment_id != resolved.assigned.id:
             raise tasks.UnknownTask
+        if resolved.alias and rewriting.may_hold_exposed(request.body):
+            message = await _with_own_uris(request, resolved, message)
         if resolved.row is not None and task is None:
             check_held(resolved, message.params.get("arguments"))
         if resolved.assigned.sign_in is not None:
             grant, resolved = await self._refreshed(request, grant, resolved)
-        return grant, resolved
+        return grant, resolved, message
 
     async def _find(
         self, request: McpRequest, grant: AccessRow, assigned: AssignedServer | None, feature: Named
@@ -1450,9 +1455,9 @@ def _error_answer(request: McpRequest, resolved: Resolved, message: Message, ans
         return Response(200, jsonrpc.result(message.id, NO_COMPLETION | (COMPLETE if request.modern else {})))
     if message.method == "resources/read":
         error = _resource_error(request, resolved, error)
+        code = NOT_FOUND[request.modern] if code == NOT_FOUND[not request.modern] else code
     if request.modern and code == jsonrpc.URL_ELICITATION_REQUIRED:
         return _input_required(message, error)
-    code = error.get("code") if error is not answer.error else code
     status = MODERN_STATUS.get(code, 200) if request.modern and code in CLIENTS_FAULTS else 200
     if error is answer.error:
         body = jsonrpc.readdressed(answer.text, answer.document, message.id)

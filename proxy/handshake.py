@@ -189,7 +189,7 @@ class Handshake:
             grant.connection_id,
             version,
             _kept(message.params.get("capabilities")),
-            (storable(request.row.client_name)[:MOST_NAME], storable(request.row.client_version)[:MOST_NAME]),
+            (request.row.client_name[:MOST_NAME], request.row.client_version[:MOST_NAME]),
         )
         request.row.session_id = request.uid
         result = {"protocolVersion": version, **_said(grant, modern=False), "serverInfo": _server_info(grant)}

@@ -14,7 +14,7 @@ from proxy.store.call_log import CallRow, new_uid
 from proxy.tasks import TASK_METHODS, Task
 from wire import hosts, jsonrpc, token_text, trace_context, versions
 from wire.fair_queue import HeldBytes
-from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object
+from wire.jsonrpc import LARGE, MOST_VALUES, MalformedMessage, Message, Object, storable
 from wire.mcp import NAMED_BY, decoded_value, extensions_in
 from wire.rewriting import TaskIds
 from wire.trace_context import Trace
@@ -401,8 +401,8 @@ class McpRequest:
         """Set the client's name and version from its `clientInfo`."""
         if isinstance(info, dict):
             name, version = info.get("name"), info.get("version")
-            self.row.client_name = name if isinstance(name, str) else ""
-            self.row.client_version = version if isinstance(version, str) else ""
+            self.row.client_name = storable(name) if isinstance(name, str) else ""
+            self.row.client_version = storable(version) if isinstance(version, str) else ""
 
 
 # The era of a request, and the headers that repeat parts of its body (MCP 2026-07-28, Streamable HTTP).

@@ -98,7 +98,7 @@ def can_answer(capabilities: Mapping[str, Any], asked: Object) -> bool:
         return False
     if method == "elicitation/create":
         # An empty capability means forms (MCP 2025-11-25, Elicitation, Capabilities).
-        return params.get("mode", "form") in (known or {"form"})
+        return params.get("mode", "form") in [*(known or {"form": {}})]  # A list: the server's value can be any JSON.
     return method != "sampling/createMessage" or "tools" not in params or "tools" in known
 
 

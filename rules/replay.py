@@ -36,6 +36,8 @@ from proxy.reasons import REASONS, Step
 from rules.models import Rule
 from rules.targets import claims_of, deciding
 from ui.pages import number_of, sentences
+from wire.definitions import SEPARATOR
+from wire.rewriting import own_uri
 
 DAYS = 30
 SECONDS = 5.0
@@ -176,12 +178,14 @@ def _judge(
 
 
 def arguments_of(call: Call) -> dict[str, Any] | None:
-    """Return the recorded arguments of a call; None if they were not recorded, or not completely."""
+    """Return the recorded arguments of a call as the server got them; None if they were not completely recorded."""
     payload = call.request_payload
     if call.payload_truncated or not isinstance(payload, dict) or not isinstance(payload.get("params"), dict):
         return None
     arguments = payload["params"].get("arguments")
-    return arguments if isinstance(arguments, dict) else {}
+    alias, is_exposed, _ = call.feature_name.partition(SEPARATOR)
+    given = own_uri(arguments, alias) if is_exposed else arguments
+    return given if isinstance(given, dict) else {}
 
 
 class CallFacts:

@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from wire.jsonrpc import is_storable
+
 
 class Ambiguous(ValueError):
     """An object in this JSON text has a duplicate key, or the text is nested too deeply to check."""
@@ -101,7 +103,10 @@ def _decimal(value: float) -> tuple[str, str, int]:
 
 
 def check_unambiguous(text: bytes) -> None:
-    """Raise Ambiguous if an object in this JSON text has a duplicate key: parsers differ in which value they take."""
+    """Raise Ambiguous if an object in this JSON text has a duplicate key, of which parsers take different values.
+
+    Raise it also if a key has NUL or a lone surrogate.
+    """
     try:
         json.loads(text, object_pairs_hook=_refuse_twice)
     except RecursionError:
@@ -111,3 +116,5 @@ def check_unambiguous(text: bytes) -> None:
 def _refuse_twice(pairs: list[tuple[str, Any]]) -> None:
     if len({name for name, _ in pairs}) < len(pairs):
         raise Ambiguous("an object has a name twice")
+    if not all(is_storable(name) for name, _ in pairs):  # An approver could not be shown this name.
+        raise Ambiguous("a name has characters that cannot be stored")

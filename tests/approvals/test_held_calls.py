@@ -279,14 +279,18 @@ def test_a_connection_has_twenty_waiting_holds_at_most(desk: Desk) -> None:
     assert desk.held({"n": "one more"}).state == HoldState.WAITING
 
 
-def test_ambiguous_arguments_are_refused(desk: Desk) -> None:
-    params = f'{{"name": "{TOOL}", "arguments": {{"a": 1, "a": 2}}}}'
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [('{"a": 1, "a": 2}', "an object has a name twice"), ('{"a\\ud800": 1}', "a name has characters that cannot be")],
+)
+def test_arguments_that_approvers_could_not_read_are_refused(desk: Desk, arguments: str, why: str) -> None:
+    params = f'{{"name": "{TOOL}", "arguments": {arguments}}}'
     body = f'{{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {params}}}'
 
     answer = desk.agent.post(body.encode(), Content_Type="application/json").json()
 
     assert (answer["error"]["code"], answer["error"]["data"]["reason"]) == (-32602, "unclear_arguments")
-    assert "an object has a name twice" in answer["error"]["message"]
+    assert why in answer["error"]["message"]
     assert not Hold.objects.exists()
 
 

@@ -174,7 +174,7 @@ def returning(result: Object | bytes) -> Handler:
     return answer
 
 
-def failing(code: int, message: str = "no", data: object = None, status: int = 200) -> Handler:
+def failing(code: Any, message: str = "no", data: object = None, status: int = 200) -> Handler:
     """Return a handler that sends this error."""
 
     async def fail(request: Request) -> None:

@@ -5,6 +5,7 @@ from urllib.parse import quote
 
 import pytest
 
+from auditlog.models import Call
 from gateways.models import Feature
 from tests.conftest import Run
 from tests.proxy.conftest import Proxy
@@ -272,6 +273,21 @@ def test_an_error_that_says_no_more_than_its_code_has_the_code_of_the_clients_er
 
     assert (old.json()["error"]["code"], new.json()["error"]["code"]) == (-32002, -32602)
     assert "data" not in old.json()["error"]
+
+
+@pytest.mark.parametrize("code", ["5\t6\n7", 1 << 40, [1]], ids=["text", "large", "list"])
+def test_an_error_code_that_is_no_number_is_logged_as_0(work: Work, code: Any) -> None:
+    """The code of a server never reaches the log unchecked."""
+    put(work, resources_read=failing(code, "no", {"uri": "docs://a"}))
+    put(work, "other")
+    uri = mapped("docs", "docs://a")
+    body, headers = modern("resources/read", {"uri": uri})
+    headers["Mcp-Name"] = uri
+
+    for answer in (work.agent.ask("resources/read", {"uri": uri}), work.agent.post(body, **headers)):
+        assert answer.json()["error"]["message"] == "no"
+
+    assert [*Call.objects.filter(method="resources/read").values_list("rpc_error_code", flat=True)] == [0, 0]
 
 
 def test_clients_older_than_links_get_a_text_instead(work: Work) -> None:

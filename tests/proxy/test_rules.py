@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -21,7 +22,9 @@ from tests import make, upstreams
 from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, in_words, sql
-from tests.proxy.scripted import Request, Script, offering
+from tests.proxy.features import offer, put
+from tests.proxy.scripted import Request, Script, offering, returning
+from tests.proxy.test_tools_call import work_of
 from tests.rest import Rest
 
 ON: dict[str, Any] = {"mode": "on", "by": None}
@@ -258,3 +261,23 @@ def test_a_broken_condition_in_the_table_refuses_its_calls_and_no_other(world: W
     assert reason(world.agent.call("docs__echo", {"text": "x"})) == "rule_refused"
     assert "not valid" in proxy.last().labels
     assert reason(world.agent.call("docs__add", {"a": 1, "b": 2})) == ""
+
+
+@pytest.mark.parametrize("effect", ["refuse", "hold"])
+def test_rules_and_approvers_see_the_arguments_that_the_server_gets(proxy: Proxy, run: Run, effect: str) -> None:
+    """A gateway URI is decoded before the rules, so that no text can be hidden in one."""
+    work = work_of(proxy, run)
+    docs = put(work, tools_call=returning({"content": []}))
+    put(work, "other")
+    offer("it", "tool")
+    terms: Any = {"hold": {"hold_minutes": 5}, "refuse": {"text": "No."}}[effect]
+    Rule.objects.add(name="No rm", effect=effect, when="args.command.contains('rm ')", **terms, **ON)
+    hidden = {"command": f"gateway://docs/{quote('rm -rf /', safe='')}"}
+
+    refused = work.agent.call("docs__it", hidden)
+
+    assert not docs.asked("tools/call")
+    if effect == "hold":
+        assert Hold.objects.get().arguments == {"command": "rm -rf /"}
+    else:
+        assert reason(refused) == "rule_refused"
