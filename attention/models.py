@@ -18,7 +18,7 @@ from accounts.models import User
 from attention import delivery
 from attention.delivery import BadChannelSecret, ChannelError
 from auditlog.actions import Action
-from auditlog.models import Event
+from auditlog.models import Actor, Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from ui.sealing import cipher
@@ -76,6 +76,11 @@ class ChannelManager(models.Manager["Channel"]):
     def mail_of(self, person: User) -> Channel:
         """Return the mail channel of `person`; create it, enabled, if there is none."""
         return self.get_or_create(owner=person, kind=ChannelKind.MAIL)[0]
+
+    def remove_all_of(self, person: User, *, by: Actor) -> None:
+        """Delete the channels of `person` with their messages. Mail stays, because it goes to the person's address."""
+        for channel in self.filter(owner=person).exclude(kind=ChannelKind.MAIL):
+            channel.drop(by=by)
 
     def open_to(self, person: User) -> models.QuerySet[Channel]:
         """Return the channels that `person` may see.
@@ -228,9 +233,13 @@ class Channel(Versioned, models.Model):
             row.must_be_open_to(by)
             if row.is_own_mail:  # A removed mail channel would be created again when next needed.
                 raise MailStays(MailStays.__doc__)
-            changes = {"address": [row.origin, None]}
-            Event.objects.record(Action.CHANNEL_REMOVED, row, by=by, changes=changes)
-            row.delete()
+            row.drop(by=by)
+
+    def drop(self, *, by: Actor) -> None:
+        """Delete the channel without a check of who may do so, and record an event."""
+        with transaction.atomic():
+            Event.objects.record(Action.CHANNEL_REMOVED, self, by=by, changes={"address": [self.origin, None]})
+            self.delete()
 
     def quiet_end(self, now: datetime) -> datetime:
         """Return the end of the channel's quiet hours if `now` is in them, otherwise `now`."""

@@ -19,9 +19,11 @@ from scim2_models import InvalidValueException, NotFoundException, Resource, Uni
 from accounts import second_factor
 from accounts.models import Team, User
 from accounts.rules import one_at_a_time
+from attention.models import Channel
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
+from gateways.models import GatewayGrant, ToolGrant
 from scim.models import Directory, DirectoryPerson, DirectoryTeam
 from scim.schemas import GROUP, USER
 from servers.models import Identity
@@ -226,12 +228,24 @@ class People:
         entry.user = user
         entry.remove(by=by)
         Connection.objects.cut_off(user, by=by)
+        self._end_grants(user, by)
+        Channel.objects.remove_all_of(user, by=by)
         for identity in Identity.objects.own(user).live().order_by("pk"):
             identity.revoke(by=by)
         second_factor.remove(user, by=by)
         for account in Account.objects.filter(user=user):
             account.delete()
             Event.objects.record(Action.USER_UNLINKED, user, by=by, changes={"issuer": [account.issuer, None]})
+
+    def _end_grants(self, user: User, by: Directory) -> None:
+        """End what the person was granted and has asked for, and what others ask the person to approve."""
+        for request in user.access_requests.open().order_by("pk"):
+            request.withdraw(by=by)
+        for grants in (GatewayGrant.objects, ToolGrant.objects):
+            for grant in grants.live().filter(user=user).order_by("pk"):
+                grant.end(by=by)
+        for gateway in user.approves.order_by("pk"):
+            gateway.edit(approvers=gateway.approvers.exclude(pk=user.pk), by=by)
 
 
 def _is_address(text: str) -> bool:

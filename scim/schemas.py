@@ -32,6 +32,8 @@ from scim2_models import (
 from scim2_models.path import AttrPath, CompareOperator, Comparison, FilterNode, LogicalExpr, LogicalOperator, ValuePath
 from scim2_server.utils import load_default_schemas
 
+from accounts.models import Team
+
 USER = "urn:ietf:params:scim:schemas:core:2.0:User"
 GROUP = "urn:ietf:params:scim:schemas:core:2.0:Group"
 MOST_RESULTS = 200  # Resources per page.
@@ -176,13 +178,18 @@ def _emails(address: str) -> Q:
     return Q(directory_person__addresses__contains=[address.lower()]) | Q(email=address.lower()) & unsaid
 
 
-_members = _by_id("users", users__directory_person__removed_at__isnull=True)
+def _members(value: Any) -> Q | None:
+    is_member = _by_id("user", user__directory_person__removed_at__isnull=True)(value)
+    # A subquery, because conditions on two members must not ask for one row that is both.
+    return is_member and Q(pk__in=Team.users.through.objects.filter(is_member).values("team"))
+
+
 # For each attribute, a function that makes the condition "the attribute equals this value". The function returns None
 # if the value in the filter has another type than the attribute.
 CONDITIONS: dict[str, dict[str, Equals]] = {
     "User": {
         "id": _by_id("pk"),
-        "username": _by_text(_user_name),
+        "username": _by_text(lambda text: _user_name(text) if text else NOBODY),
         "externalid": _by_text(lambda text: Q(directory_person__external_id=text) if text else None),
         "active": lambda value: Q(is_active=value) if isinstance(value, bool) else None,
         "emails": _by_text(_emails),

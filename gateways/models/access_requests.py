@@ -12,7 +12,7 @@ from django.utils import timezone
 from accounts.models import User
 from accounts.rules import ONLY_LOOKS
 from auditlog.actions import Action
-from auditlog.models import Event
+from auditlog.models import Actor, Event
 from auditlog.versions import Versioned
 from capabilities import Capability
 from gateways.models.gateway import Gateway, GatewayError, ToolsGiven
@@ -285,11 +285,14 @@ class AccessRequest(Versioned, models.Model):
         with transaction.atomic():
             self._close(self._locked_for(by), RequestState.DECLINED, Action.ACCESS_REQUEST_DECLINED, answer, by)
 
-    def withdraw(self, *, by: User) -> None:
-        """Withdraw the request. Raises RequestRefused, for example if somebody else made the request."""
+    def withdraw(self, *, by: Actor) -> None:
+        """Withdraw the request. Raises RequestRefused, for example if another person made the request.
+
+        A directory that deletes a person withdraws the person's requests.
+        """
         with transaction.atomic():
             row = self._locked_open()
-            if by.pk != row.user_id:
+            if isinstance(by, User) and by.pk != row.user_id:
                 raise NotYoursToDecide("Only the person who made the request can withdraw it.")
             self._close(row, RequestState.WITHDRAWN, Action.ACCESS_REQUEST_WITHDRAWN, "", by)
 
@@ -307,8 +310,9 @@ class AccessRequest(Versioned, models.Model):
             )
         return row
 
-    def _close(self, row: "AccessRequest", state: RequestState, action: Action, answer: str, by: User) -> None:
-        row.state, row.decided_by, row.decided_at, row.answer = state, by, timezone.now(), answer.strip()
+    def _close(self, row: "AccessRequest", state: RequestState, action: Action, answer: str, by: Actor) -> None:
+        row.decided_by = by if isinstance(by, User) else None
+        row.state, row.decided_at, row.answer = state, timezone.now(), answer.strip()
         row.save(update_fields=["state", "decided_by", "decided_at", "answer", "days"])
         Event.objects.record(action, row, by=by, changes=row.described())
         self.refresh_from_db()

@@ -295,7 +295,7 @@ class Gateway(Versioned, Switchable):
     def edit(
         self,
         *,
-        by: User,
+        by: Actor,
         teams: Iterable[Team] | None = None,
         approvers: Iterable[User] | None = None,
         seen: Seen | None = None,

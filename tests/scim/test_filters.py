@@ -21,6 +21,7 @@ FILTERS = [
     'userName eq "ANA@example.com"',
     'userName eq "benny"',
     'userName eq "ben@example.com"',
+    'userName eq ""',
     'externalId eq "E1"',
     'externalId eq "e1"',
     'externalId eq ""',
@@ -160,3 +161,11 @@ def test_a_filter_that_cannot_be_read_is_refused_in_scim(directory: Directory) -
     ):
         refused = directory.get(f"/Users?filter={said}")
         assert (refused.status_code, refused.json()["scimType"]) == (400, "invalidFilter"), said
+
+
+def test_conditions_on_several_members_find_each_group_once(directory: Directory) -> None:
+    a, b = directory.make("a@example.com")["id"], directory.make("b@example.com")["id"]
+    both, one = directory.make_group("Both", a, b)["id"], directory.make_group("One", a)["id"]
+
+    assert directory.found(f'members eq "{a}" and members eq "{b}"', "Groups") == [both]
+    assert directory.found(f'members eq "{a}" or members eq "{b}"', "Groups") == [both, one]

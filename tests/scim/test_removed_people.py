@@ -10,9 +10,11 @@ from allauth.mfa.models import Authenticator
 
 from accounts.models import Role, Team, User
 from accounts.people_forms import of_status
+from attention.models import Channel
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
+from gateways.models import AccessRequest, GatewayGrant, Reach, ToolGrant, ToolSet, ToolsGiven
 from scim.models import DirectoryPerson
 from servers.models import AuthType
 from sso.models import Account
@@ -52,6 +54,17 @@ def test_nothing_of_whom_a_directory_deleted_works_for_who_comes_after_them(
     Authenticator.objects.create(user=ben, type=Authenticator.Type.TOTP, data={"secret": ""})
     Account.objects.create(user=ben, issuer="https://login.example.com", subject="1")
     User.objects.filter(pk=ben.pk).update(by_organisation=True, is_staff=True)
+    boss = make.user(*Capability)
+    closed, limited = make.gateway(reach=Reach.TEAMS), make.gateway(tools_given=ToolsGiven.GRANTED, takes_requests=True)
+    payroll = ToolSet.objects.add(gateway=limited, name="Payroll", patterns=["*"], by=boss)
+    ToolGrant.objects.give(payroll, user=ben, by=boss)
+    GatewayGrant.objects.give(closed, ben, by=boss)
+    closed.edit(approvers=[ben, boss], by=boss)
+    asked = AccessRequest.objects.ask(limited, tool_set=ToolSet.objects.add(
+        gateway=limited, name="Wages", patterns=["pay*"], by=boss), reason="For work", days=1, by=ben)  # fmt: skip
+    Channel.objects.add(
+        by=ben, kind="webhook", for_workspace=False, address="https://93.184.216.34/hook", secret="s" * 40
+    )
 
     assert directory.ask("DELETE", f"/Users/{ben.pk}").status_code == 204
     assert post(directory).status_code == 201
@@ -67,6 +80,12 @@ def test_nothing_of_whom_a_directory_deleted_works_for_who_comes_after_them(
     assert not connection.tokens.filter(revoked_at=None).exists()
     assert identity.revoked_at
     assert team.emails() == []
+    assert not ToolGrant.objects.to(again).exists()
+    assert not closed.is_reachable_by(again)
+    assert [*closed.approvers.all()] == [boss]
+    asked.refresh_from_db()
+    assert asked.state == "withdrawn"
+    assert not Channel.objects.filter(owner=ben).exclude(kind="mail").exists()
     assert not Authenticator.objects.filter(user=ben).exists()
     assert not Account.objects.filter(user=ben).exists()
 
