@@ -229,8 +229,9 @@ def about(pk: str) -> Q:
 
     For a person, this includes events that name their current e-mail address (see `naming`).
     """
-    if not uuid_of(pk):
+    if (uid := uuid_of(pk)) is None:
         return Q(target_id=pk)
+    pk = str(uid)  # In the form of the column.
     email = User.objects.filter(pk=pk).values_list("email", flat=True).first()
     return Q(target_id=pk) | naming(email) if email else Q(target_id=pk)
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connection
-from django.db.models import Q, QuerySet, UUIDField, Value
+from django.db.models import FloatField, Q, QuerySet, UUIDField, Value
 from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
@@ -132,7 +132,9 @@ def _of_field(condition: Condition) -> Criterion:
         case Comparison.ADDRESS:
             found = Criterion(_address(field.column, text, part=is_part))
         case Comparison.NUMBER:
-            found = Criterion(Q(**{f"{field.column}{LOOKUPS.get(operator, '')}": values[0]}))
+            # As a floating-point number: Django refuses integers outside the column's range, and rounds fractions.
+            number = Value(float(str(values[0])), FloatField())
+            found = Criterion(Q(**{f"{field.column}{LOOKUPS.get(operator, '')}": number}))
         case _ if is_part or field.column not in EXACT:
             found = _with_text(field, text, part=is_part)
         case _ if field.name == "tool":

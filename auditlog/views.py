@@ -175,7 +175,7 @@ def facet(request: AppRequest, name: str) -> HttpResponse:
     Only calls that match all other filters are counted.
     """
     tab = request.GET.get("tab", "")
-    scope = {tab: request.GET.get(tab, "")} if tab in filters.SCOPES else None
+    scope = {tab: request.GET.get(tab, "").replace("\0", "")} if tab in filters.SCOPES else None
     call_filter = _filter(request, scope)
     if name not in filters.FACETS or call_filter.error:
         raise Http404

@@ -97,7 +97,7 @@ class _Names:
                 "slug",
                 f"“{name}” is the name of {kind.title(other)}. A slug never changes: write “slug: {other[-1]}”.",
             )
-        elif other != change.key:
+        elif other not in (change.key, change.was):
             yield (
                 "name",
                 f"There is {kind.title(other)} already. Names must differ in more than upper and lower case. Write "

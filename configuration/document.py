@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from wire.jsonrpc import is_storable
+
 type Path = tuple[str | int, ...]
 
 MOST_CHARACTERS = 4_000_000
@@ -206,7 +208,7 @@ class _NodeReader:
             if not isinstance(key, yaml.ScalarNode):
                 self._mistake(key, "A field needs a name. Write “name: value”.")
                 continue
-            name = str(key.value)
+            name = self._text(key)
             if name in found:
                 first = self._document.key_marks[*path, name].line
                 self._mistake(key, f"“{name}” is already in line {first}. Remove one of the two.")
@@ -216,7 +218,7 @@ class _NodeReader:
         return found
 
     def _scalar(self, node: yaml.Node) -> Any:
-        text = str(node.value)
+        text = self._text(node)
         if node.tag.removeprefix(TAG) not in ("str", "int", "float", "bool", "null", "timestamp", "value", "merge"):
             self._mistake(node, f"The tag {node.tag.replace(TAG, '!!')} is not read. Remove it.")
         if getattr(node, "style", None) is not None:
@@ -226,6 +228,13 @@ class _NodeReader:
         if _whole(text):
             return int(text)
         return float(text) if _decimal(text) else text
+
+    def _text(self, node: yaml.Node) -> str:
+        text = str(node.value)
+        if is_storable(text):
+            return text
+        self._mistake(node, "This text has a NUL or half of a surrogate pair, which cannot be stored. Remove it.")
+        return ""
 
     def _must_be_plain(self, node: yaml.Node, tag: str) -> None:
         if node.tag != tag:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,8 +41,14 @@ class _EntryReader:
             if not kind.parent and kind.name in self._document.data:
                 self._read_list(kind, self._document.data[kind.name], (), (kind.name,))
         for entries in self._found.entries.values():
+            renamed = Counter(entry.was for entry in entries if entry.was)
             for entry in entries:
                 self._check_references(entry)
+                if entry.was and (renamed[entry.was] > 1 or (entry.kind.id, entry.was) in self._world.entries):
+                    title = entry.kind.title(entry.was)
+                    self._mistake(
+                        entry.path, f"{title} is renamed here and also has another entry. Remove one of them."
+                    )
         return self._found, self._mistakes
 
     def _read_list(self, kind: Kind, given: Any, parent: Key, path: Path) -> None:

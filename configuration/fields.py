@@ -7,10 +7,11 @@ from typing import Any
 
 from django.db.models import TextChoices
 
-# One line without blanks at its ends, as pages store it; the database refuses NUL.
-ONE_LINE = r"^(?:[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?)?$"
-SLUG = r"^[a-z0-9](?:-?[a-z0-9])*$"
-REFERENCE = r"^(?:env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"
+END = r"(?![\s\S])"  # Python's `$` also matches before a final line break.
+# One line without blanks at its ends, as pages store it.
+ONE_LINE = r"^(?:[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?)?" + END
+SLUG = r"^[a-z0-9](?:-?[a-z0-9])*" + END
+REFERENCE = r"^(?:env:[A-Za-z_][A-Za-z0-9_]*|file:.+)" + END
 REFERENCE_FORM = re.compile(REFERENCE).match
 REQUIRED: Any = object()
 

@@ -232,7 +232,8 @@ class Rule(Versioned, Switchable):
     def tidy(self) -> None:
         """Remove blanks and duplicates, and reset unused approval fields. Raises RuleError for an unusable rule."""
         self.name, self.text, self.note = self.name.strip(), self.text.strip(), self.note.strip()
-        self.when, self.tools = self.when.strip(), [*dict.fromkeys(filter(None, map(str.strip, self.tools)))]
+        self.when = self.when.strip().replace("\r\n", "\n")  # Browsers send CRLF.
+        self.tools = [*dict.fromkeys(filter(None, map(str.strip, self.tools)))]
         if self.effect == RuleEffect.LABEL and (not self.text or "," in self.text):
             raise NeedsText(NeedsText.__doc__)
         self._tidy_approvers()

@@ -10,7 +10,7 @@ from django.db.models import Prefetch, QuerySet
 
 from accounts.models import Team
 from capabilities import Capability
-from configuration.fields import Field, choice, flag, limit, long_text, names, number, slug, text
+from configuration.fields import END, Field, choice, flag, limit, long_text, names, number, slug, text
 from configuration.kinds.base import Act, Change, Key, Kind, World
 from configuration.kinds.servers import slug_taken
 from connections.given_tools import asking_grants, refused_by
@@ -37,7 +37,7 @@ from ui.pages import sentences
 if TYPE_CHECKING:
     from accounts.models import User
 
-ALIAS = {"type": "string", "maxLength": 16, "pattern": r"^(?:[a-z0-9](?:-?[a-z0-9])*)?$"}
+ALIAS = {"type": "string", "maxLength": 16, "pattern": r"^(?:[a-z0-9](?:-?[a-z0-9])*)?" + END}
 INSTEAD_OF_ALIAS = (
     "Write at most 16 lower-case letters, digits and single hyphens. Write “” only for the sole server of a gateway."
 )

@@ -56,9 +56,12 @@ def gateway_named(slug: str) -> Gateway:
 
 
 def moment(text: str) -> datetime:
-    """Parse a date, or a date and time, for argparse (`type=moment`). Values without a zone are in UTC."""
+    """Parse a date, or a date and time, for argparse (`type=moment`), and return it in UTC.
+
+    Values without a zone are in UTC.
+    """
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a date such as 2026-11-20.") from None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)

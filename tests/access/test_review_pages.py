@@ -318,3 +318,16 @@ def test_the_export_of_a_closed_review_is_verified_offline(
         assert (code, "NOT OK:" in words) == (1, True), words
     assert json.loads(export.splitlines()[0])["person"] == "ann@example.com"
     assert Role.objects.exists()
+
+
+def test_an_answer_that_replaces_another_cannot_be_undone(
+    review: Review, grace: User, ann: User, sign_in: SignIn
+) -> None:
+    """Undo reopens the line, so the earlier answer would be lost."""
+    one = line(review, ann, "tool_grant")
+    review.answer(ReviewLine.objects.filter(pk=one.pk), Answer.FLAG, note="ask Bob", by=grace)
+
+    page = sign_in(grace).post(url(review, "answer/"), {f"line-{one.pk}": "keep"}, follow=True).content.decode()
+
+    assert "1 line kept" in page
+    assert "Undo" not in page

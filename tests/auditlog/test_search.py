@@ -5,6 +5,7 @@ import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise, product
 from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID, uuid4
 
 import pytest
@@ -25,6 +26,7 @@ from proxy.store.call_log import new_uid
 from tests import make
 from tests.conftest import SignIn
 from tests.exported import rows_of
+from tests.rest import Rest
 from tests.undone import undone
 
 pytestmark = pytest.mark.django_db
@@ -551,3 +553,20 @@ def test_the_oldest_call_is_found_where_the_first_partitions_have_none() -> None
     make.call()
 
     assert Call.objects.oldest() == at
+
+
+@pytest.mark.parametrize("words", ["status > 40000", "status is -1", "status is 403.5", "response > 3000 mb"])
+def test_a_number_that_no_call_can_have_finds_nothing(
+    words: str, three: dict[str, Call], ana: User, sign_in: SignIn
+) -> None:
+    rest, browser = Rest.of(ana), sign_in(ana)
+    query = urlencode({"q": words})
+
+    assert rest.get(f"/logs?outcome=ok&outcome=denied&{query}").json()["results"] == []
+    assert rest.get(f"/logs/groups?{query}").json()["results"] == []
+    for path in ("/logs/?host=CI+bot&", "/logs/groups/?", "/logs/export/?format=csv&"):
+        assert browser.get(path + query).status_code == 200
+
+
+def test_an_id_that_is_none_opens_no_values(ana: User, sign_in: SignIn) -> None:
+    assert sign_in(ana).get("/logs/values/user/?tab=host&host=%00").status_code == 200

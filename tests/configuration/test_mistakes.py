@@ -33,6 +33,8 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "wrong indentation": ("version: 1\nteams:\n  - name: A\n   x: 1\n", "4:4", "Check indentation"),
     "unclosed quote": ("version: 1\nsource: 'x\n", "3:1", "Check indentation, quotes"),
     "control character": ("version: 1\nsource: a\x07b\n", "2:10", "U+0007"),
+    "escaped surrogate": ('version: 1\nsource: "a\\ud800b"\n', "2:9", "cannot be stored. Remove it."),
+    "line break after a slug": (GATEWAY.replace("new", "|\n      new"), "3:11", "Write "),
     "alias": ("version: 1\nteams: &t []\nroles: *t\n", "3:8", "Write the values out."),
     "merge": ("version: 1\nworkspace: {<<: *x}\n", "2:17", "Write the values out."),
     "two documents": ("version: 1\n---\nversion: 1\n", "2:1", "Remove the line “---”"),
@@ -53,7 +55,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "empty name": ("version: 1\nteams:\n  - name: ''\n", "3:11", "Write one line of at most 80 characters"),
     "number as a name": ("version: 1\nteams:\n  - name: 12\n", "3:11", "is the number 12. Write one line"),
     "blank at the end": ("version: 1\nteams:\n  - name: 'A '\n", "3:11", "without blanks at its ends"),
-    "NUL": ('version: 1\nteams:\n  - name: "a\\0b"\n', "3:11", "Write one line"),
+    "NUL": ('version: 1\nteams:\n  - name: "a\\0b"\n', "3:11", "cannot be stored. Remove it."),
     "long name": (f"version: 1\nteams:\n  - name: {'x' * 81}\n", "3:11", "at most 80 characters"),
     "name twice": ("version: 1\nteams:\n  - name: A\n  - name: A\n", "4:11", "team A is already in gateway.yaml:3:5."),
     "name in another case": ("version: 1\nteams:\n  - name: engineering\n", "3:11", "There is team Engineering"),
@@ -246,3 +248,21 @@ def test_a_long_list_of_mixed_values_is_not_compared_pair_by_pair(owner: User) -
 
     assert len(refused.value.mistakes) == document.MOST_PROBLEMS
     assert Compared.times < 10_000
+
+
+@pytest.mark.parametrize(
+    "others", ["{name: Engineering}", "{name: B, moved: {from: Engineering, to: B}}"], ids=["kept", "renamed twice"]
+)
+def test_an_object_has_one_entry_even_while_it_is_renamed(owner: User, others: str) -> None:
+    text = f"version: 1\nsource: s\nteams:\n  - {{name: A, moved: {{from: Engineering, to: A}}}}\n  - {others}\n"
+
+    with pytest.raises(ConfigurationError, match="is renamed here and also has another entry"):
+        plan(document.read({"gateway.yaml": text}), owner)
+
+
+def test_a_rename_may_change_only_upper_and_lower_case(owner: User) -> None:
+    text = "version: 1\nteams:\n  - {name: ENGINEERING, moved: {from: Engineering, to: ENGINEERING}}\n"
+
+    apply(document.read({"gateway.yaml": text}), by=owner)
+
+    assert "ENGINEERING" in [team.name for team in Team.objects.all()]
