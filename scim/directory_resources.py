@@ -23,7 +23,7 @@ from attention.models import Channel
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
-from gateways.models import GatewayGrant, ToolGrant
+from gateways.models import GatewayGrant, RequestState, ToolGrant
 from scim.models import Directory, DirectoryPerson, DirectoryTeam
 from scim.schemas import GROUP, USER
 from servers.models import Identity
@@ -239,7 +239,7 @@ class People:
 
     def _end_grants(self, user: User, by: Directory) -> None:
         """End what the person was granted and has asked for, and what others ask the person to approve."""
-        for request in user.access_requests.open().order_by("pk"):
+        for request in user.access_requests.filter(state=RequestState.OPEN).order_by("pk"):
             request.withdraw(by=by)
         for grants in (GatewayGrant.objects, ToolGrant.objects):
             for grant in grants.live().filter(user=user).order_by("pk"):

@@ -21,6 +21,7 @@ from tests.proxy.listening import listening
 from tests.proxy.scripted import Script, returning, tool
 from tests.proxy.test_endpoint import modern
 from ui.sealing import cipher
+from wire import versions
 
 
 @pytest.mark.full
@@ -277,6 +278,16 @@ def test_a_connection_has_twenty_waiting_holds_at_most(desk: Desk) -> None:
     assert (desk.proxies[0].last().deny_reason, Hold.objects.count()) == ("too_many_holds", MOST_WAITING)
     Hold.objects.all()[0].deny(by=desk.ben)
     assert desk.held({"n": "one more"}).state == HoldState.WAITING
+
+
+def test_a_call_is_held_whatever_name_its_client_has(desk: Desk) -> None:
+    info = {"name": "a\0b\ud800", "version": "\0"}
+    body, headers = modern("tools/call", {"name": TOOL, "arguments": {}}, **{versions.CLIENT_INFO_KEY: info})
+
+    answer = desk.agent.post(json.dumps(body).encode(), Content_Type="application/json", **headers)
+
+    assert answer.json()["result"]["isError"] is True
+    assert Hold.objects.get().client.startswith("a")
 
 
 @pytest.mark.parametrize(

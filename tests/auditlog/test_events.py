@@ -152,6 +152,7 @@ def test_the_query_string_narrows_the_list_and_htmx_gets_only_what_changes(
         "?target=TW": {"two"},
         "?target=role": recent,
         f"?target={one.target_id}": {"one"},
+        f"?target={one.target_id.upper()}": {"one"},
         "?via=api": {"three"},
         "?via=api&actor=chief": set(),
         f"?correlation={request}": {"two", "three"},

@@ -80,7 +80,10 @@ def test_a_change_of_meaning_is_another_revision_and_a_change_of_name_is_none(re
 
     assert rest.patch(f"/rules/{rule.pk}", {"name": "Two", "note": "why"}).json()["revision"] == 1
     assert rest.patch(f"/rules/{rule.pk}", {"when": "now.hour > 18"}).json()["revision"] == 2
-    assert rest.patch(f"/rules/{rule.pk}", {"servers": [make.server().slug]}).json()["revision"] == 3
+    assert rest.patch(f"/rules/{rule.pk}", {"when": "now.hour > 18 &&\nnow.hour < 22"}).json()["revision"] == 3
+    # Browsers send CRLF.
+    assert rest.patch(f"/rules/{rule.pk}", {"when": "now.hour > 18 &&\r\nnow.hour < 22"}).json()["revision"] == 3
+    assert rest.patch(f"/rules/{rule.pk}", {"servers": [make.server().slug]}).json()["revision"] == 4
     assert [*Event.objects.filter(action="rule.updated").values_list("changes", flat=True)][-1] == {
         "name": ["One", "Two"],
         "note": ["", "why"],

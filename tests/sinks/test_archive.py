@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from datetime import timedelta
+from datetime import timezone as tzinfo
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -112,6 +113,10 @@ def test_old_calls_are_archived_then_dropped_and_found_again(bucket: Bucket, set
     assert [row["uid"] for row in by_tool] == [str(made[1].uid)]
     assert len(search("--from", searched_from(OLD + 1), "--user", "ana@example.com")) == 1
     assert search("--from", searched_from(3), "--to", searched_from(-1)) == []
+    for hours in (14, -12):  # The archive's days are in UTC. The times of a search can have an offset.
+        zone = tzinfo(timedelta(hours=hours))
+        begin, end = ((made[0].created_at + n * DAY / 24).astimezone(zone).isoformat() for n in (-1, 1))
+        assert {row["uid"] for row in search("--from", begin, "--to", end)} == {str(one.uid) for one in made[:3]}
     told = ArchivedPartition.objects.get(rows=3)
     assert told.archived_at
     assert len(told.digest) == 64
