@@ -118,7 +118,8 @@ class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
     def clean_code(self) -> str:
         tries = self.count()
         code = str(super().clean_code())
-        if not cache.add(f"second-factor:{self.user.pk}:{code}", "used", timeout=CODE_LIVES_S):
+        spelled = "".join(filter(str.isalnum, code)).upper()  # allauth accepts blanks and punctuation in a code.
+        if not cache.add(f"second-factor:{self.user.pk}:{spelled}", "used", timeout=CODE_LIVES_S):
             raise Adapter().validation_error("incorrect_code")
         tries.take_back()
         return code
