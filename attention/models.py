@@ -77,11 +77,6 @@ class ChannelManager(models.Manager["Channel"]):
         """Return the mail channel of `person`; create it, enabled, if there is none."""
         return self.get_or_create(owner=person, kind=ChannelKind.MAIL)[0]
 
-    def remove_all_of(self, person: User, *, by: Actor) -> None:
-        """Delete the channels of `person` with their messages. Mail stays, because it goes to the person's address."""
-        for channel in self.filter(owner=person).exclude(kind=ChannelKind.MAIL):
-            channel.drop(by=by)
-
     def open_to(self, person: User) -> models.QuerySet[Channel]:
         """Return the channels that `person` may see.
 
@@ -226,20 +221,20 @@ class Channel(Versioned, models.Model):
             Event.objects.record(Action.CHANNEL_CHANGED, row, by=by, changes=changes)
         self.refresh_from_db()
 
-    def remove(self, *, by: User) -> None:
-        """Delete the channel with its messages. Raises CapabilityRequired, or MailStays."""
+    def remove(self, *, by: Actor) -> None:
+        """Delete the channel with its messages. Raises CapabilityRequired, or MailStays.
+
+        A directory that deletes a person removes the person's channels.
+        """
         with transaction.atomic():
             row: Channel = self.lock()
-            row.must_be_open_to(by)
+            if isinstance(by, User):
+                row.must_be_open_to(by)
             if row.is_own_mail:  # A removed mail channel would be created again when next needed.
                 raise MailStays(MailStays.__doc__)
-            row.drop(by=by)
-
-    def drop(self, *, by: Actor) -> None:
-        """Delete the channel without a check of who may do so, and record an event."""
-        with transaction.atomic():
-            Event.objects.record(Action.CHANNEL_REMOVED, self, by=by, changes={"address": [self.origin, None]})
-            self.delete()
+            changes = {"address": [row.origin, None]}
+            Event.objects.record(Action.CHANNEL_REMOVED, row, by=by, changes=changes)
+            row.delete()
 
     def quiet_end(self, now: datetime) -> datetime:
         """Return the end of the channel's quiet hours if `now` is in them, otherwise `now`."""

@@ -19,7 +19,7 @@ from scim2_models import InvalidValueException, NotFoundException, Resource, Uni
 from accounts import second_factor
 from accounts.models import Team, User
 from accounts.rules import one_at_a_time
-from attention.models import Channel
+from attention.models import ChannelKind
 from auditlog.actions import Action
 from auditlog.models import Event
 from connections.models import Connection
@@ -229,7 +229,6 @@ class People:
         entry.remove(by=by)
         Connection.objects.cut_off(user, by=by)
         self._end_grants(user, by)
-        Channel.objects.remove_all_of(user, by=by)
         for identity in Identity.objects.own(user).live().order_by("pk"):
             identity.revoke(by=by)
         second_factor.remove(user, by=by)
@@ -238,7 +237,7 @@ class People:
             Event.objects.record(Action.USER_UNLINKED, user, by=by, changes={"issuer": [account.issuer, None]})
 
     def _end_grants(self, user: User, by: Directory) -> None:
-        """End what the person was granted and has asked for, and what others ask the person to approve."""
+        """End the requests, grants, approver roles and channels of the person. The channel for mail stays."""
         for request in user.access_requests.filter(state=RequestState.OPEN).order_by("pk"):
             request.withdraw(by=by)
         for grants in (GatewayGrant.objects, ToolGrant.objects):
@@ -246,6 +245,8 @@ class People:
                 grant.end(by=by)
         for gateway in user.approves.order_by("pk"):
             gateway.edit(approvers=gateway.approvers.exclude(pk=user.pk), by=by)
+        for channel in user.channels.exclude(kind=ChannelKind.MAIL):
+            channel.remove(by=by)
 
 
 def _is_address(text: str) -> bool:
