@@ -306,9 +306,7 @@ def _told(found: list[tuple[str, Answers]]) -> str:
 def _undo(request: AppRequest, found: list[tuple[str, Answers]]) -> Undo | None:
     """Offer to reopen the lines. No undo if a line had an answer before, which reopening would lose."""
     done = [line for answer, one in found if answer not in (Answer.END, Answer.OPEN) for line in one.done]
-    if any(line.answer != Answer.OPEN for line in done):
-        return None
-    if not 0 < len(done) <= MOST_UNDONE:
+    if not 0 < len(done) <= MOST_UNDONE or any(line.answer != Answer.OPEN for line in done):
         return None
     return Undo(request.path, [("back", request.POST.get("back", "")), *((f"line-{line.pk}", "open") for line in done)])
 

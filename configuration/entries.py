@@ -41,14 +41,9 @@ class _EntryReader:
             if not kind.parent and kind.name in self._document.data:
                 self._read_list(kind, self._document.data[kind.name], (), (kind.name,))
         for entries in self._found.entries.values():
-            renamed = Counter(entry.was for entry in entries if entry.was)
             for entry in entries:
                 self._check_references(entry)
-                if entry.was and (renamed[entry.was] > 1 or (entry.kind.id, entry.was) in self._world.entries):
-                    title = entry.kind.title(entry.was)
-                    self._mistake(
-                        entry.path, f"{title} is renamed here and also has another entry. Remove one of them."
-                    )
+            self._check_renames(entries)
         return self._found, self._mistakes
 
     def _read_list(self, kind: Kind, given: Any, parent: Key, path: Path) -> None:
@@ -97,6 +92,13 @@ class _EntryReader:
             self._world.renames[kind.id, moved["from"]] = moved["to"]
             return old
         return None
+
+    def _check_renames(self, entries: list[Entry]) -> None:
+        renamed = Counter(entry.was for entry in entries if entry.was)
+        for entry in entries:
+            if entry.was and (renamed[entry.was] > 1 or (entry.kind.id, entry.was) in self._world.entries):
+                title = entry.kind.title(entry.was)
+                self._mistake(entry.path, f"{title} is renamed here and also has another entry. Remove one of them.")
 
     def _old_parent(self, kind: Kind, parent: Key) -> Key:
         """Return the parent's key before the document is applied. Applying the document may rename the parent."""

@@ -648,9 +648,8 @@ class Endpoint:
     ) -> tuple[AccessRow, Resolved, Message]:
         """Return the current grant, the request's server and feature, and the message with the server's own URIs.
 
-        Refreshes the server's credential if needed.
-
-        Makes checks 13 to 15 of the decision order. Raises OutOfScope or UpstreamError.
+        Refreshes the server's credential if needed. Makes checks 13 to 15 of the decision order. Raises OutOfScope or
+        UpstreamError.
         """
         feature, task = request.feature, request.mcp_task
         assert feature is not None  # Checked by `_form_refusal`.

@@ -168,9 +168,11 @@ def _by_text(condition: Callable[[str], Q | None]) -> Equals:
 
 
 def _user_name(name: str) -> Q:
+    if not name:  # Stored if the user name is the e-mail address.
+        return NOBODY
     same_as_email = Q(directory_person__isnull=True) | Q(directory_person__user_name="")
     own = Q(directory_person__user_name=name.lower())
-    return own if name and "@" not in name else own | Q(email=name.lower()) & same_as_email
+    return own if "@" not in name else own | Q(email=name.lower()) & same_as_email
 
 
 def _emails(address: str) -> Q:
@@ -189,7 +191,7 @@ def _members(value: Any) -> Q | None:
 CONDITIONS: dict[str, dict[str, Equals]] = {
     "User": {
         "id": _by_id("pk"),
-        "username": _by_text(lambda text: _user_name(text) if text else NOBODY),
+        "username": _by_text(_user_name),
         "externalid": _by_text(lambda text: Q(directory_person__external_id=text) if text else None),
         "active": lambda value: Q(is_active=value) if isinstance(value, bool) else None,
         "emails": _by_text(_emails),

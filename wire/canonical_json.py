@@ -14,7 +14,7 @@ from wire.jsonrpc import is_storable
 
 
 class Ambiguous(ValueError):
-    """An object in this JSON text has a duplicate key, or the text is nested too deeply to check."""
+    """An object in this JSON text has a duplicate or unstorable key, or is nested too deeply to check."""
 
 
 def digest(value: Any) -> bytes:
