@@ -164,8 +164,8 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     ) -> "Connection":
         """Return the live connection of host, gateway and user; create it if there is none. Bind `identities` to it.
 
-        Raises ConnectionRefused, with a message for the person, if the connection is disabled or not allowed, or if an
-        identity does not fit its assignment (`check_identity`).
+        Raises ConnectionRefused, with a message for the person, if the connection is disabled or not allowed, if the
+        person was signed out since `user` was loaded, or if an identity does not fit its assignment (`check_identity`).
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
@@ -336,6 +336,10 @@ def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
 
 def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
     host, gateway = host.lock(), gateway.lock()
+    # Lock the person before the connections, as `cut_off` does. With `no_key`, inserts that refer to the person do not
+    # wait.
+    if User.objects.select_for_update(of=("self",), no_key=True).get(pk=user.pk).signed_out_since(user):
+        raise ConnectionRefused("Your access ended meanwhile. Sign in again.")
     if reason := host_refusal(host) or gateway_refusal(gateway, host, user):
         raise ConnectionRefused(reason)
 

@@ -43,6 +43,10 @@ class NoCapability(KeyRefused):
     """Choose at least one capability."""
 
 
+class AccessEnded(KeyRefused):
+    """Your access ended meanwhile. Sign in again."""
+
+
 class IssuedApiKey(NamedTuple):
     """A new API key and its secret, which is not stored: it can be shown only now."""
 
@@ -55,8 +59,8 @@ def issue(
 ) -> IssuedApiKey:
     """Create an API key that acts as the person `by` with at most `capabilities`, for `days` days from now.
 
-    Raises KeyNameTaken, TooManyApiKeys, BadDays or NoCapability. Raises BeyondYours if `by` lacks one of
-    `capabilities`.
+    Raises KeyNameTaken, TooManyApiKeys, BadDays or NoCapability. Raises AccessEnded if the person was signed out since
+    `by` was loaded, and BeyondYours if `by` lacks one of `capabilities`.
     """
     if not 1 <= days <= LONGEST_DAYS:
         raise BadDays(BadDays.__doc__)
@@ -81,7 +85,8 @@ def issue(
 
 
 def _must_have_room(owner: User, name: str) -> None:
-    owner.lock()
+    if owner.lock().signed_out_since(owner):
+        raise AccessEnded(AccessEnded.__doc__)
     if ApiKey.objects.filter(user=owner).active().count() >= MOST_PER_PERSON:
         raise TooManyApiKeys(TooManyApiKeys.__doc__)
     if ApiKey.objects.filter(user=owner).live().filter(name__iexact=name.strip()).exists():

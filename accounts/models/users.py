@@ -271,6 +271,10 @@ class User(Versioned, AbstractBaseUser):
         session_state = f"{self.password}:{self.session_epoch}"
         return salted_hmac("accounts.User.session", session_state, secret=secret, algorithm="sha256").hexdigest()
 
+    def signed_out_since(self, loaded: "User") -> bool:
+        """True if this person was deactivated, or their sessions ended, after the row `loaded` was read."""
+        return not self.is_active or self.get_session_auth_hash() != loaded.get_session_auth_hash()
+
     @contextmanager
     def changed_by(self, by: Grantor | None, *, gives_access: bool = False) -> Iterator["User"]:
         """Yield this person's current row, locked for a change in the block.

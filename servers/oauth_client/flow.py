@@ -370,7 +370,7 @@ def _must_still_be_open(request: AppRequest, sign_in: SignIn) -> None:
     try:
         with transaction.atomic():
             user = sign_in.lock()
-            if not user.is_active or user.session_epoch != request.user.session_epoch:
+            if user.signed_out_since(request.user):
                 raise NoSignIn("You were signed out of this gateway during this sign-in. Start again.")
             sign_in.must_be_as_set()
             _must_be_open_to(user, sign_in.server, sign_in.identity, shared=sign_in.shared)

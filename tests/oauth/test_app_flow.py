@@ -470,6 +470,21 @@ def test_a_connection_disabled_while_the_person_allows_gives_no_code(app: App, m
     assert not Grant.objects.exists()
 
 
+@pytest.mark.django_db(transaction=True)
+def test_a_person_cut_off_while_they_allow_an_app_gets_no_connection(app: App, member: User, gateway: Gateway) -> None:
+    client, manager = browser(member), make.user(*Capability)
+    page = client.get(app.question(gateway))["Location"]
+    consent = client.post(page, {"gateway": gateway.slug})["Location"]
+
+    refused = meanwhile(
+        lambda: client.post(consent, {"decision": "allow"}), lambda: Connection.objects.cut_off(member, by=manager)
+    )
+
+    assert (refused.status_code, b"Your access ended meanwhile." in refused.content) == (403, True)
+    assert not Grant.objects.exists()
+    assert not Connection.objects.exists()
+
+
 def elsewhere(path: str, **body: str) -> Any:
     """Return the response to a request from another address, which has separate rate limits."""
     return Client(REMOTE_ADDR="198.51.100.7").post(path, body)

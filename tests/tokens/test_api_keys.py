@@ -8,13 +8,14 @@ import time_machine
 from django.test import Client
 from django.utils import timezone
 
-from accounts.models import ApiKey, User
+from accounts.models import ApiKey, KeyEnd, User
 from accounts.rules import BeyondYours
 from auditlog.models import Event
 from capabilities import Capability
 from connections.models import Connection
 from tests import make
 from tests.accounts.again import confirmed
+from tests.meanwhile import meanwhile
 from tests.rest import Rest, problem, results
 from tokens import api_keys
 from tokens.api_keys import BadDays, KeyNameTaken, NoCapability, TooManyApiKeys
@@ -227,6 +228,32 @@ def test_an_invalid_key_or_one_too_many_cannot_be_created(eve: User, monkeypatch
         make.api_key(eve, *READER)
 
     assert list(ApiKey.objects.live()) == [taken]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_no_key_is_made_while_the_person_is_cut_off_or_their_password_is_reset(subtests: pytest.Subtests) -> None:
+    def reset(person: User) -> None:
+        person.set_password(make.unique("a new password"))
+        person.save()
+        Connection.objects.end_all_of(person, by=person, reason=KeyEnd.PASSWORD_RESET)
+
+    def cut_off(person: User) -> None:
+        Connection.objects.cut_off(person, by=manager)
+
+    manager = make.user(*Capability)
+    for end in (cut_off, reset):
+        person = make.user(*READER)
+        page = Client()
+        page.force_login(person)
+        form = filled(confirmed(page))
+        with subtests.test(end.__name__):
+            answer = meanwhile(
+                lambda page=page, form=form: page.post("/settings/api-keys/create", form),
+                lambda end=end, person=person: end(User.objects.get(pk=person.pk)),
+            )
+
+            assert (answer.status_code, "Your access ended meanwhile." in text(answer)) == (422, True)
+            assert not ApiKey.objects.exists()
 
 
 def test_last_use_is_noted_once_a_minute(eve: User) -> None:
