@@ -1,6 +1,7 @@
 """People's keys for the REST API: their capabilities, and how they end."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -245,12 +246,9 @@ def test_no_key_is_made_while_the_person_is_cut_off_or_their_password_is_reset(s
         person = make.user(*READER)
         page = Client()
         page.force_login(person)
-        form = filled(confirmed(page))
+        create = partial(page.post, "/settings/api-keys/create", filled(confirmed(page)))
         with subtests.test(end.__name__):
-            answer = meanwhile(
-                lambda page=page, form=form: page.post("/settings/api-keys/create", form),
-                lambda end=end, person=person: end(User.objects.get(pk=person.pk)),
-            )
+            answer = meanwhile(create, partial(end, User.objects.get(pk=person.pk)))
 
             assert (answer.status_code, "Your access ended meanwhile." in text(answer)) == (422, True)
             assert not ApiKey.objects.exists()
