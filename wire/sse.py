@@ -48,8 +48,8 @@ class EventParser:
         "_after_cr",
         "_counted_at",
         "_data",
-        "_event_id",
         "_first",
+        "_id",
         "_left",
         "_limit",
         "_lines_left",
@@ -57,6 +57,7 @@ class EventParser:
         "_open",
         "_size",
         "_total",
+        "event_id",
         "retry_ms",
     )
 
@@ -65,7 +66,7 @@ class EventParser:
         self._open: list[bytes] = []
         self._data: list[bytes] = []
         self._name = ""
-        self._event_id = ""
+        self._id = ""
         self._size = 0
         self._after_cr = False
         self._first = True
@@ -74,11 +75,9 @@ class EventParser:
         self._total = 0
         self._counted_at = time.monotonic()
         self.retry_ms: int | None = None  # Delay before reconnecting, set by the stream.
-
-    @property
-    def event_id(self) -> str:
-        """The id of the last event with an id, even if this event had no data; empty if no event had an id."""
-        return self._event_id
+        # The id of the last complete event with an id, even if this event had no data; empty if no event had an id.
+        # Without "complete", a stream that breaks in the middle of an event would be resumed after this event.
+        self.event_id = ""
 
     @property
     def size(self) -> int:
@@ -157,15 +156,15 @@ class EventParser:
         elif field == b"event":
             self._name = value.decode(errors="replace")
         elif field == b"id" and b"\0" not in value:
-            self._event_id = value.decode(errors="replace")
+            self._id = value.decode(errors="replace")
         elif field == b"retry" and value.isdigit() and len(value) < LONGEST_RETRY:
             self.retry_ms = int(value)
 
     def _dispatch(self, last: list[bytes]) -> ServerSentEvent | None:
         data, name = self._data, self._name
         data += last
-        self._data, self._name = [], ""
+        self._data, self._name, self.event_id = [], "", self._id
         self._size = sum(map(len, self._open))
         if not data:
             return None
-        return ServerSentEvent(b"\n".join(data), name or "message", self._event_id)
+        return ServerSentEvent(b"\n".join(data), name or "message", self.event_id)

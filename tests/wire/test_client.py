@@ -16,6 +16,7 @@ from tests.conftest import Run
 from tests.eventually import PATIENCE, until
 from tests.proxy.scripted import Request, Script, failing, tool
 from tests.workspace import ROOT
+from wire import jsonrpc
 from wire.client import McpClient
 from wire.errors import (
     BadAnswer,
@@ -325,6 +326,41 @@ async def test_a_stream_that_breaks_again_and_again_is_gone_on_with_so_many_time
                 await asyncio.wait_for(asking.ask(target(server.url), "tools/call", {"name": "it"}, ignore), PATIENCE)
         assert script.went_on == times
         assert len(server.asked("tools/call")) == 1
+
+
+class BreakingInTheAnswer(Script):
+    """A server whose stream breaks in the middle of the event with the answer; a resumption sends what is missing."""
+
+    def __init__(self) -> None:
+        super().__init__([[tool("it")]], sessions=True)
+        self.went_on: list[str] = []
+
+    async def serve(self, request: Request, verb: str) -> None:
+        if verb == "GET":
+            self.went_on.append(request.headers["last-event-id"])
+            await self._send(request, after=int(self.went_on[-1]), cut=0)
+        elif request.message.get("method") == "tools/call":
+            answer = jsonrpc.dumps({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}})
+            self.events = [b"id: 1\nretry: 1\ndata: \n\n", b"id: 2\ndata: " + answer + b"\n\n"]
+            await self._send(request, after=0, cut=9)
+        else:
+            await super().serve(request, verb)
+
+    async def _send(self, request: Request, *, after: int, cut: int) -> None:
+        await request.open_stream()
+        missing = b"".join(self.events[after:])
+        await request.send({"type": "http.response.body", "body": missing[: len(missing) - cut]})
+
+
+async def test_an_answer_in_whose_middle_the_stream_broke_is_sent_again_by_the_server(run: Run) -> None:
+    script = BreakingInTheAnswer()
+    server = run(script.app())
+    async with client() as asking:
+        answer = await asyncio.wait_for(asking.ask(target(server.url), "tools/call", {"name": "it"}, ignore), PATIENCE)
+
+    assert answer.document["result"] == {"content": []}
+    assert script.went_on == ["1"]
+    assert len(server.asked("tools/call")) == 1
 
 
 FORKS = """

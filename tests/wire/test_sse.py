@@ -80,3 +80,5 @@ def test_an_event_may_have_an_id_and_a_stream_says_how_long_to_wait_before_it_is
     begins = b"id: 8\nretry: 250\ndata: \n\nretry: soon\nretry: 99999999999\n\n"
     assert reader.feed(begins) == [ServerSentEvent(b"", id="8")]
     assert (reader.event_id, reader.retry_ms) == ("8", 250)
+    assert reader.feed(b"id: 9\ndata: {") == []
+    assert reader.event_id == "8", "the event is incomplete"
