@@ -200,12 +200,13 @@ class UsageTracker:
         """
         tokens_used, self._tokens_used = self._tokens_used, {}
         contacts, self._contacts = self._contacts, {}
-        for grant, ip, at in tokens_used.values():
+        # The latest use comes last: several tokens and identities may belong to one connection or server.
+        for grant, ip, at in sorted(tokens_used.values(), key=lambda used: used[2]):
             moment = datetime.fromtimestamp(at, UTC)
             self._set_token(grant, moment, ip or None)
             self._set("connections", grant.connection_id, at=moment)
             self._set("hosts", grant.host_id, at=moment)
-        for assigned, at, fault, down in contacts.values():
+        for assigned, at, fault, down in sorted(contacts.values(), key=lambda contact: contact.at):
             moment, error = datetime.fromtimestamp(at, UTC), storable(fault)[:300]
             health = "down" if down else "ok"
             self._set("health", assigned.server_id, at=moment, health=health, error=error if down else "")

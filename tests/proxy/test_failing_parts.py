@@ -1,22 +1,28 @@
 """Responses and log rows when a component fails in the middle of a request."""
 
+import asyncio
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
 
+from gatewayadmin.config import database
 from proxy.models import Session
 from proxy.reasons import REASONS
 from proxy.server_requests import _answers
 from proxy.store.call_log import NotRecorded
 from proxy.store.pg import DatabaseUnavailable, StatePool
 from proxy.store.sessions import SessionKeeper
+from proxy.store.usage import UsageTracker
 from proxy.streams import honoured
-from tests import upstreams
+from servers.models import Health, Server
+from tests import make, upstreams
 from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, eventually_unused, in_words
 from tests.proxy.listening import listening
+from tests.proxy.test_features_by_name import assigned
 from tests.proxy.test_standing_streams import in_session
 from tests.proxy.test_streams import work_of
 
@@ -140,3 +146,21 @@ def test_subscriptions_and_answers_of_a_wrong_form_are_none() -> None:
     assert [honoured(given) for given in (None, 5, "tools")] == [([], [])] * 3
     responses: list[object] = [None, 5, {"no id": {}}, {"0192aa00-0000-7000-8000-000000000000": 5}]
     assert [list(_answers(given)) for given in responses] == [[]] * 4
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_last_call_decides_whether_a_server_is_down_whoever_called() -> None:
+    docs, others = make.server(slug="docs"), make.server(slug="others")
+    ann, ben = str(uuid4()), str(uuid4())
+
+    async def main() -> None:
+        usage = UsageTracker(database.conninfo(), 60)
+        for server, faults in ((docs, ("", "did not answer", "")), (others, ("did not answer", "", "did not answer"))):
+            for identity, fault in zip((ann, ben, ann), faults, strict=True):
+                usage.server_contacted(assigned(str(server.pk), "", identity_id=identity), fault)
+        await usage.stop()
+
+    asyncio.run(main())
+
+    health = {server.slug: (server.health, server.health_error) for server in Server.objects.all()}
+    assert health == {"docs": (Health.OK, ""), "others": (Health.DOWN, "did not answer")}
