@@ -549,14 +549,14 @@ class SuspendedCalls:
         try:
             await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
             while True:
-                rows = await self._state.fetch(LOOK, (DEAD_SECONDS, uid))
+                rows, asked = await self._look(uid)
                 if rows and rows[0][0] is not None:
                     self._requests.in_background(self._state.fetch(END, (uid,)))
                     return _opened_outcome(self._pending.unseal(rows[0][0]), server)
                 if not rows or rows[0][1]:
                     self._requests.in_background(self._state.fetch(END, (uid,)))
                     raise CallLost(server, "its worker has ended")
-                if asked := await self._pending.open(uid):
+                if asked:
                     return self._input_required(asking.request, message, uid, turn + 1, asked)
                 with suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), LOOK_SECONDS)
@@ -567,6 +567,16 @@ class SuspendedCalls:
             raise
         finally:
             self._bell.forget(uid)
+
+    async def _look(self, uid: str) -> tuple[list[tuple[Any, ...]], dict[str, Object]]:
+        """Return the row of a suspended call, and its unanswered requests.
+
+        Waits while the database is unavailable: the requestState works once, so a retry could not come again.
+        """
+        while True:
+            with suppress(DatabaseUnavailable):
+                return await self._state.fetch(LOOK, (DEAD_SECONDS, uid)), await self._pending.open(uid)
+            await asyncio.sleep(LOOK_SECONDS)
 
     # In the worker that runs the call
 

@@ -1,14 +1,16 @@
 """Suspended calls of 2026-07-28: the stored state, its lifetime, and what remains after failures."""
 
 import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, SuspendedCall
-from proxy.server_requests import END, HOLD
+from proxy.server_requests import END, HOLD, LOOK
 from proxy.store.bus import PendingRequests
+from proxy.store.pg import StatePool
 from tests import make
 from tests.conftest import Run
 from tests.eventually import PATIENCE
@@ -230,6 +232,35 @@ def test_a_worker_that_stops_ends_the_calls_it_holds_and_their_retries_are_told(
     assert docs.asked("notifications/cancelled")
     answer = retry(work.elsewhere(agent), wanted, GIVEN)
     assert "its call is over" in answer.json()["error"]["message"]
+
+
+@pytest.mark.full
+def test_a_retry_gets_the_answer_of_its_call_although_the_database_was_away_for_a_moment(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 0.05)
+    fetch, failed = StatePool.fetch, threading.Event()
+
+    async def fails_once(state: StatePool, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
+        if sql == LOOK and server.answers and not failed.is_set():
+            failed.set()
+            raise UNAVAILABLE
+        return await fetch(state, sql, params)
+
+    class Slow(Asker):
+        async def _finish(self, request: Request, answers: list[Object]) -> None:
+            await asyncio.to_thread(failed.wait, PATIENCE)
+            await super()._finish(request, answers)
+
+    monkeypatch.setattr(StatePool, "fetch", fails_once)
+    server = Slow(asks=[FORM])
+    work.put(server.app())
+    agent = work.agent()
+
+    answer = retry(agent, result_of(ask(agent)))
+
+    assert failed.is_set()
+    assert (answer.status_code, result_of(answer)["resultType"]) == (200, "complete")
 
 
 @pytest.mark.parametrize(
