@@ -198,7 +198,9 @@ class ServerRequests:
             if answered is None:
                 row.outcome = "cancelled"
                 self.in_background(self._end(asking, asked, uid, row, None))
-        return await self._end(asking, asked, uid, row, answered)
+        # Completed even if the call ends meanwhile: the client was asked, so the log needs the row.
+        ending = self._end(asking, asked, uid, row, answered)
+        return await asyncio.shield(self._background.spawn("row of a server's request", ending))
 
     async def _end(
         self, asking: InteractiveCall, asked: Object, uid: str, row: CallRow, answered: Object | None

@@ -1,5 +1,6 @@
 """Server requests to session-era clients: forwarded by any worker, answered, and logged."""
 
+import asyncio
 import threading
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,6 +22,7 @@ from servers.models import AuthType, Server
 from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
+from tests.eventually import PATIENCE
 from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, Reply, answers_of, late_reply
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
@@ -189,6 +191,30 @@ def test_a_call_that_ends_first_leaves_nothing_waiting(work: Work) -> None:
     eventually(lambda: [row.outcome for row in asked_rows()] == ["cancelled"])
     eventually(lambda: not PendingRequest.objects.exists())
     eventually(lambda: [answer["id"] for answer in work.server.answers if "error" in answer] == ["late"])
+
+
+def test_an_answer_that_comes_as_its_call_ends_is_in_the_log(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop, answered = bus.PendingRequests.drop, threading.Event()
+
+    async def slow(pending: bus.PendingRequests, uid: str) -> None:
+        answered.set()
+        await asyncio.sleep(0.5)  # The call ends meanwhile.
+        await drop(pending, uid)
+
+    async def ends_with_the_answer(request: Request) -> None:
+        await request.open_stream()
+        await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
+        await asyncio.to_thread(answered.wait, PATIENCE)
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)
+
+    monkeypatch.setattr(bus.PendingRequests, "drop", slow)
+    work.server.call = ends_with_the_answer
+    person = work.person()
+
+    assert person.call("docs__it", answering(person, GIVEN))["result"] == {"content": []}
+
+    eventually(lambda: [row.outcome for row in asked_rows()] == ["ok"])
+    eventually(lambda: not PendingRequest.objects.exists())
 
 
 @pytest.mark.full
