@@ -253,6 +253,13 @@ class Stream:
             self._ping_task.cancel()
 
     async def _write(self, message: bytes, *, last: bool = False, ping: bool = False) -> None:
+        writing = self._write_whole(message, last=last, ping=ping)
+        if len(message) > PIECE:  # A cancelled call must not leave half of an event before the response.
+            await asyncio.shield(spawn("large event of a call", writing, eager=True))
+        else:
+            await writing
+
+    async def _write_whole(self, message: bytes, *, last: bool, ping: bool) -> None:
         async with self._lock:
             if self._ended:
                 return

@@ -1,10 +1,15 @@
 """Server requests to session-era clients: forwarded by any worker, answered, and logged."""
 
 import asyncio
+import json
+import socket
 import threading
+import time
 from dataclasses import dataclass, field
 from datetime import timedelta
+from http.client import HTTPConnection
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from django.utils import timezone
@@ -23,7 +28,7 @@ from tests import make
 from tests.asgi_server import Upstream
 from tests.conftest import Run
 from tests.eventually import PATIENCE
-from tests.proxy.asking import EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, Reply, answers_of, late_reply
+from tests.proxy.asking import BOTH, EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, Reply, answers_of, late_reply
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
 from tests.proxy.test_bus import end_connections
@@ -215,6 +220,47 @@ def test_an_answer_that_comes_as_its_call_ends_is_in_the_log(work: Work, monkeyp
 
     eventually(lambda: [row.outcome for row in asked_rows()] == ["ok"])
     eventually(lambda: not PendingRequest.objects.exists())
+
+
+@pytest.mark.full
+def test_an_answer_reaches_a_slow_client_whole_although_the_server_did_not_wait_for_its_request(work: Work) -> None:
+    begun, finished = threading.Event(), threading.Event()
+
+    async def asks_at_length_and_ends(request: Request) -> None:
+        await request.open_stream()
+        long = {**SAMPLE["params"], "systemPrompt": "x" * (8 << 20)}  # More than the buffers between us and the client.
+        await request.event({"jsonrpc": "2.0", "id": 1, **SAMPLE, "params": long})
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)
+        finished.set()
+
+    work.server.call = asks_at_length_and_ends
+    person = work.person()
+    url = urlsplit(person.agent.url)
+    assert url.hostname
+    assert url.port
+    body = json.dumps({"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": {"name": "docs__it"}})
+    headers = {"Authorization": f"Bearer {person.agent.secret}", "Content-Type": "application/json", "Accept": BOTH}
+
+    client = HTTPConnection(url.hostname, url.port, timeout=PATIENCE)
+    client.sock = socket.socket()
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 12)
+    client.sock.connect((url.hostname, url.port))
+    client.request("POST", url.path, body, headers | person.headers)
+    assert client.sock.recv(1, socket.MSG_PEEK)
+    begun.set()
+    assert finished.wait(PATIENCE)
+    time.sleep(0.5)  # Time for the answer to reach the gateway.
+    text = client.getresponse().read().decode()
+    client.close()
+
+    messages = [
+        json.loads(line.removeprefix("data: "))
+        for line in text.splitlines()
+        if len(line) > len("data: ") and line.startswith("data: ")
+    ]
+    assert [message["id"] for message in messages][-1] == 7
+    assert messages[0]["method"] == SAMPLE["method"]
 
 
 @pytest.mark.full
