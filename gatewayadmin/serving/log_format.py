@@ -8,9 +8,12 @@ from datetime import UTC, datetime
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
-# A path may contain a secret: the key of a password link, the last part of an address below /directory/, or a token
-# that somebody pasted into a URL.
-_SECRETS = re.compile(r"(?<=/reset/key/)[^/\s\"]+|(?<=/directory/)[\w-]{32}(?![\w-])|(?<=gw[adkorsp]_)[0-9A-Za-z]{9,}")
+# A path may contain a secret: the key of a password link or an invitation, the last part of an address below
+# /directory/, or a token that somebody pasted into a URL.
+_SECRETS = re.compile(
+    r"(?:(?<=/reset/key/)|(?<=/accounts/join/))[^/\s\"]+"
+    r"|(?<=/directory/)[\w-]{32}(?![\w-])|(?<=gw[adkorsp]_)[0-9A-Za-z]{9,}"
+)
 
 _PLAIN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "request", "taskName"}
 

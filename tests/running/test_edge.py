@@ -10,6 +10,7 @@ from uuid import UUID
 import httpx
 import pytest
 from django.test import Client
+from django.urls import reverse
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
@@ -136,6 +137,14 @@ def test_log_lines_lose_secrets_in_paths() -> None:
     line = JsonFormatter().format(record)
 
     assert json.loads(line)["message"] == "GET /accounts/password/reset/key/.../ gwa_... 200"
+
+
+def test_log_lines_lose_the_key_of_an_invitation_with_which_any_reader_could_join() -> None:
+    path = reverse("accounts:invitation", args=["0123abcd-d1x4xk-c0ffee"])
+
+    line = JsonFormatter().format(logging.makeLogRecord({"msg": "request", "path": path}))
+
+    assert json.loads(line)["path"] == "/accounts/join/.../"
 
 
 def test_log_lines_take_whatever_they_are_given() -> None:
