@@ -16,9 +16,8 @@ from django.views.decorators.http import require_GET, require_http_methods
 from accounts.models import User
 from accounts.password_links import JoinTokens
 from accounts.people_forms import JoinForm
-from accounts.rules import NotInvited
+from accounts.rules import NotInvited, must_sign_in_at_organisation
 from accounts.sign_in_limits import posts_from_one_address
-from sso.enforcement import must_sign_in_there
 from ui.pages import posted
 
 SESSION_KEY = "invitation"  # The key is stored in the session, so that the URL of the page does not contain it.
@@ -47,7 +46,7 @@ def join(request: HttpRequest) -> HttpResponse:
     person = invited(request)
     if person is None:
         return _no_longer(request, opened=SESSION_KEY in request.session)
-    if must_sign_in_there(person):
+    if must_sign_in_at_organisation(person):
         return render(request, "account/join.html", {"person": person, "joins_there": True})
     form = JoinForm(posted(request), user=person, initial={"display_name": person.display_name})
     if request.method == "GET" or not form.is_valid():

@@ -13,6 +13,7 @@ from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.http import base36_to_int
 
+from accounts.rules import must_sign_in_at_organisation
 from sso.enforcement import must_sign_in_there
 
 if TYPE_CHECKING:
@@ -88,9 +89,14 @@ def invitation_link(person: User, base: str = "") -> str:
     return f"{base or settings.PUBLIC_URL}{path}"
 
 
+def invitation_context(person: User, link: str, *, by: User | None) -> dict[str, Any]:
+    """Return the context of the mail that invites `person`. If nobody invited them just now, `by` is None."""
+    return {"person": person, "link": link, "by": by, "joins_there": must_sign_in_at_organisation(person)}
+
+
 def mail_invitation(person: User, link: str, *, by: User) -> bool:
     """Mail the link to `person`; return True if a mail server accepted the mail."""
-    context = {"person": person, "link": link, "by": by, "joins_there": must_sign_in_there(person)}
+    context = invitation_context(person, link, by=by)
     subject = render_to_string("account/email/invitation_subject.txt", context).strip()
     try:
         send_mail(subject, render_to_string("account/email/invitation_message.txt", context), None, [person.email])

@@ -30,7 +30,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from accounts.models import User, WorkspaceSettings
-from accounts.password_links import invitation_link, link_at
+from accounts.password_links import invitation_context, invitation_link, link_at
 from accounts.queues import for_a_stranger
 from accounts.second_factor import has_second_factor
 from accounts.sign_in_limits import TooManyTries, Tries, is_first_this_minute, remember_browser, try_password
@@ -80,7 +80,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
             if person.status != "invited":
                 return  # No valid invitation, for example because it has expired. A manager of people can renew it.
             template_prefix = "account/email/invitation"
-            context = {"person": person, "link": invitation_link(person), "by": None}
+            context = invitation_context(person, invitation_link(person), by=None)
         super().send_mail(template_prefix, email, context)
 
     def set_password(self, user: User, password: str) -> None:

@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 from allauth.mfa.models import Authenticator
+from django.conf import settings
+from django.core import mail
 from django.core.cache import cache
 from django.core.management import call_command
 from django.test import Client
 
 from accounts.models import Role, User, WorkspaceSettings
+from accounts.password_links import invitation_link
 from accounts.rules import LastBreakGlass, NoOrganisation, RoleLocked
 from auditlog.models import Event
 from auditlog.sentences import sentence
@@ -166,6 +169,27 @@ def test_people_are_led_to_the_organisation_and_break_glass_owners_are_not(sign_
     assert ">Unlink</button>" not in text(client.get("/settings/profile"))
     with pytest.raises(MustStayLinked):
         Provider.load().unlink(ann)
+
+
+def test_invited_people_whose_role_requires_the_organisation_join_there_and_choose_no_password() -> None:
+    break_glass_owner()
+    Provider.objects.update_or_create(
+        pk=1, defaults={"mode": "offered", "name": "Acme", "issuer": "https://id.example.com", "client_id": "x"}
+    )
+    bo, client = make.invited(), Client()
+    require(bo.role, "organisation")
+
+    page = text(client.get(invitation_link(bo).removeprefix(settings.PUBLIC_URL), follow=True))
+    chosen = {"display_name": "Bo", "password1": "another horse battery", "password2": "another horse battery"}
+    client.post("/accounts/join/", chosen)
+    Client().post("/accounts/password/reset/", {"email": bo.email})
+
+    # A password would open no page, and with it they could not join at the organisation any more.
+    assert "Sign in with Acme" in page
+    assert "password1" not in page
+    bo.refresh_from_db()
+    assert bo.status == "invited"
+    assert "by signing in at your organisation" in str(mail.outbox[0].body)
 
 
 def test_a_requirement_does_not_come_back_without_a_break_glass_owner() -> None:
