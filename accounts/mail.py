@@ -53,9 +53,15 @@ class EmailBackend(smtp.EmailBackend):
         return tls()
 
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
-        """Send the mails and return their number. Sending may be slow, so release the database connection meanwhile."""
-        with released_while_waiting():
-            return super().send_messages(email_messages)
+        """Send the mails and return their number. Raises OSError.
+
+        Sending may be slow, so release the database connection meanwhile.
+        """
+        try:
+            with released_while_waiting():
+                return super().send_messages(email_messages)
+        except ValueError as error:  # Not every address that forms accept can have mail, such as one with a dotless i.
+            raise OSError(str(error)) from error
 
     def open(self) -> bool | None:
         """Open a connection and return True. Return False if a connection is open already. Raises OSError."""

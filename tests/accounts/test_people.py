@@ -1,6 +1,7 @@
 """The People pages: the list, one person, inviting, roles, resets."""
 
 import re
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -18,11 +19,13 @@ from accounts.models import Role, Team, User
 from accounts.password_links import invitation_link, password_link
 from auditlog.models import Event
 from capabilities import Capability
+from gatewayadmin.config.outbound import mailers
 from gateways.models import Reach
 from hosts.models import Host
 from tests import make
 from tests.accounts.again import confirm, confirmed, onward
 from tests.conftest import SignIn, wire_size
+from tests.smtp_server import mail_server
 
 pytestmark = pytest.mark.django_db
 
@@ -226,6 +229,19 @@ def test_a_mail_that_cannot_be_sent_is_said_and_the_link_of_an_invitation_still_
     assert "The mail could not be sent." in text(reset)
     assert not Event.objects.filter(action="user.password_reset_sent").exists()
     assert "Gateways you can use" in text(choose_password(link_in(response)))
+
+
+def test_an_address_that_no_mail_can_have_hides_no_link_and_keeps_no_mail_from_others(
+    chief: User, sign_in: SignIn, settings: Any
+) -> None:
+    with mail_server(ssl.create_default_context(), offers_tls=False) as server:
+        settings.MAILERS = mailers(f"smtp://127.0.0.1:{server.port}")
+        emails = "al\u0131@example.com, bo@example.com"  # With a dotless i, easily typed on a Turkish keyboard.
+        page = text(invite(confirmed(sign_in(chief)), make.role(), {"emails": emails}))
+
+    assert "The mail could not be sent to al\u0131@example.com." in page
+    assert page.count("/accounts/join/") == 2
+    assert ["To: bo@example.com" in message for message in server.mails] == [True]
 
 
 @pytest.mark.full
