@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -10,6 +11,7 @@ from allauth.usersessions.models import UserSession
 from django.conf import settings
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.urls import reverse
 
 from accounts.models import KeyEnd
@@ -18,6 +20,8 @@ from auditlog.models import Event
 from connections.models import Connection
 from sso.enforcement import keep
 from ui.pages import leave
+
+logger = logging.getLogger(__name__)
 
 
 class AskForReset(PasswordResetView):  # type: ignore[misc]
@@ -30,8 +34,13 @@ class AskForReset(PasswordResetView):  # type: ignore[misc]
         if not settings.MAIL_SERVER:
             context = self.get_context_data(form=form)
             response: HttpResponse = self.render_to_response(context, status=HTTPStatus.CONFLICT)
-        else:
+            return response
+        try:
             response = super().form_valid(form)
+        except OSError:  # Also covers smtplib's errors.
+            logger.exception("mail not sent")
+            # As for an address without an account: otherwise the error would tell that the account exists.
+            response = redirect(self.get_success_url())
         return response
 
 

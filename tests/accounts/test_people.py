@@ -231,6 +231,13 @@ def test_a_mail_that_cannot_be_sent_is_said_and_the_link_of_an_invitation_still_
     assert "Gateways you can use" in text(choose_password(link_in(response)))
 
 
+def test_a_reset_tells_nobody_whether_the_account_exists_while_mail_cannot_be_sent(no_mail: None) -> None:
+    emails = (make.user().email, "nobody@example.com")
+    answers = [Client().post("/accounts/password/reset/", {"email": email}) for email in emails]
+
+    assert [answer["Location"] for answer in answers] == ["/accounts/password/reset/done/"] * 2
+
+
 def test_an_address_that_no_mail_can_have_hides_no_link_and_keeps_no_mail_from_others(
     chief: User, sign_in: SignIn, settings: Any
 ) -> None:
