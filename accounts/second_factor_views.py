@@ -14,6 +14,7 @@ from allauth.mfa.recovery_codes.views import GenerateRecoveryCodesView
 from allauth.mfa.totp.views import ActivateTOTPView, DeactivateTOTPView
 from allauth.mfa.webauthn.views import AddWebAuthnView, ReauthenticateWebAuthnView
 from django.contrib import messages
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.http import Http404, HttpRequest, HttpResponse
@@ -235,8 +236,18 @@ def remove_key(request: AppRequest, pk: int) -> HttpResponse:
 # --- Sign-in and confirmation -----------------------------------------------------------------------------------------
 
 
+@method_decorator(login_not_required, name="dispatch")
 class Authenticate(AuthenticateView):  # type: ignore[misc]
     """The second step of sign-in: a code or a security key."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        response: HttpResponse = super().dispatch(request, *args, **kwargs)
+        stage = getattr(self, "stage", None)
+        if stage and not second_factor.has_second_factor(stage.login.user):
+            # The second factor was removed. This page and the sign-in page would lead to each other until the sign-in
+            # expires.
+            response = stage.abort()
+        return response
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         person = self.stage.login.user

@@ -10,6 +10,7 @@ import pytest
 import time_machine
 from allauth.mfa.models import Authenticator
 from allauth.mfa.totp.internal.auth import format_hotp_value, hotp_value
+from allauth.mfa.utils import encrypt
 from cryptography.fernet import Fernet
 from django.core.cache import cache
 from django.db import connection
@@ -158,6 +159,18 @@ def test_a_recovery_code_signs_in_once_and_new_ones_replace_the_old(sign_in: Sig
     assert page.count("&#10;") == 9
     assert not any(code in page for code in codes)
     assert Event.objects.filter(action="user.recovery_codes_replaced").count() == 1
+
+
+def test_a_second_factor_that_is_removed_during_the_sign_in_leads_back_to_the_password() -> None:
+    person = make.user()
+    Authenticator.objects.create(user=person, type="totp", data={"secret": encrypt("JBSWY3DPEHPK3PXP")})
+    client = sign_in_by_page(person)
+
+    second_factor.remove(person, by=None)
+
+    page = client.get("/accounts/second-factor/", follow=True)
+    assert 'name="password"' in text(page)
+    assert client.post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})["Location"] == "/"
 
 
 @pytest.mark.full
