@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from http import HTTPStatus
@@ -332,7 +333,8 @@ def backchannel_logout(request: HttpRequest) -> HttpResponse:
     except ProviderError as fault:
         logger.warning("the identity provider cannot be asked", extra={"error": str(fault)})
         return JsonResponse({"error": "temporarily_unavailable"}, status=HTTPStatus.SERVICE_UNAVAILABLE)
-    if not cache.add(f"organisation-logout:{claims['jti']}", "used", timeout=2 * LOGOUT_LIVES_S):
+    used = hashlib.sha256(claims["jti"].encode()).hexdigest()  # The id itself may be too long for the cache.
+    if not cache.add(f"organisation-logout:{used}", "used", timeout=2 * LOGOUT_LIVES_S):
         return _not_a_logout("The logout token was used before.")
     end_sessions(provider.issuer, claims)
     return HttpResponse(status=HTTPStatus.OK)

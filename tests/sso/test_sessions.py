@@ -9,6 +9,7 @@ from allauth.mfa.utils import encrypt
 from allauth.usersessions.models import UserSession
 from django.conf import settings
 from django.contrib.auth.hashers import make_password
+from django.core.cache import cache
 from django.test import Client
 
 from accounts.models import User
@@ -18,6 +19,7 @@ from auditlog.models import Event
 from capabilities import Capability
 from servers.oauth_client.discovery import Http
 from sso import oidc
+from sso.browser_sessions import BROWSER
 from sso.models import Provider
 from sso.oidc import fetch_provider_json
 from sso.provider_test import test_provider as try_provider
@@ -29,6 +31,7 @@ from tests.issuers import destination
 from tests.oauth.apps import browser
 from tests.sso.conftest import BACK, Organisation, SignIn, sign_out_at, twin
 from tests.sso.test_enforced import APP_SECRET
+from tests.sso.test_signed_tokens import CLIENT, ISSUER, KEYS, ending, signed
 from tests.undone import undone
 from wire.outbound import NoAnswer
 
@@ -74,6 +77,21 @@ def test_signing_out_at_the_organisation_ends_that_session_here_and_no_other(
     assert Client().post(LOGOUT, {"logout_token": "x.y.z"}).status_code == 400
     assert Client().post(LOGOUT).status_code == 400
     assert stays.person is not None
+
+
+def test_a_logout_token_with_the_longest_id_ends_the_session_and_works_once() -> None:
+    there = {"mode": "offered", "name": "Example", "issuer": ISSUER, "client_id": CLIENT}
+    provider, _ = Provider.objects.update_or_create(pk=1, defaults=there)
+    cache.set(f"{oidc._cache_name(provider)}:keys", KEYS)
+    client = Client()
+    client.post("/accounts/login/", {"login": make.user().email, "password": make.PASSWORD})
+    UserSession.objects.update(data={BROWSER: {"issuer": ISSUER, "sub": "mia"}})
+    token = signed(ending(jti="x" * 255))
+
+    answers = [client.post(LOGOUT, {"logout_token": token}).status_code for _ in range(2)]
+
+    assert answers == [200, 400]
+    assert client.get("/settings/profile").status_code == 302
 
 
 @pytest.mark.full
