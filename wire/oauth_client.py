@@ -79,7 +79,8 @@ LONGEST_LIFE = 10 * 365 * 86_400
 DEFAULT_AUTH_METHOD = "client_secret_basic"
 AUTH_METHODS = ("none", "client_secret_basic", "client_secret_post")
 
-_parameter = re.compile(r'([a-z_]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))', re.IGNORECASE)
+# Without backtracking, because the header is the server's: otherwise, a hostile one would take seconds.
+_parameter = re.compile(r'(?<![a-z_])([a-z_]++)\s*+=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s,"]+))', re.IGNORECASE)
 _scope = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+").fullmatch  # One scope (RFC 6749 section 3.3).
 
 # Issuers that refuse requests with both scopes and a `resource` parameter.

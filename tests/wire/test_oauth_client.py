@@ -1,6 +1,7 @@
 """Parsing responses of authorization servers in all their forms."""
 
 import json
+import time
 
 import pytest
 
@@ -58,6 +59,20 @@ def test_a_challenge_is_read_from_several_headers_with_quotes_or_without() -> No
     challenge = read_challenge(['Basic realm="x"', 'Bearer resource_metadata=https://a/b, scope="read write"'])
 
     assert (challenge.resource_metadata, challenge.scope) == ("https://a/b", "read write")
+
+
+def test_reading_a_challenge_takes_time_in_proportion_to_its_length(subtests: pytest.Subtests) -> None:
+    """A header sixteen times as long takes about sixteen times as long, not 256 times."""
+
+    def seconds(header: str) -> float:
+        began = time.process_time()
+        read_challenge([header])
+        return time.process_time() - began
+
+    for before, piece in (("", "a"), ('a="', "x"), ("", "a "), ("a", " "), ("", 'a="'), ('a="', "\\")):
+        with subtests.test(before + piece):
+            short, long = (before + piece * (length // len(piece)) for length in (512, 8192))
+            assert min(seconds(long) for _ in range(3)) < 64 * min(seconds(short) for _ in range(3))
 
 
 def test_metadata_speaks_for_its_own_place_and_what_is_below_it() -> None:
