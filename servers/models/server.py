@@ -346,6 +346,8 @@ class Server(Versioned, Switchable):
                 setattr(self, name, value)
             self.save(update_fields=[*fields, "updated_at"])
             if redirects:
+                # Wait for confirmations that are not committed yet: they are for the former address.
+                list(self.identities.live().select_for_update(of=("self",)).order_by("pk"))
                 marked = self.identities.live().filter(unconfirmed_since=None)
                 signed_in = self.identities.live().exclude(issuer="")
                 if ended := signed_in.need_sign_in(SignInNeeded.MOVED):

@@ -12,6 +12,7 @@ from servers.models import AuthType, Identity, Server
 from tests import make
 from tests.conftest import SignIn
 from tests.house.doors import browser, session_of
+from tests.meanwhile import meanwhile
 from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
@@ -122,6 +123,23 @@ def test_another_path_or_header_waits_until_who_answers_for_an_identity_confirms
     server.edit(url="https://93.184.216.34/third", by=admin)
     Identity.objects.get(pk=own.pk).replace("another secret", by=owner)
     assert Identity.objects.get(pk=own.pk).status == "active", "it is given for where the server is now"
+
+
+@pytest.mark.full
+@pytest.mark.django_db(transaction=True)
+def test_a_confirmation_for_one_path_does_not_count_for_another_that_is_set_at_the_same_time(
+    server: Server, shared: Identity, ida: User
+) -> None:
+    admin = make.user(Capability.SERVERS_MANAGE)
+    server.edit(url="https://93.184.216.34/second", by=admin)
+    confirming = Identity.objects.get(pk=shared.pk)
+
+    meanwhile(
+        lambda: server.edit(url="https://93.184.216.34/third", by=admin),
+        act=lambda: confirming.confirm(by=ida),
+    )
+
+    assert Identity.objects.get(pk=shared.pk).status == "unconfirmed"
 
 
 @pytest.mark.full
