@@ -13,6 +13,7 @@ from accounts.models import User
 from gateways.models import Assignment, AssignmentQuerySet, Feature, FeatureKind, Gateway, IdentityScheme
 from servers.discovery import Discovered, DiscoveryFailed, discover_features, identity_for, record_contact
 from servers.models import Identity
+from servers.oauth_client.registration import keep_fresh
 
 CONCURRENT_REFRESHES = 8
 
@@ -74,6 +75,9 @@ def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> 
 
 
 def _refreshed(targets: Sequence[Target]) -> list[Refreshed]:
+    for _, identity in targets:
+        if identity is not None:
+            keep_fresh(identity)
     # No SQL in these threads: each would open a database connection of its own.
     with ThreadPoolExecutor(CONCURRENT_REFRESHES) as pool:
         outcomes = list(pool.map(_ask, targets))

@@ -138,6 +138,20 @@ def test_a_token_that_has_ended_is_renewed_before_the_server_is_asked_outside_of
 
 
 @pytest.mark.full
+def test_refreshing_tools_renews_a_token_that_has_ended_and_does_not_mark_it_as_refused(github: Github) -> None:
+    boss = make.user(*Capability, email="boss@example.com")
+    identity = github.sign_in(boss)
+    del github.issuer.access[access_of(identity)]
+    expire(identity)
+
+    page = browser(boss).post("/gateways/work/tools/refresh/", follow=True).content.decode()
+
+    assert "refused the credential" not in page
+    identity.refresh_from_db()
+    assert (identity.status, github.issuer.refreshes) == ("active", 1)
+
+
+@pytest.mark.full
 def test_a_token_that_is_about_to_end_is_renewed_beside_the_call(github: Github, ann: User) -> None:
     agent = github.agent(ann)
     identity = github.sign_in(ann)
