@@ -165,10 +165,8 @@ def issuer_host(issuer: str) -> str:
 
 def covers(resource: str, url: str) -> bool:
     """Return whether metadata of `resource` applies to `url`: same origin, and the path of `url` is equal or below."""
-    if not resource.isprintable() or urlsplit(resource).fragment:
-        return False
     try:
-        if place_of(resource) != place_of(url):
+        if not resource.isprintable() or urlsplit(resource).fragment or place_of(resource) != place_of(url):
             return False
     except ValueError:
         return False

@@ -49,6 +49,7 @@ def test_an_issuer_with_a_path_describes_itself_at_one_of_three_places(run: Run,
 
 INCONSISTENT: tuple[tuple[dict[str, Any], dict[str, Any], str], ...] = (
     ({"resource": "https://evil.example.com/mcp"}, {}, "are for another URL"),
+    ({"resource": "https://["}, {}, "are for another URL"),
     ({}, {"issuer": "https://evil.example.com"}, "metadata of another issuer"),
     ({"authorization_servers": ["ftp://issuer"]}, {}, "not an https:// URL"),
     ({}, {"code_challenge_methods_supported": ["plain"]}, "PKCE with S256"),

@@ -79,6 +79,7 @@ def test_metadata_speaks_for_its_own_place_and_what_is_below_it() -> None:
     own = {"https://a.example/mcp", "https://A.example:443/", "https://a.example"}
     others = {
         *("https://a.example/mc", "https://a.example/mcp/x", "http://a.example/mcp", "https://b.example/mcp"),
+        *("https://[", "https://a.example:port/mcp"),
     }
 
     assert {resource for resource in own | others if covers(resource, "https://a.example/mcp")} == own
