@@ -38,6 +38,7 @@ from wire.versions import MODERN, NAME, NEWEST_SESSION
 logger = logging.getLogger(__name__)
 
 REVOCATION_SECONDS = 5.0
+LONGEST_URL = 500  # The columns of issuers, resources and endpoints have this length.
 
 _tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
 
@@ -292,7 +293,7 @@ def _resource(http: Http, url: str, challenge: Challenge, *, issuers_needed: boo
         if document is None:
             continue
         name, issuers = document.get("resource"), as_list(document.get("authorization_servers"))
-        if not isinstance(name, str) or not covers(name, url):
+        if not isinstance(name, str) or len(name) > LONGEST_URL or not covers(name, url):
             raise UnusableIssuer("The server's metadata are for another URL, so they are not trusted.")
         if not issuers and issuers_needed:
             continue
@@ -330,8 +331,10 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
 
     The issuer's name in the metadata must be `expected`, by default the issuer's URL (RFC 8414 section 3.3).
     """
-    if not is_https(issuer, like=like):
-        raise UnusableIssuer("The server names an issuer that is not an https:// URL.")
+    if len(issuer) > LONGEST_URL or not is_https(issuer, like=like):
+        raise UnusableIssuer(
+            f"The server names an issuer that is not an https:// URL of {LONGEST_URL} characters at most."
+        )
     http.private = http.private or default_issuer(issuer) in settings.PRIVATE_ISSUERS
     fault = f"The issuer {issuer} has no metadata."
     for address in issuer_metadata_urls(issuer):
@@ -354,7 +357,7 @@ def _metadata(document: Mapping[str, Any], issuer: str, like: str) -> Authorizat
         value = document.get(f"{name}_endpoint")
         if value is None and not needed:
             return ""
-        if not isinstance(value, str) or not is_https(value, like=like or issuer):
+        if not isinstance(value, str) or len(value) > LONGEST_URL or not is_https(value, like=like or issuer):
             raise UnusableIssuer(f"The issuer {issuer} names no usable {name} endpoint.")
         return value
 

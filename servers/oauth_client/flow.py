@@ -37,6 +37,7 @@ from servers.oauth_client.registration import NotRegistered, registration_for
 from ui.pages import AppRequest, lead_on, own_path
 from ui.sealing import cipher
 from wire.cipher import Undecryptable
+from wire.jsonrpc import storable
 from wire.oauth_client import (
     CLIENT_GONE,
     SECONDS,
@@ -359,7 +360,10 @@ def _keep(request: AppRequest, sign_in: SignIn, tokens: Tokens) -> Identity:
         with transaction.atomic():
             _must_still_be_open(request, sign_in)
             return Grant.objects.store(
-                sign_in, tokens, account=account_name(claims), subject=subject if isinstance(subject, str) else ""
+                sign_in,
+                tokens,
+                account=account_name(claims),
+                subject=storable(subject) if isinstance(subject, str) else "",
             )
     except ServerError as refusal:
         raise SignInRefused(str(refusal)) from None

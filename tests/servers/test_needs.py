@@ -54,6 +54,7 @@ INCONSISTENT: tuple[tuple[dict[str, Any], dict[str, Any], str], ...] = (
     ({"authorization_servers": ["ftp://issuer"]}, {}, "not an https:// URL"),
     ({}, {"code_challenge_methods_supported": ["plain"]}, "PKCE with S256"),
     ({}, {"token_endpoint": "javascript:alert(1)"}, "no usable token endpoint"),
+    ({}, {"token_endpoint": f"https://a.example/{'x' * 500}"}, "no usable token endpoint"),
     ({"authorization_servers": ["http://10.0.0.1"]}, {}, "may not be called"),
     ({"authorization_servers": ["http://169.254.169.254"]}, {}, "may not be called"),
 )

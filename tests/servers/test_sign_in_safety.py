@@ -376,6 +376,36 @@ def test_a_registration_that_fails_leaves_the_one_of_before_in_force(github: Git
 # --- Two issuers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.full
+def test_an_issuer_or_a_resource_that_is_too_long_to_store_is_refused_with_a_reason(
+    github: Github, ann: User, subtests: pytest.Subtests
+) -> None:
+    long, known = "x" * 500, github.issuer.metadata_paths[0]
+    issuer = f"{origin(github)}/{long}"
+    cases: tuple[tuple[dict[str, Any], dict[str, Any], str, str], ...] = (
+        ({"authorization_servers": [issuer]}, {"issuer": issuer}, f"{known}/{long}", "not an https:// URL of 500"),
+        ({"resource": f"{github.upstream.url}?{long}"}, {}, known, "are for another URL"),
+    )
+    for prm, metadata, path, why in cases:
+        with subtests.test(why):
+            github.issuer.prm, github.issuer.metadata, github.issuer.metadata_paths = prm, metadata, (path,)
+            response = browser(ann).post("/servers/github/authenticate/", {"next": NEXT})
+            assert response.status_code == 400
+            assert why in words(response)
+    assert github.issuer.registrations == []
+
+
+@pytest.mark.full
+def test_a_subject_that_cannot_be_stored_does_not_fail_a_sign_in(github: Github, ann: User) -> None:
+    github.issuer.scopes = ("openid",)
+    github.issuer.metadata = {"userinfo_endpoint": f"{origin(github)}/userinfo"}
+    github.issuer.answers["/userinfo"] = (200, "application/json", r'{"sub": "ann\u0000"}')
+
+    identity = github.sign_in(ann)
+
+    assert (identity.account, identity.grant.subject) == ("ann", "ann\N{REPLACEMENT CHARACTER}")
+
+
 @pytest.fixture
 def evil(github: Github, run: Run) -> Github:
     """Return a server of the same gateway whose issuer tries to get GitHub's tokens."""
