@@ -229,11 +229,12 @@ def _fixed_headers(values: Mapping[str, Any]) -> dict[str, str]:
     if values.get("bearerToken"):
         headers["Authorization"] = f"Bearer {values['bearerToken']}"
     value = str(values.get("auth_value") or values.get("authentication_token") or "")
+    kind = str(values.get("auth_type"))
     schemes = {"bearer_token": "Bearer ", "token": "token ", "basic": "Basic ", "authorization": ""}
-    if value and values.get("auth_type") == "api_key":
+    if value and kind == "api_key":
         headers["X-API-Key"] = value
-    elif value and values.get("auth_type") in schemes:
-        headers["Authorization"] = schemes[values["auth_type"]] + value
+    elif value and kind in schemes:
+        headers["Authorization"] = schemes[kind] + value
     return headers
 
 

@@ -144,6 +144,7 @@ REMOTE = (
         ("bearer", "", "abc"),
     ),
     ('"url": "${BASE:-https://a.example}/mcp"', ("none", "", "")),
+    ('"url": "https://a.example/mcp", "auth_type": ["basic"], "auth_value": "YTpi"', ("none", "", "")),
 )
 
 
