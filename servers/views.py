@@ -256,11 +256,17 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
-    """Test a server with the edited `values`. The stored identity is used only if the URL has the same origin."""
+    """Test a server with the edited `values`. The stored identity is not sent to another origin.
+
+    A shared identity is sent only as stored: saving another path or header needs a password and a confirmation.
+    """
     stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name", "private")}
     values = stored | {name: value for name, value in values.items() if name != "end_sign_ins"}
     identity = identity_for(server, user)
-    if identity is None or place_of(values["url"]) == place_of(server.url):
+    if identity is None:
+        return _test_result(values)
+    is_own = identity.owner_id == user.pk
+    if not server.would_redirect(values) or (is_own and place_of(values["url"]) == place_of(server.url)):
         return _test_result(values, identity)
     contact = _test_result(values)
     return contact | {"text": f"{contact['text']} Tested without the stored credential: it is for {server.url} only."}
