@@ -22,11 +22,6 @@ MOST_BYTES = 16 * 1024 * 1024
 LONGEST_PAUSE = 60
 
 
-async def _remove_mcp_headers(request: httpx2.Request) -> None:
-    for name in [name for name in request.headers if name.startswith("mcp-")]:
-        del request.headers[name]
-
-
 class _TimedClient(httpx2.AsyncClient):
     """Limits the time of a whole request; httpx2 limits only each wait."""
 
@@ -108,10 +103,9 @@ class OpenApiEndpoint:
             raise DescriptionUnusable(f"no operation is called {', '.join(sorted(missing))}")
         client = _TimedClient(
             base_url=fields["url"],
-            headers=self.entry.values,
             timeout=fields.get("call_seconds", 30),
             trust_env=False,
-            event_hooks={"request": [_remove_mcp_headers]},
+            event_hooks={"request": [self._set_headers]},
         )
         return FastMCP.from_openapi(
             description,
@@ -119,6 +113,11 @@ class OpenApiEndpoint:
             name=fields.get("title") or self.entry.name,
             route_map_fn=lambda route, _: MCPType.TOOL if route.operation_id in allowed else MCPType.EXCLUDE,
         )
+
+    async def _set_headers(self, request: httpx2.Request) -> None:
+        for name in [name for name in request.headers if name.startswith("mcp-")]:
+            del request.headers[name]
+        request.headers.update(self.entry.values)  # Also replaces arguments that an operation sends as these headers.
 
     async def _description(self) -> dict[str, Any]:
         place = self.entry.fields["document"]

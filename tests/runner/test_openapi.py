@@ -22,7 +22,11 @@ DESCRIPTION = {
     "info": {"title": "Tickets", "version": "1"},
     "paths": {
         "/tickets": {
-            "get": {"operationId": "listTickets", **OPERATION},
+            "get": {
+                "operationId": "listTickets",
+                "parameters": [{"name": "X-Tenant", "in": "header", "schema": {"type": "string"}}],
+                **OPERATION,
+            },
             "delete": {"operationId": "deleteTickets", **OPERATION},
         },
         "/slow": {"get": {"operationId": "readSlowly", **OPERATION}},
@@ -67,7 +71,7 @@ def running(api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
     file.write_text(json.dumps(DESCRIPTION))
     malformed = file.with_name("malformed.json")
     malformed.write_text(json.dumps(DESCRIPTION | {"paths": {"/tickets": None}}))
-    common = {"url": api, "headers": {"Authorization": "env:TICKETS"}}
+    common = {"url": api, "headers": {"Authorization": "env:TICKETS", "X-Tenant": "env:TENANT"}}
     entries = [
         {"name": "tickets", "document": f"{api}/openapi.json", "operations": ["listTickets"], **common},
         {"name": "from-file", "document": str(file), "operations": ["listTickets"], **common},
@@ -75,7 +79,7 @@ def running(api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
         {"name": "malformed", "document": str(malformed), "operations": ["listTickets"], **common},
         {"name": "wrong", "document": str(file), "operations": ["noSuch"], **common},
     ]
-    with runner([], openapi=entries, environment={"TICKETS": "Bearer of-the-api"}) as found:
+    with runner([], openapi=entries, environment={"TICKETS": "Bearer of-the-api", "TENANT": "acme"}) as found:
         yield found
 
 
@@ -93,6 +97,14 @@ async def test_only_listed_operations_are_tools(running: Running, name: str, mod
     assert sent["authorization"] == "Bearer of-the-api"
     assert SECRET not in str(sent)
     assert not {each for each in sent if each.startswith(("mcp-", "x-gateway"))}
+
+
+async def test_an_argument_does_not_replace_a_header_of_the_entry(running: Running) -> None:
+    await until(lambda: running.status("tickets")["state"] == "running")
+    async with running.client("tickets") as client:
+        await client.call_tool("listTickets", {"X-Tenant": "another"})
+
+    assert Api.seen[-1]["x-tenant"] == "acme"
 
 
 async def test_an_operation_that_is_not_there_is_named(running: Running) -> None:
