@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,24 @@ from runner.process import ErrorLines
 logger = logging.getLogger("runner")
 MOST_BYTES = 16 * 1024 * 1024
 LONGEST_PAUSE = 60
+YAML = "tag:yaml.org,2002:"
+
+
+class _DescriptionLoader(yaml.SafeLoader):
+    """Reads YAML as OpenAPI requires it: keys are text, and only `true` and `false` are booleans. Dates are text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != f"{YAML}merge":
+                key.tag = f"{YAML}str"
+        return super().construct_mapping(node, deep)
+
+
+_DescriptionLoader.yaml_implicit_resolvers = {
+    first: [each for each in resolvers if each[0] not in (f"{YAML}bool", f"{YAML}timestamp")]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_DescriptionLoader.add_implicit_resolver(f"{YAML}bool", re.compile(r"(?i:true|false)\Z"), [*"tTfF"])
 
 
 class _TimedClient(httpx2.AsyncClient):
@@ -128,7 +147,7 @@ class OpenApiEndpoint:
             text = (self._folder / place).read_text()
         if len(text) > MOST_BYTES:
             raise DescriptionUnusable("it is longer than 16 MB")
-        found = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
+        found = json.loads(text) if text.lstrip().startswith("{") else yaml.load(text, _DescriptionLoader)  # noqa: S506  (a SafeLoader)
         if not isinstance(found, dict) or not isinstance(found.get("paths"), dict):
             raise DescriptionUnusable("it is no OpenAPI description: “paths” is missing")
         return found

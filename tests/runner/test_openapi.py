@@ -32,6 +32,21 @@ DESCRIPTION = {
         "/slow": {"get": {"operationId": "readSlowly", **OPERATION}},
     },
 }
+# In YAML, 200 is a number, 2026-01-31 is a date, and `no` is false. OpenAPI wants text in all three places.
+IN_YAML = """
+openapi: 3.1.0
+info: {title: Tickets, version: "1"}
+paths:
+  /tickets:
+    get:
+      operationId: listTickets
+      parameters:
+      - {name: country, in: query, schema: {type: string, enum: [no, se]}}
+      - {name: since, in: query, schema: {type: string, default: 2026-01-31}}
+      - {name: open, in: query, required: true, schema: {type: boolean}}
+      responses:
+        200: {description: ok}
+"""
 
 
 class Api(BaseHTTPRequestHandler):
@@ -71,10 +86,13 @@ def running(api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runn
     file.write_text(json.dumps(DESCRIPTION))
     malformed = file.with_name("malformed.json")
     malformed.write_text(json.dumps(DESCRIPTION | {"paths": {"/tickets": None}}))
+    in_yaml = file.with_name("tickets.yaml")
+    in_yaml.write_text(IN_YAML)
     common = {"url": api, "headers": {"Authorization": "env:TICKETS", "X-Tenant": "env:TENANT"}}
     entries = [
         {"name": "tickets", "document": f"{api}/openapi.json", "operations": ["listTickets"], **common},
         {"name": "from-file", "document": str(file), "operations": ["listTickets"], **common},
+        {"name": "in-yaml", "document": str(in_yaml), "operations": ["listTickets"], **common},
         {"name": "slow", "document": str(file), "operations": ["readSlowly"], "call_seconds": 1, **common},
         {"name": "malformed", "document": str(malformed), "operations": ["listTickets"], **common},
         {"name": "wrong", "document": str(file), "operations": ["noSuch"], **common},
@@ -105,6 +123,16 @@ async def test_an_argument_does_not_replace_a_header_of_the_entry(running: Runni
         await client.call_tool("listTickets", {"X-Tenant": "another"})
 
     assert Api.seen[-1]["x-tenant"] == "acme"
+
+
+async def test_a_description_in_yaml_means_the_same_as_in_json(running: Running) -> None:
+    await until(lambda: running.status("in-yaml")["state"] == "running")
+    async with running.client("in-yaml") as client:
+        [tool] = (await client.list_tools()).tools
+
+    asked = tool.input_schema["properties"]
+    assert (asked["country"]["enum"], asked["since"]["default"]) == (["no", "se"], "2026-01-31")
+    assert tool.input_schema["required"] == ["open"]
 
 
 async def test_an_operation_that_is_not_there_is_named(running: Running) -> None:
