@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, Never
 
 from django import forms
@@ -70,7 +71,7 @@ class JsonArgument(forms.Field):
         if not (value or "").strip():
             return None
         try:
-            parsed = json.loads(value, parse_constant=_refuse)
+            parsed = json.loads(value, parse_constant=_refuse, parse_float=_finite)
         except json.JSONDecodeError as wrong:
             raise ValidationError(
                 f"This is not JSON: {wrong.msg}, line {wrong.lineno}, column {wrong.colno}."
@@ -257,6 +258,12 @@ def _choices(schema: dict[str, Any]) -> list[tuple[str, str]]:
 def _number(schema: dict[str, Any], key: str) -> Any:
     value = schema.get(key)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _finite(text: str) -> float:
+    """Return the number. Raises ValueError for a number such as 1e999, which would be sent as null."""
+    number = float(text)
+    return number if isfinite(number) else _refuse(text)
 
 
 def _refuse(name: str) -> Never:

@@ -622,6 +622,7 @@ def test_bad_input_gets_a_message_at_its_field_and_loses_nothing() -> None:
         ("either", '{"a": ', "This is not JSON: Expecting value, line 1, column 7."),
         ("either", "[" * 100_000, "This JSON is nested too deeply, or has a number that cannot be sent, such as NaN."),
         ("either", "NaN", "This JSON is nested too deeply, or has a number that cannot be sent, such as NaN."),
+        ("either", '{"a": 1e999}', "This JSON is nested too deeply, or has a number that cannot be sent, such as NaN."),
         ("sql", "abc\0", "Null characters are not allowed."),
     ):
         form = posted(**{"sql": "select", "where": '{"region": "kept"}', name: value})
