@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from math import ceil
+from math import ceil, floor
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -152,7 +152,7 @@ class Activity:
             return activity
         oldest = min(group.first for group in groups)
         is_cut = sum(group.calls for group in groups) == MOST_READ
-        days = _days(since, oldest)
+        days = _days(since, oldest, is_cut=is_cut)
         activity.reaches_to = oldest if is_cut else None
         activity.last_at = max(group.last for group in groups)
         activity.calls, activity.refused = _total(groups, days), _total([g for g in groups if g.denied], days)
@@ -193,9 +193,13 @@ class Activity:
         return True
 
 
-def _days(since: datetime, first: datetime) -> int:
-    """Return the number of days from the first call (`first`) to `since`, rounded up: at least 0, at most `BEFORE`."""
-    return max(0, min(BEFORE.days, ceil((since - first) / DAY)))
+def _days(since: datetime, first: datetime, *, is_cut: bool = False) -> int:
+    """Return the number of days from the first call (`first`) to `since`, rounded up: at least 0, at most `BEFORE`.
+
+    If `is_cut` is True, round down: calls before `first` were not read, and less than a day shows nothing usual.
+    """
+    days = (since - first) / DAY
+    return max(0, min(BEFORE.days, floor(days) if is_cut else ceil(days)))
 
 
 def _first_call(columns: dict[str, UUID], since: datetime) -> datetime:

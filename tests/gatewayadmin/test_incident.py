@@ -284,3 +284,22 @@ def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
     of_connection = sign_in(boss).get(places(link)["connection"])
     assert of_connection.context["activity"].calls.now == 4
     assert re.search(r"Calls, tools and addresses from before [^.]+ are not counted\.", text(of_connection))
+
+
+@pytest.mark.full
+def test_nothing_is_new_or_unusual_if_less_than_a_day_before_was_read(
+    link: Connection, boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then an earlier use of a tool or address is not known."""
+    now = timezone.now()
+    called(link, at=now - timedelta(days=2), feature_name="pay", client_ip="185.220.101.7")
+    called(link, at=now - timedelta(hours=30))
+    called(link, feature_name="pay", client_ip="185.220.101.7")
+    for _ in range(11):
+        called(link)
+    monkeypatch.setattr(reading, "MOST_READ", 13)
+
+    for place in ("host", "connection"):  # Totals of connections are not rolled up.
+        activity = sign_in(boss).get(places(link)[place]).context["activity"]
+
+        assert (activity.new_tools, activity.new_addresses, [one.times for one in activity.tools]) == (0, 0, [0, 0])
