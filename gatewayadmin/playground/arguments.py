@@ -146,7 +146,7 @@ def form_of(schema: Any, arguments: Any, *, as_json: bool = False) -> ArgumentsF
 
 
 def pretty(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    return _encodable(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -193,16 +193,14 @@ def _field(name: str, schema: dict[str, Any], required: bool) -> Any:
     about, default = schema.get("description"), schema.get("default")
     field = _typed(
         schema,
-        label=visible(name[:SHORT].encode(errors="backslashreplace").decode()),
+        label=visible(_encodable(name[:SHORT])),
         required=required,
-        help_text=visible(about[:LONGEST_HELP].encode(errors="backslashreplace").decode())
-        if isinstance(about, str)
-        else "",
+        help_text=visible(_encodable(about[:LONGEST_HELP])) if isinstance(about, str) else "",
         error_messages={"required": MISSING},
     )
     if default is not None:
         try:
-            if field.clean(text := field.text_of(default)) == default:
+            if field.clean(text := _encodable(field.text_of(default))) == default:
                 field.initial = text
         except ValidationError:
             pass
@@ -250,9 +248,14 @@ def _choices(schema: dict[str, Any]) -> list[tuple[str, str]]:
     if not isinstance(values, list) or not 0 < len(values) <= MOST_CHOICES:
         return []
     return [
-        (json.dumps(value), marked((value if isinstance(value, str) else json.dumps(value))[:SHORT]))
+        (json.dumps(value), marked(_encodable((value if isinstance(value, str) else json.dumps(value))[:SHORT])))
         for value in values
     ]
+
+
+def _encodable(text: str) -> str:
+    """Return `text` with lone surrogates as escapes, because no page can contain lone surrogates."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _number(schema: dict[str, Any], key: str) -> Any:

@@ -647,6 +647,24 @@ def test_arguments_go_from_the_form_to_json_and_back_unless_something_would_be_l
     assert back.arguments == fits
 
 
+def test_lone_surrogates_of_a_schema_are_shown_as_escapes_and_sent_unchanged() -> None:
+    lone = "\ud800"
+    schema = {
+        "properties": {
+            "text": {"type": "string", "default": lone},
+            "lines": {"type": "array", "items": {"type": "string"}, "default": [lone]},
+            "choice": {"enum": [lone, "z"], "default": lone},
+            "json": {"default": {"q": lone}},
+        }
+    }
+
+    form = ArgumentsForm(schema)
+    as_json = form_of(schema, form.arguments, as_json=True)
+
+    assert form.arguments == as_json.arguments == {"choice": lone, "json": {"q": lone}}
+    assert [str(one).encode().count(b"ud800") > 0 for one in (form, as_json)] == [True, True]
+
+
 def test_whatever_a_server_calls_a_schema_there_is_a_form() -> None:
     schemas: list[Any] = [
         None,
