@@ -202,6 +202,8 @@ class Channel(Versioned, models.Model):
         Raises ChannelError, CapabilityRequired or ChangedMeanwhile.
         """
         self.must_be_open_to(by)
+        # Callers give all settings. Keep what somebody else changes while the host is resolved.
+        fields = {name: value for name, value in fields.items() if value != getattr(self, name)}
         place = self.sealed_address(address, secret)
         with transaction.atomic():
             row: Channel = self.lock()

@@ -473,6 +473,23 @@ def test_an_address_is_looked_up_before_the_channel_is_locked(
     assert (channel.opened()[0], channel.zone, channel.enabled) == (f"{hook.url}/other", "Europe/Berlin", False)
 
 
+def test_a_channel_that_is_disabled_while_its_new_address_is_looked_up_stays_disabled(
+    chief: User, hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channel, look_up = add(chief, hook, "slack"), delivery.checked
+
+    def checked(*arguments: Any) -> bool:
+        Channel.objects.get(pk=channel.pk).edit(by=chief, enabled=False)
+        return look_up(*arguments)
+
+    monkeypatch.setattr(delivery, "checked", checked)
+    answer = Rest.of(chief).patch(f"/notification-channels/{channel.pk}", {"address": f"{hook.url}/other"})
+
+    channel.refresh_from_db()
+    assert (answer.status_code, answer.json()["enabled"]) == (200, False)
+    assert (channel.opened()[0], channel.enabled) == (f"{hook.url}/other", False)
+
+
 def test_of_two_new_addresses_at_once_the_second_is_refused(chief: User, hook: Hook) -> None:
     channel = add(chief, hook, "slack")
     stale = Channel.objects.get(pk=channel.pk)
