@@ -70,12 +70,3 @@ def members_at(moment: datetime | None, teams: Sequence[UUID]) -> QuerySet[Any, 
     if moment is None:
         return Team.users.through.objects.filter(team__in=teams).values("user")
     return Fact.objects.at(moment).filter(kind=FactKind.MEMBER, object__in=teams).order_by().values("subject")
-
-
-def teams_at(moment: datetime | None) -> dict[str, UUID]:
-    """Return the ids of the teams that had members at `moment`, by name; {} if `moment` is None."""
-    if moment is None:
-        return {}
-    # A grant whose team was deleted has only the team's name.
-    members = Fact.objects.at(moment).filter(kind=FactKind.MEMBER).order_by()
-    return {label: team for label, team in members.values_list("label", "object").distinct() if team}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from uuid import UUID
 
 from django.contrib.postgres.aggregates import ArrayAgg
 from django.db.models import Q, QuerySet
-from django.db.models.functions import Lower
+from django.db.models.functions import Coalesce, Lower
 
-from access.as_of import gateway_grants_at, teams_at, tool_grants_at
+from access.as_of import gateway_grants_at, tool_grants_at
 from access.models.history import Fact, FactKind, lasted
 from accounts.models import Team, User
 from connections.models import uses_every_gateway
@@ -49,7 +49,6 @@ class InForce:
     # Tool set, team and person. In a grant to everybody, team and person are None.
     tool_grants: tuple[tuple[UUID, UUID | None, UUID | None], ...]
     moment: datetime | None = None  # The end of a past day, or None for now.
-    past_teams: Mapping[str, UUID] = field(default_factory=dict)
 
 
 def people_who_use() -> QuerySet[User]:
@@ -150,14 +149,7 @@ def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InFor
     using = {pk: email for pk, email in known.order_by("email").values_list("pk", "email") if true.uses_gateways(pk)}
     everyone, limited = true.of(FactKind.EVERYONE), true.of(FactKind.ONLY_GRANTED)
     gateways = Gateway.objects.filter(lasted(moment, "created_at", "archived_at")).order_by(Lower("name"), "pk")
-    gone = teams_at(moment)
-    grants: Any = (
-        tool_grants_at(moment).order_by().values_list("tool_set_id", "team_id", "user_id", "everyone", "team_name")
-    )
-    given = (
-        (tool_set, gone.get(name) if team is None else team, user, every)
-        for tool_set, team, user, every, name in grants
-    )
+    grants = tool_grants_at(moment).exclude(everyone=False, team=None, removed_team=None, user=None).order_by()
     return InForce(
         using,
         tuple(
@@ -168,13 +160,8 @@ def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InFor
         true.teams_of,
         frozenset(filter(true.uses_all, using)),
         frozenset(gateway_grants_at(moment).order_by().values_list("user_id", "gateway_id")),
-        tuple(
-            (tool_set, team, user)
-            for tool_set, team, user, every in given
-            if every or not (team is None and user is None)
-        ),
+        tuple(grants.values_list("tool_set_id", Coalesce("team_id", "removed_team"), "user_id")),
         moment,
-        gone,
     )
 
 

@@ -125,7 +125,8 @@ class LineLoader:
         free = _numbers(self._tools().values("assignment__gateway").annotate(number=Count("*")))
         limited = {pk for pk, each in self._by_pk.items() if not each.gives_all}
         grants = defaultdict[UUID, list[ToolGrant]](list)
-        theirs = Q(everyone=True) | Q(user__in=self._people) | Q(team__in=self._teams) | ~Q(team_name="")
+        theirs = Q(everyone=True) | Q(user__in=self._people)
+        theirs |= Q(team__in=self._teams) | Q(removed_team__in=self._teams)
         given = tool_grants_at(self._known.moment).filter(theirs, gateway__in=limited)
         for grant in given.select_related("tool_set", "team", "user").order_by("given_at"):
             grants[grant.gateway_id].append(grant)
@@ -136,8 +137,8 @@ class LineLoader:
         self._count_tools([line for line in lines if line.gateway.pk in limited])
 
     def _has(self, person: User, grant: ToolGrant) -> bool:
-        team = grant.team_id or self._known.past_teams.get(grant.team_name)
-        return grant.everyone or grant.user_id == person.pk or team in self._known.teams_of.get(person.pk, frozenset())
+        teams = self._known.teams_of.get(person.pk, frozenset())
+        return grant.everyone or grant.user_id == person.pk or grant.team_pk in teams
 
     def _tools(self) -> FeatureQuerySet:
         return tools_at(self._known.moment).filter(assignment__gateway__in=self._gateways).order_by()

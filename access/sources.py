@@ -74,7 +74,7 @@ class Sources:
             return AccessSource("everyone", grant.tool_set.name, grant, _latest(grant.given_at, person.date_joined))
         if grant.user_id:
             return AccessSource("tools", grant.tool_set.name, grant, grant.given_at, grant.ends_at)
-        since = _latest(grant.given_at, self._since(FactKind.MEMBER, person.pk, grant.team_id))
+        since = _latest(grant.given_at, self._since(FactKind.MEMBER, person.pk, grant.team_pk))
         return AccessSource("team", grant.subject, grant, since)
 
     def _of_role(self, person: User) -> AccessSource:

@@ -97,6 +97,7 @@ class Team(Versioned, models.Model):
             _must_match_all(by, {*row.users.values_list("pk", flat=True)})
             for grant in row.tool_grants.filter(ended_at=None).select_related("tool_set", "gateway", "team"):
                 grant.end(by=by)
+            row.tool_grants.update(removed_team=row.pk)  # The access report of a past day needs the id.
             Event.objects.record(Action.TEAM_REMOVED, self, by=by, changes={"users": [self.emails(), []]})
             self.delete()
 

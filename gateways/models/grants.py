@@ -7,7 +7,7 @@ chores later record the end of the grant. After that, each open session gets a n
 
 from datetime import datetime
 from typing import Any, Self
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from django.db import models, transaction
 from django.db.models import Q
@@ -135,6 +135,7 @@ class ToolGrant(DatedGrant):
     team = models.ForeignKey(Team, models.SET_NULL, null=True, blank=True, related_name="tool_grants")
     # The name of the team, stored when a grant to a team ends. Deleting a team ends its grants.
     team_name = models.CharField(max_length=80, blank=True, default="", db_default="", editable=False)
+    removed_team = models.UUIDField(null=True, editable=False)  # The id of the team, stored when the team is deleted.
     user = models.ForeignKey(User, models.PROTECT, null=True, blank=True, related_name="+")
 
     ENDED = Action.TOOL_GRANT_ENDED
@@ -176,6 +177,11 @@ class ToolGrant(DatedGrant):
         if self.everyone:
             return "everybody"
         return self.owner_email or (self.team.name if self.team else self.team_name)
+
+    @property
+    def team_pk(self) -> UUID | None:
+        """The id of the team that has or had the grant, even if the team was deleted."""
+        return self.team_id or self.removed_team
 
     @property
     def owner_email(self) -> str:

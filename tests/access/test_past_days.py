@@ -87,6 +87,37 @@ def test_a_deleted_team_keeps_its_name_and_its_grants_in_the_past(ana: User, ann
 
 
 @pytest.mark.full
+def test_a_team_that_was_renamed_and_deleted_keeps_its_grants_in_the_past(ana: User, ann: User, work: Gateway) -> None:
+    assignment = make.assignment(work, make.server(slug="docs"))
+    for name in ("get", "drop"):
+        Feature.objects.create(assignment=assignment, name=name, exposed_name=f"docs__{name}")
+    team = Team.objects.add(name="Support", users=[ann], by=None)
+    work.edit(teams=[team], tools_given="granted", by=ana)
+    every, some = (
+        ToolSet.objects.add(gateway=work, name=name, patterns=[pattern], by=ana)
+        for name, pattern in (("All", "*"), ("Gets", "*get"))
+    )
+    ended = ToolGrant.objects.give(every, team=team, by=ana)
+    ToolGrant.objects.give(some, team=team, by=ana)
+    moved(10)
+    team.edit(name="Help", by=None)
+    ToolGrant.objects.get(pk=ended.pk).end(by=ana)
+    moved(10)
+    Team.objects.get(pk=team.pk).edit(name="Desk", by=None)
+    Team.objects.get(pk=team.pk).remove(by=None)
+    Team.objects.add(name="Desk", users=[ann], by=None)  # Another team, with the last name of the deleted one.
+    moved(10)
+
+    (first,), (second,) = lines(ann, work, 25), lines(ann, work, 15)
+    assert (first.tools, first.sets) == (2, ["All (Help)", "Gets (Desk)"])
+    assert (second.tools, second.sets) == (1, ["Gets (Desk)"])
+    assert [source.since.date() for source in second.given if source.since] == [ago(30)]
+    by_tool = AccessReport(Asked(people=[ann.pk], tool="docs", on=ago(15)))
+    assert [line.feature.exposed_name for line in by_tool if line.feature] == ["docs__get"]
+    assert lines(ann, work, 5) == []
+
+
+@pytest.mark.full
 def test_roles_reach_and_activity_are_those_of_then(ana: User, ann: User, work: Gateway) -> None:
     make.user(Capability.PEOPLE_MANAGE)
     everything, looking = make.role(Capability.GATEWAYS_USE, name="Operators"), make.role(name="Readers")
