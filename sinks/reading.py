@@ -74,13 +74,17 @@ class Batch(NamedTuple):
 
 
 class SinkReader:
-    """Reads the undelivered rows of one sink, under the sink's lease. `most` limits the rows of a batch."""
+    """Reads the undelivered rows of one sink, under the sink's lease. `most` limits the rows of a batch.
+
+    `last_ids` has, by table, the ids up to which the logs are read. Missing ids are looked up when they are needed.
+    """
 
     def __init__(self, own: psycopg.Connection[Any], pk: UUID, claim: UUID) -> None:
         self._own = own
         self._pk = pk
         self._claim = claim
         self.most = MOST_ROWS
+        self.last_ids: dict[str, int | None] = {}
 
     def next(self, sink: Sink) -> Batch | None:
         """Return the next batch, or None if there is nothing to send."""
@@ -226,8 +230,11 @@ class SinkReader:
         return lines, last if len(lines) >= self.most else None
 
     def _last(self, model: type[Call] | type[Event]) -> int | None:
-        with self._own.cursor() as cursor:
-            return last_id(cursor, model._meta.db_table, wait=WRITERS_S)
+        table = model._meta.db_table
+        if table not in self.last_ids:
+            with self._own.cursor() as cursor:
+                self.last_ids[table] = last_id(cursor, table, wait=WRITERS_S)
+        return self.last_ids[table]
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from ui import databases
 logger = logging.getLogger(__name__)
 
 PASS_S = 20.0  # Maximum time to serve a sink; then other processes may serve it.
+MINUTE = timedelta(minutes=1)
 MOST_THREADS = 4  # Sinks that a process serves at once.
 MOST_REFUSED = 20  # Rows skipped in one pass. If a receiver refuses more, the cause is not the rows.
 
@@ -99,6 +100,7 @@ class _Service:
         self._pk, self._until, self._claim = pk, until, uuid4()
         self._most = self._all = reading.MOST_ROWS
         self._refused = 0
+        self._last_ids: dict[str, int | None] = {}
         self._set_up: datetime | None = None
         self._receiver: Receiver | None = None
 
@@ -138,6 +140,8 @@ class _Service:
                 _note_failure(sink, reader, refusal, None)
                 return None, None
             reader.most = self._most
+            # Rows that arrive during a pass wait for the next pass, so that a bucket gets few objects.
+            reader.last_ids = self._last_ids if sink.receiver_kind.every >= MINUTE else {}
             batch = reader.next(sink)
             if batch is None:
                 reader.move(sink, {}, looked_at=timezone.now(), waiting_since=None, **_HEALTHY, **_FREE)

@@ -13,6 +13,7 @@ import pytest
 from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
+from django.db import connection
 
 from sinks import reading, receivers, sending
 from sinks.models import BadSinkAddress, BadSinkSecret, Sink
@@ -20,7 +21,7 @@ from sinks.objects import S3, Folder, NotKept, region_of, s3_signature_headers
 from sinks.sending import send_test_line
 from tests.calls import call
 from tests.sinks.conftest import KEYS, Bucket
-from tests.sinks.receiver import Webhook, unreadable
+from tests.sinks.receiver import Request, Webhook, unreadable
 from wire.guard import Guard
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -46,6 +47,25 @@ def test_rows_are_kept_as_json_lines(bucket: Bucket) -> None:
     assert sending.due() == [], "objects are written once a minute at most"
     Sink.objects.update(looked_at=datetime.now(UTC) - receivers.Bucket.every)
     assert sending.due() == [sink.pk]
+
+
+@pytest.mark.full
+def test_calls_that_arrive_while_an_object_is_written_are_in_the_next_one(hook: Webhook) -> None:
+    """Otherwise a busy gateway would write an object for each few calls."""
+
+    def call_meanwhile(request: Request) -> None:
+        call()
+        connection.close()
+        request.say(200)
+
+    address = f"{hook.url}/bucket"
+    sink = Sink.objects.add(name="Bucket", kind="s3", address=address, secret=KEYS, sends_events=False, by=None)
+    for _ in range(3):
+        call()
+    hook.script = [call_meanwhile] * 9
+
+    assert [sending.send_undelivered(sink.pk) for _ in range(2)] == [3, 1]
+    assert [len(request.rows) for request in hook.requests] == [3, 1]
 
 
 def test_rows_are_kept_as_parquet(bucket: Bucket) -> None:
