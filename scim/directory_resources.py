@@ -124,14 +124,15 @@ class People:
 
     def _resource(self, model: Any, person: User, groups: list[tuple[UUID, str]]) -> Resource[Any]:
         said = getattr(person, "directory_person", None) or DirectoryPerson(user=person)
+        address = said.email or person.email
         content = {
             "schemas": [USER],
             "externalId": said.external_id or None,
-            "userName": said.user_name or person.email,
+            "userName": said.user_name or address,
             "displayName": person.display_name or None,
             "name": said.name or None,
             "active": person.is_active,
-            "emails": said.emails or [{"value": person.email, "type": "work", "primary": True}],
+            "emails": said.emails or [{"value": address, "type": "work", "primary": True}],
         }
         versioned = [{**content}, [str(pk) for pk, _ in groups]]
         content["groups"] = [
@@ -144,6 +145,7 @@ class People:
         one_at_a_time()
         role = by.key.role
         assert role is not None  # A live key always has a role.
+        self._must_be_free(said["email"])
         # A deleted person is restored, but without their earlier password, teams, connections and credentials.
         user = self._forgotten(said)
         if user is not None:
@@ -179,20 +181,30 @@ class People:
                 )
         return user
 
+    def _must_be_free(self, email: str) -> None:
+        """Raise UniquenessException if a directory knows another person by this address."""
+        other = DirectoryPerson.objects.select_related("user").filter(email=email, removed_at=None).first()
+        if other is not None:
+            raise UniquenessException(
+                detail=f"A directory has sent the address {email} for another person, whose e-mail address here is "
+                f"{other.user.email}."
+            )
+
     def update(self, by: Directory, user: User, content: dict[str, Any]) -> None:
         self._apply(by, user, content, self._said(content))
 
     def _apply(self, by: Directory, user: User, content: dict[str, Any], said: dict[str, Any]) -> None:
-        email, display_name = said.pop("email"), _text(content, "displayName")
-        entry = DirectoryPerson.objects.filter(user=user).first() or DirectoryPerson(user=user)
+        email, display_name = said["email"], _text(content, "displayName")
+        entry = DirectoryPerson.objects.filter(user=user).first() or DirectoryPerson(user=user, email=user.email)
         entry.user = user
         if email == entry.email:
             email = user.email  # The directory's address has not changed: keep an administrator's correction.
-        elif email != user.email or not entry.email:
-            entry.email = email
+        else:
+            self._must_be_free(email)
         with user.changed_by(by):
             if (email, display_name) != (user.email, user.display_name):
                 user.edit(email=email, display_name=display_name, by=by)
+                entry.email = said["email"]  # `edit` has recorded the change.
             entry.set_active(content["active"], by=by)
             entry.describe(by=by, **said)
 

@@ -311,12 +311,12 @@ class DirectoryPerson(models.Model):
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
     external_id = models.CharField(max_length=200, blank=True)
-    user_name = models.CharField(max_length=254, blank=True)  # Empty if it equals the person's e-mail.
+    user_name = models.CharField(max_length=254, blank=True)  # Empty if it equals `email`.
     name = models.JSONField(default=dict)
     emails = models.JSONField(default=list)
     addresses = ArrayField(models.CharField(max_length=254), default=list)  # Values of `emails` in lower case.
-    # The address that the directory sent last. If an administrator corrects the person's address, the correction stays
-    # until the directory sends another address.
+    # The address that the directory sent last, by which it finds the person. If an administrator corrects the person's
+    # address, the correction stays until the directory sends another address.
     email = models.CharField(max_length=254, blank=True)
     # Set if the directory has deleted the person, who is then deactivated and no longer a SCIM resource.
     removed_at = models.DateTimeField(null=True)
@@ -340,7 +340,7 @@ class DirectoryPerson(models.Model):
         return self.external_id or str(self.user_id)
 
     def describe(self, *, by: Directory, **said: Any) -> None:
-        """Store what a directory sent (external id, user name, name, emails), and record the changes."""
+        """Store what a directory sent (external id, user name, address, name, emails), and record the changes."""
         changes = {name: [getattr(self, name), value] for name, value in said.items() if getattr(self, name) != value}
         if self.removed_at is not None:
             changes["removed_at"] = [self.removed_at.isoformat(), None]

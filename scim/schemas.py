@@ -167,17 +167,23 @@ def _by_text(condition: Callable[[str], Q | None]) -> Equals:
     return lambda value: condition(value) if isinstance(value, str) else None
 
 
+def _address(address: str) -> Q:
+    """Return the condition "directories know the person by this address", which may differ from the e-mail address."""
+    unsent = Q(directory_person__isnull=True) | Q(directory_person__email="")
+    return Q(directory_person__email=address.lower()) | Q(email=address.lower()) & unsent
+
+
 def _user_name(name: str) -> Q:
     if not name:  # Stored if the user name is the e-mail address.
         return NOBODY
     same_as_email = Q(directory_person__isnull=True) | Q(directory_person__user_name="")
     own = Q(directory_person__user_name=name.lower())
-    return own if "@" not in name else own | Q(email=name.lower()) & same_as_email
+    return own if "@" not in name else own | _address(name) & same_as_email
 
 
 def _emails(address: str) -> Q:
     unsaid = Q(directory_person__isnull=True) | Q(directory_person__addresses=[])
-    return Q(directory_person__addresses__contains=[address.lower()]) | Q(email=address.lower()) & unsaid
+    return Q(directory_person__addresses__contains=[address.lower()]) | _address(address) & unsaid
 
 
 def _members(value: Any) -> Q | None:

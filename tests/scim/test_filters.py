@@ -21,6 +21,8 @@ FILTERS = [
     'userName eq "ANA@example.com"',
     'userName eq "benny"',
     'userName eq "ben@example.com"',
+    'userName eq "dan@example.com"',
+    'userName eq "dan.berg@example.com"',
     'userName eq ""',
     'externalId eq "E1"',
     'externalId eq "e1"',
@@ -33,6 +35,9 @@ FILTERS = [
     'emails[type eq "home" and value eq "ana@home.example"]',
     'emails[type eq "work" and value eq "ana@home.example"]',
     'emails[value eq "ben@example.com"]',
+    'emails eq "dan@example.com"',
+    'emails eq "dan.berg@example.com"',
+    'emails eq ""',
     'displayName eq "ANA"',
     'displayName sw "a"',
     'userName co "example"',
@@ -61,11 +66,13 @@ def people(directory: Directory, member: Role) -> dict[str, Any]:
         emails=[{"value": "ana@example.com", "type": "work"}, {"value": "Ana@Home.example", "type": "home"}],
     )
     ben = directory.make("benny", displayName="Ben", active=False, emails=[{"value": "ben@example.com"}])
+    dan = directory.make("dan@example.com")
+    User.objects.get(pk=dan["id"]).edit(email="dan.berg@example.com", display_name="", by=None)  # A correction.
     gone = directory.make("gone@example.com", externalId="E1")
     directory.make_group("Finance", ana["id"], str(cat.pk))
     directory.ask("DELETE", f"/Users/{gone['id']}")
     pks = [str(pk) for pk in directory_resources.people().values_list("pk", flat=True)]
-    assert {ana["id"], ben["id"], str(cat.pk)} < {*pks}
+    assert {ana["id"], ben["id"], dan["id"], str(cat.pk)} < {*pks}
     return {pk: directory.get(f"/Users/{pk}").json() for pk in pks}
 
 

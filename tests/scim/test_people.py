@@ -127,6 +127,71 @@ def test_existing_people_are_found_and_not_created_twice(directory: Directory, m
     assert directory.found('userName eq "Ben@Example.com"') == [str(ben.pk)]
 
 
+def correct(pk: str, email: str) -> User:
+    """Change a person's e-mail address, as an administrator does."""
+    person = User.objects.get(pk=pk)
+    person.edit(email=email, display_name="", by=None)
+    return person
+
+
+@pytest.mark.full
+def test_a_person_with_a_corrected_address_is_still_found_by_the_address_that_the_directory_sent(
+    directory: Directory,
+) -> None:
+    made = directory.make("Ana@Example.com")
+    correct(made["id"], "ana.ruiz@example.com")
+
+    for path in ("userName", "emails", "emails.value"):
+        assert directory.found(f'{path} eq "Ana@Example.com"') == [made["id"]]
+        assert directory.found(f'{path} eq "ana.ruiz@example.com"') == []
+    told = directory.get(f"/Users/{made['id']}").json()
+    assert (told["userName"], told["emails"]) == (made["userName"], made["emails"])
+    for user_name, emails in (("ANA@example.com", []), ("aruiz", made["emails"]), ("ana.ruiz@example.com", [])):
+        refused = directory.ask("POST", "/Users", {"schemas": [USER], "userName": user_name, "emails": emails})
+        assert (refused.status_code, refused.json()["scimType"]) == (409, "uniqueness")
+    assert User.objects.filter(email__startswith="ana").count() == 1
+
+
+@pytest.mark.full
+def test_a_directory_that_adopts_a_corrected_address_finds_the_person_by_it(
+    directory: Directory, subtests: pytest.Subtests
+) -> None:
+    for method in ("PUT", "PATCH"):
+        with subtests.test(method):
+            old, new = f"{method}.old@example.com".lower(), f"{method}.new@example.com".lower()
+            pk = directory.make(old)["id"]
+            correct(pk, new)
+            before = directory.get(f"/Users/{pk}").json()["meta"]
+
+            def send(user_name: str, pk: str = pk, method: str = method) -> Any:
+                if method == "PUT":
+                    return directory.ask("PUT", f"/Users/{pk}", {"schemas": [USER], "userName": user_name})
+                return directory.patch(f"/Users/{pk}", {"op": "replace", "path": "userName", "value": user_name})
+
+            assert send(new).status_code < 300
+            assert (directory.found(f'userName eq "{new}"'), directory.found(f'userName eq "{old}"')) == ([pk], [])
+            told = directory.get(f"/Users/{pk}").json()
+            assert (told["userName"], User.objects.get(pk=pk).email) == (new, new)
+            assert told["meta"]["lastModified"] > before["lastModified"]
+            assert send(old).status_code < 300  # Another address than the last one, so it is no longer corrected.
+            assert User.objects.get(pk=pk).email == old
+            assert directory.found(f'userName eq "{old}"') == [pk]
+
+
+def test_a_directory_cannot_give_a_person_the_address_that_it_sent_for_another(directory: Directory) -> None:
+    ana, ben = directory.make("ana@example.com")["id"], directory.make("ben@example.com")["id"]
+    correct(ana, "ana.ruiz@example.com")
+
+    refused = directory.patch(f"/Users/{ben}", {"op": "replace", "path": "userName", "value": "ana@example.com"})
+
+    assert (refused.status_code, refused.json()["scimType"]) == (409, "uniqueness")
+    assert "ana.ruiz@example.com" in refused.json()["detail"]
+    assert User.objects.get(pk=ben).email == "ben@example.com"
+    correct(ben, "ana@example.com")  # An administrator can, and the directory still tells both apart.
+    directory.deactivate(ben)
+    assert (directory.found('userName eq "ana@example.com"'), directory.found("active eq false")) == ([ana], [ben])
+
+
 @pytest.mark.full
 def test_a_user_name_that_is_no_address_is_kept_beside_the_e_mail(directory: Directory) -> None:
     made = directory.make("aruiz", emails=[{"value": "Ana@Example.com", "type": "work", "primary": True}])

@@ -110,6 +110,18 @@ def test_a_directory_that_says_it_is_somebody_else_is_told_what_to_do(directory:
 
 
 @pytest.mark.full
+def test_an_address_that_release_1_0_0_left_with_a_deleted_person_can_be_used_again(directory: Directory) -> None:
+    pk = directory.make("ben@example.com")["id"]
+    directory.ask("DELETE", f"/Users/{pk}")
+    DirectoryPerson.objects.filter(user=pk).update(email="ben@example.com")
+    User.objects.get(pk=pk).edit(email="ben.old@example.com", display_name="", by=None)
+
+    assert post(directory).json()["id"] != pk
+    directory.make("ben.old@example.com")
+    assert directory.found('userName eq "ben.old@example.com"') == [pk]
+
+
+@pytest.mark.full
 def test_each_deletion_and_each_return_is_an_event(directory: Directory) -> None:
     pk = directory.make("ben@example.com", active=False, name={"familyName": "Berg"}, externalId="00u1")["id"]
 
