@@ -45,7 +45,7 @@ from gateways.views import counted, counted_assignments, gateway_or_404, shared_
 from servers.api import ServerReference
 from servers.models import Server
 from servers.views import server_or_404
-from ui.forms import Limit
+from ui.forms import Limit, named
 from ui.operations import Afterwards, ListQuery, RequestBody, operation
 from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked, matching
 
@@ -248,7 +248,7 @@ def _asked(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(name: str) -> Any:
-    return Gateway.objects.live().filter(name__iexact=name.strip())
+    return Gateway.objects.live().filter(named(name.strip()))
 
 
 class ServerArchive(Resource):

@@ -11,6 +11,7 @@ from django.db.models import Q
 from accounts.models import User
 from gateways.models import Assignment, Feature, Gateway, Reach
 from servers.models import Server
+from ui.forms import named
 
 
 class NameInUse(Exception):
@@ -28,8 +29,8 @@ def add_built_in(
     by: User | None,
 ) -> Gateway:
     """Create the server with the reserved `url` and these `tools`, and a gateway for it. Raises NameInUse."""
-    named = Q(slug=slug) | Q(name__iexact=name)
-    if Server.objects.filter(named | Q(url=url)).exists() or Gateway.objects.filter(named).exists():
+    same = Q(slug=slug) | named(name)
+    if Server.objects.filter(same | Q(url=url)).exists() or Gateway.objects.filter(same).exists():
         raise NameInUse(f"A server or gateway called {name} exists already, or existed before.")
     with transaction.atomic():
         server = Server.objects.add(name=name, slug=slug, url=url, by=by)

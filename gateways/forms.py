@@ -28,7 +28,7 @@ from gateways.models import (
 )
 from servers.forms import SlugField, SlugForm
 from servers.models import Identity, Server
-from ui.forms import ExplainedChoice, FilterMenu, LimitField, ListFilter
+from ui.forms import ExplainedChoice, FilterMenu, LimitField, ListFilter, named
 
 TAKEN = "This name or slug has just been taken. Choose another."
 
@@ -101,7 +101,7 @@ class NameForm(forms.Form):
 
     def clean_name(self) -> str:
         name = str(self.cleaned_data["name"])
-        others = Gateway.objects.live().filter(name__iexact=name)
+        others = Gateway.objects.live().filter(named(name))
         if (others.exclude(pk=self.gateway.pk) if self.gateway else others).exists():
             raise ValidationError("A gateway with this name already exists.")
         return name

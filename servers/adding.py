@@ -44,6 +44,7 @@ from servers.models import BUILT_IN_URLS, ENDPOINTS, SIGN_IN_SETTINGS, AuthType,
 from servers.oauth_client.discovery import Needs, needs_of
 from servers.oauth_client.registration import redirect_uri
 from servers.upstream_guard import upstream_guard
+from ui.forms import named
 from ui.pages import AppRequest, leave, number_of, show
 
 OWN, SHARED = "own", "shared"
@@ -351,7 +352,7 @@ def _own_gateway(server: Server, form: NewServerForm, name: str, by: User) -> li
     if not form.cleaned_data.get("own_gateway"):
         return []
     slug = suggest(name, Gateway.objects.all(), 40) or suggest(server.slug, Gateway.objects.all(), 40)
-    taken = Gateway.objects.live().filter(name__iexact=name).exists()
+    taken = Gateway.objects.live().filter(named(name)).exists()
     name = f"{name} ({slug})"[:80] if taken else name
     teams = list(by.teams.all())
     reach = Reach.TEAMS if teams else Reach.EVERYONE

@@ -31,6 +31,7 @@ from servers.discovery import DiscoveryFailed, probe
 from servers.forms import ServerForm
 from servers.models import AnotherPlace, AuthType, Health, ResourceSent, Server, WouldEndSignIns
 from servers.views import counted, server_or_404
+from ui.forms import named
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import CreatedBy, Id, Problem, Reference, Resource, UtcDateTimeField, already_exists, checked, matching
 
@@ -254,7 +255,7 @@ class ServerResource(Resource):
     def create(self, request: Request) -> Response:
         """Register a server."""
         body = self.body()
-        others = Server.objects.live().filter(name__iexact=body["name"].strip())
+        others = Server.objects.live().filter(named(body["name"].strip()))
         if others.exists() or Server.objects.filter(slug=body["slug"]).exists():
             raise already_exists(NAME_TAKEN)
         return self.current(Server.objects.add(**checked(ServerForm(body)), by=self.me), HTTPStatus.CREATED)
@@ -267,7 +268,7 @@ class ServerResource(Resource):
         form = ServerForm(server=server)
         if fixed := sorted(set(changes) - set(form.fields)):
             raise ValidationError({name: ["Cannot be set: this server is part of the gateway."] for name in fixed})
-        others = Server.objects.live().exclude(pk=server.pk).filter(name__iexact=changes.get("name", "").strip())
+        others = Server.objects.live().exclude(pk=server.pk).filter(named(changes.get("name", "").strip()))
         if others.exists():
             raise already_exists(NAME_TAKEN)
         cleaned = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}

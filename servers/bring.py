@@ -20,6 +20,7 @@ from servers.discovery import DiscoveryRefused
 from servers.forms import TAKEN, suggest
 from servers.models import AuthType, Server, ServerError
 from servers.upstream_guard import upstream_guard
+from ui.forms import named
 from ui.pages import number_of
 from wire.errors import BadAnswer
 from wire.guard import UrlRefused
@@ -121,7 +122,7 @@ class PlacementForm(forms.Form):
         if values.get("gateway") != NEW_GATEWAY:
             return values
         name = values.get("new_gateway", "")
-        if Gateway.objects.live().filter(name__iexact=name).exists():
+        if Gateway.objects.live().filter(named(name)).exists():
             self.add_error("new_gateway", "A gateway with this name already exists.")
         elif not suggest(name, Gateway.objects.all(), 40) and "new_gateway" not in self.errors:
             self.add_error("new_gateway", "Enter a name with letters or digits for the new gateway.")

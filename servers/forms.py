@@ -23,7 +23,7 @@ from servers.models import (
     slug_validator,
 )
 from servers.upstream_guard import leads_inside, upstream_guard
-from ui.forms import ListFilter
+from ui.forms import ListFilter, named
 from wire.guard import UrlRefused
 from wire.oauth_client import fits_a_header, is_header_name, is_https, may_carry, scopes_of
 
@@ -289,7 +289,7 @@ class ServerForm(SignInSettings, SlugForm):
 
     def clean_name(self) -> str:
         name = str(self.cleaned_data["name"])
-        if _others(self.server).filter(name__iexact=name).exists():
+        if _others(self.server).filter(named(name)).exists():
             raise ValidationError("A server with this name already exists.")
         return name
 
@@ -343,7 +343,7 @@ def _others(server: Server | None) -> ServerQuerySet:
 
 def is_taken(name: str) -> bool:
     """True if a live server has this name."""
-    return _others(None).filter(name__iexact=name.strip()).exists()
+    return _others(None).filter(named(name.strip())).exists()
 
 
 NO_COMMAND = (

@@ -23,6 +23,7 @@ from auditlog.replica import NEAR
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability, CapabilityRequired
 from sinks.receivers import KINDS, LogLine, Receiver, Undelivered, notice, send_notice, shown_origin
+from ui.forms import named
 from ui.sealing import cipher
 from ui.states import state_label
 
@@ -365,7 +366,7 @@ class Sink(Versioned, Switchable):
         address, receiver = row.address, row._receiver_if_any()
         row.must_be(seen, [name for name, value in fields.items() if was.get(name) != value])
         row.set_up({**fields, "secret": secret}, by)
-        if type(self).objects.filter(name__iexact=row.name).exclude(pk=row.pk).exists():
+        if type(self).objects.filter(named(row.name)).exclude(pk=row.pk).exists():
             raise SinkNameTaken(SinkNameTaken.__doc__)
         if receiver and (row.address != address or any(was[name] and not getattr(row, name) for name in CONTENT)):
             send_notice(receiver, line, NOTICE_S)

@@ -16,6 +16,7 @@ from accounts.rules import must_hold
 from auditlog.actions import Action
 from auditlog.models import Event
 from capabilities import Capability
+from ui.forms import named
 from wire import token_text
 
 LONGEST_DAYS = 90
@@ -89,7 +90,7 @@ def _must_have_room(owner: User, name: str) -> None:
         raise AccessEnded(AccessEnded.__doc__)
     if ApiKey.objects.filter(user=owner).active().count() >= MOST_PER_PERSON:
         raise TooManyApiKeys(TooManyApiKeys.__doc__)
-    if ApiKey.objects.filter(user=owner).live().filter(name__iexact=name.strip()).exists():
+    if ApiKey.objects.filter(user=owner).live().filter(named(name.strip())).exists():
         raise KeyNameTaken(KeyNameTaken.__doc__)
 
 

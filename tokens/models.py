@@ -51,7 +51,7 @@ from tokens.validation import (
     expiry,
     overlap,
 )
-from ui.forms import holds
+from ui.forms import holds, named
 from wire import token_text
 
 __all__ = [
@@ -169,7 +169,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
             raise NotYourToken(NotYourToken.__doc__)
         secret = token_text.mint(token_text.ACCESS)
         with transaction.atomic():
-            _must_have_room(connection, name)
+            _must_have_room(connection)
             token = Token(
                 connection=connection,
                 kind=TokenKind.ACCESS,
@@ -180,6 +180,7 @@ class TokenQuerySet(models.QuerySet["Token"]):
                 scope_all=servers is None,
                 created_by=by,
             )
+            token.must_be_free(token.name)
             token.set_secret(secret)
             token.save(force_insert=True)
             TokenScope.objects.bulk_create(TokenScope(token=token, assignment=a) for a in servers or ())
@@ -221,14 +222,12 @@ class TokenQuerySet(models.QuerySet["Token"]):
         return key
 
 
-def _must_have_room(connection: Connection, name: str) -> None:
+def _must_have_room(connection: Connection) -> None:
     if connection.lock().revoked_at:
         raise TokenError("This connection has been revoked.")
     lasting = Token.objects.lasting().filter(connection=connection, kind=TokenKind.ACCESS)
     if lasting.count() >= MOST_PER_CONNECTION:
         raise TooMany(TooMany.__doc__)
-    if Token.objects.live().filter(connection=connection, name__iexact=name.strip()).exists():
-        raise TokenNameTaken(TokenNameTaken.__doc__)
 
 
 class Token(HoldsPrevious, Versioned, models.Model):
@@ -633,7 +632,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     def must_be_free(self, name: str) -> None:
         """Raise TokenNameTaken if another unrevoked token of the connection has this name."""
-        siblings = Token.objects.live().filter(connection=self.connection_id, name__iexact=name).exclude(pk=self.pk)
+        siblings = Token.objects.live().filter(named(name), connection=self.connection_id).exclude(pk=self.pk)
         if siblings.exists():
             raise TokenNameTaken(TokenNameTaken.__doc__)
 

@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from django import forms
-from django.db.models import Q
-from django.db.models.functions import Collate, Upper
-from django.db.models.lookups import Contains
+from django.db.models import Q, Value
+from django.db.models.functions import Collate, Lower, Upper
+from django.db.models.lookups import Contains, Exact
 from django.utils import timezone
 from rest_framework import serializers
 
@@ -132,3 +132,11 @@ def holds(field: str, words: str) -> Q:
     if words.isascii():
         return Q(Contains(Upper(Collate(field, "C")), words.upper()))
     return Q(**{f"{field}__icontains": words})
+
+
+def named(name: str) -> Q:
+    """Match rows with this name, ignoring case in the same way as the constraints that make names unique.
+
+    `iexact` compares upper case, which differs for some letters: the Kelvin sign is “k” in lower case only.
+    """
+    return Q(Exact(Lower("name"), Lower(Value(name))))

@@ -27,6 +27,7 @@ from auditlog.models import Event
 from auditlog.versions import Seen, Versioned
 from capabilities import Capability
 from capabilities.catalogue import BUILT_IN, SUPER_ADMIN, with_included
+from ui.forms import named
 
 
 def permissions_of(capabilities: Iterable[Capability]) -> models.QuerySet[Permission]:
@@ -42,7 +43,7 @@ class RoleManager(models.Manager["Role"]):
         """Create missing built-in roles, and reset the capabilities of locked roles to the definitions in BUILT_IN."""
         for built_in in BUILT_IN:
             # Names are compared without case. A workspace may have its own role "auditor", which must not change.
-            found = self.filter(name__iexact=built_in.name).first()
+            found = self.filter(named(built_in.name)).first()
             role = found or self.create(
                 name=built_in.name, locked=built_in.locked, uses_gateways=built_in.uses_gateways
             )

@@ -39,6 +39,16 @@ def test_the_built_in_roles_are_made_once_and_the_locked_one_is_healed() -> None
 
 
 @pytest.mark.full
+def test_a_role_that_only_looks_like_a_built_in_one_gets_no_capabilities() -> None:
+    Role.objects.all().delete()
+    own = Role.objects.create(name="\N{LATIN SMALL LETTER LONG S}uper admin")
+
+    Role.objects.make_built_in()
+
+    assert not own.permissions.exists()
+
+
+@pytest.mark.full
 def test_tests_begin_with_the_built_in_roles_as_a_workspace_does() -> None:
     def held() -> dict[str, tuple[bool, frozenset[Capability]]]:
         return {each.name: (each.locked, each.capabilities) for each in Role.objects.with_capabilities()}

@@ -66,6 +66,7 @@ def postgres(binaries: Path, more: str = "") -> Iterator[str]:
         "--auth=scram-sha-256",
         f"--pwfile={secret}",
         "--encoding=UTF8",
+        "--locale=C.UTF-8",  # As in the embedded cluster; in the locale C, only ASCII letters have two cases.
     )
     options = f"-c listen_addresses=127.0.0.1 -p {port} -k {folder} {UNSYNCED} {more}"
     run("pg_ctl", "start", "-w", "-D", data, "-l", str(folder / "log"), "-o", options)

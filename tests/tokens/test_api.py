@@ -70,8 +70,10 @@ def test_creating_tells_the_secret_once(ana: User, bot: Host, work: Gateway, doc
     again = Rest.of(ana).post("/tokens", wanted(bot, work))
     assert problem(again) == (409, "already_exists")  # A connection has each name once.
     assert (
-        Rest.of(ana).post("/tokens", wanted(bot, work, name="other")).json()["connection_id"] == told["connection_id"]
+        Rest.of(ana).post("/tokens", wanted(bot, work, name="kiosk")).json()["connection_id"] == told["connection_id"]
     )
+    again = Rest.of(ana).post("/tokens", wanted(bot, work, name="\N{KELVIN SIGN}iosk"))
+    assert problem(again) == (409, "already_exists")
 
 
 def test_a_wrong_request_makes_no_token(

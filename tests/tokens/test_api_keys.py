@@ -214,9 +214,10 @@ def test_only_the_prefix_of_a_secret_is_kept_and_older_signing_keys_still_find_i
 
 def test_an_invalid_key_or_one_too_many_cannot_be_created(eve: User, monkeypatch: pytest.MonkeyPatch) -> None:
     make.api_key(eve, *READER).key.revoke(by=eve)
-    taken = make.api_key(eve, *READER, name="CI").key
+    taken = make.api_key(eve, *READER, name="Kiosk").key
     for wrong, error in (
-        ({"name": "ci"}, KeyNameTaken),
+        ({"name": "kiosk"}, KeyNameTaken),
+        ({"name": "\N{KELVIN SIGN}iosk"}, KeyNameTaken),
         ({"days": 0}, BadDays),
         ({"days": 91}, BadDays),
         ({"capabilities": ()}, NoCapability),

@@ -86,15 +86,16 @@ def test_a_token_acts_only_as_the_person_who_makes_it_and_only_they_or_itself_ro
 
 
 def test_two_live_tokens_of_a_connection_have_two_names_and_that_of_a_revoked_one_is_free(link: Connection) -> None:
-    one, other = make.token(link, name="CI").token, make.token(link, name="other").token
+    one, other = make.token(link, name="Kiosk").token, make.token(link, name="other").token
 
-    with pytest.raises(TokenNameTaken):
-        make.token(link, name="ci ")
-    with pytest.raises(TokenNameTaken):
-        other.edit(by=link.user, name="ci")
+    for name in ("kiosk ", "\N{KELVIN SIGN}iosk"):
+        with pytest.raises(TokenNameTaken):
+            make.token(link, name=name)
+        with pytest.raises(TokenNameTaken):
+            other.edit(by=link.user, name=name)
     one.revoke(by=link.user)
 
-    assert make.token(link, name="ci").token.status == "active"
+    assert make.token(link, name="kiosk").token.status == "active"
     other.refresh_from_db()
     assert other.status == "active"
 
