@@ -85,7 +85,12 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
         return _answer(request, {"redirect_uri": redirect_uri, "state": oauth_error.state}, dict(oauth_error.twotuples))
-    return _bad_request(request, oauth_error.description or "The app's request is invalid.")
+    return invalid(request, error)
+
+
+def invalid(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
+    """Return a page (400) that says why the OAuth library refuses the app's request. It leads nowhere else."""
+    return _bad_request(request, error.oauthlib_error.description or "The app's request is invalid.")
 
 
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:

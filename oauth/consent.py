@@ -9,6 +9,7 @@ from django.db import transaction
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
+from oauth2_provider.exceptions import OAuthToolkitError
 from oauth2_provider.models import Application
 
 from accounts.models import User
@@ -17,7 +18,7 @@ from connections.models import Connection, ConnectionRefused
 from gateways.models import Assignment, Feature
 from hosts.models import Host
 from oauth import flow as flows
-from oauth.authorize import answer_url, grant
+from oauth.authorize import answer_url, grant, invalid
 from oauth.client_metadata import only_loopback
 from oauth.models import AuthorizeRequest, Ending
 from oauth.registration import app_fingerprint, host_of_app
@@ -39,6 +40,8 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
             url = _decide(request, flows.flow_or_404(request, flow.pk, lock=True))
     except ConnectionRefused as reason:
         return forbidden(request, flow, str(reason))
+    except OAuthToolkitError as error:  # For example, the app has other redirect URIs since the flow began.
+        return invalid(request, error)
     return _send(request, flow, url)
 
 

@@ -9,7 +9,7 @@ import pytest
 from django.core import mail
 from django.test import Client
 from django.utils import timezone
-from oauth2_provider.models import Grant, RefreshToken
+from oauth2_provider.models import Application, Grant, RefreshToken
 
 from accounts.models import User, WorkspaceSettings
 from attention import telling
@@ -451,6 +451,22 @@ def test_allowed_in_two_windows_at_once_it_gives_one_code(app: App, member: User
 
     assert (late.status_code, "Refresh" in late) == (410, False)
     assert Grant.objects.count() == 1
+
+
+def test_an_app_with_another_redirect_uri_by_now_is_refused_on_a_page_and_not_connected(
+    app: App, member: User, gateway: Gateway
+) -> None:
+    client = browser(member)
+    page = client.get(app.question(gateway))["Location"]
+    consent = client.post(page, {"gateway": gateway.slug})["Location"]
+    Application.objects.update(redirect_uris="http://127.0.0.1:33418/other")
+
+    refused = client.post(consent, {"decision": "allow"})
+
+    assert (refused.status_code, "Refresh" in refused) == (400, False)
+    assert "Mismatching redirect URI." in text(refused)
+    assert CALLBACK not in text(refused)
+    assert not Connection.objects.exists()
 
 
 @pytest.mark.full
