@@ -235,9 +235,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 def move(request: AppRequest, pk: UUID) -> HttpResponse:
     """Move the rule one place up or down."""
     rule = get_object_or_404(Rule, pk=pk)
-    places = list(Rule.objects.values_list("pk", flat=True))
-    place = places.index(rule.pk) + 1
-    is_moved = rule.move(place - 1 if request.POST.get("to") == "up" else place + 1, by=request.user)
+    is_moved = rule.move(rule.position + (-1 if request.POST.get("to") == "up" else 1), by=request.user)
     return leave(request, reverse("rules:list"), f"{rule.name} {'moved' if is_moved else 'has this place already'}")
 
 

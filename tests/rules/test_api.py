@@ -1,14 +1,19 @@
 """/api/rules: rules on tool calls."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 import pytest
+from django.test import Client
 
 from accounts.models import Team, User
 from auditlog.models import Event
 from capabilities import Capability
 from rules.models import MOST_RULES, Rule
 from tests import make
+from tests.meanwhile import meanwhile
 from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
@@ -105,6 +110,29 @@ def test_rules_are_moved_switched_and_removed(rest: Rest) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.django_db(transaction=True)
+def test_a_rule_that_somebody_removes_meanwhile_is_not_found(rest: Rest, boss: User, subtests: pytest.Subtests) -> None:
+    browser = Client()
+    browser.force_login(boss)
+    changes: dict[str, Callable[[UUID], Any]] = {
+        "remove": lambda pk: rest.delete(f"/rules/{pk}"),
+        "move": lambda pk: rest.post(f"/rules/{pk}/move", {"position": 1}),
+        "change": lambda pk: rest.patch(f"/rules/{pk}", {"note": "x"}),
+        "remove on the page": lambda pk: browser.post(f"/rules/{pk}/remove/"),
+        "move on the page": lambda pk: browser.post(f"/rules/{pk}/move/", {"to": "up"}),
+        "enable on the page": lambda pk: browser.post(f"/rules/{pk}/enable/"),
+    }
+    Rule.objects.add(name="Kept", effect="refuse", by=None)
+    for name, change in changes.items():
+        with subtests.test(name):
+            rule = Rule.objects.add(name=name, effect="refuse", by=None)
+
+            answer = meanwhile(partial(change, rule.pk), partial(rule.remove, by=None))
+
+            assert answer.status_code == 404
+            assert Rule.objects.get().name == "Kept"
+
+
 def test_a_list_of_a_gateway_has_its_rules_and_a_name_and_their_number_are_limited(rest: Rest) -> None:
     work, home = make.gateway(slug="work"), make.gateway(slug="home")
     for name, gateway in (("all", None), ("of work", work), ("of home", home)):
