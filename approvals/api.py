@@ -14,6 +14,7 @@ from rest_framework.response import Response
 
 from approvals.arguments import shown_to
 from approvals.models import (
+    LONGEST_NAME,
     LONGEST_SENTENCE,
     SEES_ALL,
     Allowance,
@@ -135,7 +136,7 @@ class ApproveHoldBody(DenyBody):
         "the time zone of the workspace.",
     )
     names = serializers.ListField(
-        child=serializers.CharField(max_length=200),
+        child=serializers.CharField(max_length=LONGEST_NAME),
         required=False,
         max_length=100,
         help_text="With `allow`: names of the arguments whose values must be the same as in this call. If the list is "

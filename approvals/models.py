@@ -32,6 +32,7 @@ from wire.cipher import Undecryptable
 
 MOST_WAITING = 20  # Waiting holds per connection; `approvals_ask` refuses further calls.
 LONGEST_SENTENCE = 500
+LONGEST_NAME = 200  # Characters of the name of an argument of an allowance.
 AN_HOUR = timedelta(hours=1)
 
 
@@ -381,6 +382,10 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
             raise BadAllowance("The arguments of this call cannot be decrypted. Allow it with any arguments.")
         if any(name not in arguments for name in names):
             raise BadAllowance(BadAllowance.__doc__)
+        if any(len(name) > LONGEST_NAME for name in names):  # The database would cut the name and match no call.
+            raise BadAllowance(
+                f"An argument's name has more than {LONGEST_NAME} characters. Leave it out, or allow only this call."
+            )
         names = sorted(set(names))
         row = self.create(
             hold=hold,
@@ -423,7 +428,7 @@ class Allowance(models.Model):
     rule_id = models.UUIDField()
     rule_version = models.PositiveIntegerField()
     # Arguments that must have the same values as in the approved call.
-    names = ArrayField(models.CharField(max_length=200), default=list, blank=True)
+    names = ArrayField(models.CharField(max_length=LONGEST_NAME), default=list, blank=True)
     digest = models.BinaryField(max_length=32)
     calls = models.PositiveIntegerField(default=0, db_default=0)
     given_by = models.ForeignKey(User, models.PROTECT, related_name="+")

@@ -301,13 +301,17 @@ def test_people_who_read_the_log_see_who_decided_and_cannot_decide(
 def test_what_is_allowed_for_a_while_is_listed_and_ended(
     link: Connection, docs: Server, ben: User, sign_in: SignIn
 ) -> None:
-    browser, hold = sign_in(ben), make.hold(link, docs, arguments={"to": "Ana", "amount": 1})
+    long = "x" * 201
+    browser, hold = sign_in(ben), make.hold(link, docs, arguments={"to": "Ana", "amount": 1, long: 1})
     lost = make.hold(link, docs, arguments={"to": "Max"})
     Hold.objects.filter(pk=lost.pk).update(sealed_arguments=b"sealed with a lost key")
 
     with pytest.raises(BadAllowance, match="cannot be decrypted"):
         Hold.objects.get(pk=lost.pk).approve(by=ben, allow=AllowFor.TODAY, names=["to"])
     form = {"act": "approve", "allow": AllowFor.TODAY, "names": ["to"]}
+    refused = browser.post(f"/approvals/{hold.pk}/decide/", form | {"names": ["to", long]})
+    assert refused.status_code == 422
+    assert "name has more than 200 characters." in text(refused)
     browser.post(f"/approvals/{hold.pk}/decide/", form)
 
     allowance = Allowance.objects.get()
