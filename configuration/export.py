@@ -55,7 +55,7 @@ def _listed(kind: Kind, parent: Key, world: World, viewer: User) -> Any:
 
 
 def _written(kind: Kind, key: Key, world: World, viewer: User) -> dict[str, Any]:
-    values = kind.exported(world.of(kind.id)[key].values)
+    values = kind.exported(world.of(kind.id)[key])
     ordered = {one.name: values[one.name] for one in kind.fields if one.name in values}
     children = [child for child in KINDS if child.parent == kind.id and may_see(child, viewer)]
     return ordered | {child.name: _listed(child, key, world, viewer) for child in children}

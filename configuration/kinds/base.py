@@ -139,9 +139,9 @@ class Kind:
         """Yield the key, row and values of each object of this kind, in order if `keeps_order` is set."""
         raise NotImplementedError
 
-    def exported(self, values: dict[str, Any]) -> dict[str, Any]:
+    def exported(self, found: Found) -> dict[str, Any]:
         """Return the values that an export writes."""
-        return values
+        return found.values
 
     def complete(self, values: dict[str, Any], world: World) -> dict[str, Any]:
         """Return the values of a new object with its defaults, which may depend on other objects."""

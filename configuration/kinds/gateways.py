@@ -11,7 +11,7 @@ from django.db.models import Prefetch, QuerySet
 from accounts.models import Team
 from capabilities import Capability
 from configuration.fields import END, Field, choice, flag, limit, long_text, names, number, slug, text
-from configuration.kinds.base import Act, Change, Key, Kind, World
+from configuration.kinds.base import Act, Change, Found, Key, Kind, World
 from configuration.kinds.servers import slug_taken
 from connections.given_tools import asking_grants, refused_by
 from connections.impact import cut_together, cuts, narrowed_to, refused_unlisted
@@ -177,13 +177,13 @@ class AssignmentKind(Kind):
                 values[name] = sorted(tool for tool, enabled in known.items() if enabled == on)
             yield (row.gateway.slug, row.alias), row, values
 
-    def exported(self, values: dict[str, Any]) -> dict[str, Any]:
+    def exported(self, found: Found) -> dict[str, Any]:
         """Return the values with only one of the two lists of tools.
 
         For “Allow selected”, keep `enabled_tools`. For any other policy, keep `disabled_tools`.
         """
-        unlisted = "disabled_tools" if values["tool_policy"] == ToolPolicy.SELECTED else "enabled_tools"
-        return {name: value for name, value in values.items() if name != unlisted}
+        unlisted = "disabled_tools" if found.values["tool_policy"] == ToolPolicy.SELECTED else "enabled_tools"
+        return {name: value for name, value in found.values.items() if name != unlisted}
 
     def complete(self, values: dict[str, Any], world: World) -> dict[str, Any]:
         if values["alias"] is None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from capabilities import Capability
 from configuration.fields import choice, flag, number, slug, text
-from configuration.kinds.base import Act, Change, Key, Kind, World
+from configuration.kinds.base import Act, Change, Found, Key, Kind, World
 from connections.impact import cuts
 from servers.forms import RESERVED, ServerForm
 from servers.models import (
@@ -61,13 +61,14 @@ class ServerKind(Kind):
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
         for server in world.narrowed(Server.objects.live(), self):
-            yield (server.slug,), server, {} if server.is_built_in else self._values(server)
+            values = {one.name: getattr(server, one.name) for one in self.fields}
+            yield (server.slug,), server, {} if server.is_built_in else values
 
-    def _values(self, server: Server) -> dict[str, Any]:
-        names = [one.name for one in self.fields]
-        if not (server.auth_type == AuthType.OAUTH or server.sets_sign_in):
-            names = [name for name in names if name not in SIGN_IN_SETTINGS]
-        return {name: getattr(server, name) for name in names}
+    def exported(self, found: Found) -> dict[str, Any]:
+        """Return the values, without sign-in settings if they say nothing: no OAuth, and nothing is set."""
+        if found.row.auth_type == AuthType.OAUTH or found.row.sets_sign_in:
+            return found.values
+        return {name: value for name, value in found.values.items() if name not in SIGN_IN_SETTINGS}
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         if change.row and change.row.is_built_in:

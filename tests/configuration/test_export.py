@@ -14,9 +14,11 @@ from auditlog.models import Event
 from auditlog.sentences import sentence
 from capabilities import Capability
 from configuration import document
+from configuration.apply import apply
 from configuration.export import export, export_one
 from configuration.plan import plan
 from gateways.models import Feature, ToolSet
+from servers.models import AuthType
 from tests import make
 from tests.conftest import SignIn
 
@@ -42,6 +44,22 @@ def test_the_plan_of_an_export_is_empty(owner: User) -> None:
     assert "disabled_tools:\n          - drop\n" in text
     assert plan(document.read({"gateway.yaml": text}), owner).changes == []
     assert export(owner) == text
+
+
+def test_a_server_that_signed_in_once_is_the_same_in_its_file_with_and_without_empty_sign_in_settings(
+    owner: User,
+) -> None:
+    server = make.server(auth_type=AuthType.OAUTH)
+    signed_in = export(owner)
+    with_empty = signed_in.replace("auth_type: oauth", "auth_type: bearer")
+    read = {text: document.read({"gateway.yaml": text}) for text in (signed_in, with_empty)}
+
+    assert [change.title for change in apply(read[with_empty], by=owner).changes] == [f"server {server.slug}"]
+
+    without = export(owner)
+    assert ("fixed_scopes" in with_empty, "fixed_scopes" in without) == (True, False)
+    assert plan(read[with_empty], owner).changes == []
+    assert plan(document.read({"gateway.yaml": without}), owner).changes == []
 
 
 def test_people_see_what_they_may_see(owner: User) -> None:
