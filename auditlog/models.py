@@ -13,6 +13,8 @@ from uuid import UUID, uuid4
 
 from django.db import models, transaction
 from django.db.models.fields.json import KeyTransform
+from django.http import Http404
+from django.shortcuts import get_object_or_404
 
 from auditlog.actions import Action
 from auditlog.partitions import Partitions
@@ -501,7 +503,7 @@ class Switchable(models.Model):
     def _switch_all(cls, rows: Sequence[Self], *, on: bool, by: Actor | None) -> list[Self]:
         """Enable or disable `rows` in one statement. Record an event for each row that changed, and return these rows.
 
-        Raises DoesNotExist if a row was deleted meanwhile. Also raises the errors of `_check_switch`.
+        Raises Http404 if somebody has removed a row. Also raises the errors of `_check_switch`.
         """
         if not rows:
             return []
@@ -509,7 +511,7 @@ class Switchable(models.Model):
             current = cls.lock_all(rows)
             was = {row.pk: row.enabled for row in current}
             if was.keys() != {row.pk for row in rows}:
-                raise cls.DoesNotExist
+                raise Http404
             for row in current:
                 row._check_switch(on, by)  # noqa: SLF001 - of this class
             if changed := [row for row in rows if was[row.pk] != on]:
@@ -528,8 +530,8 @@ class Switchable(models.Model):
         return {}
 
     def lock(self) -> Self:
-        """Return the current row, locked until the transaction ends."""
-        return type(self)._base_manager.select_for_update(of=("self",)).get(pk=self.pk)
+        """Return the current row, locked until the transaction ends. Raises Http404 if somebody has removed the row."""
+        return get_object_or_404(type(self)._base_manager.select_for_update(of=("self",)), pk=self.pk)
 
     @classmethod
     def lock_all(cls, rows: Iterable[Self]) -> list[Self]:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from django.db.models import Model
+from django.shortcuts import get_object_or_404
 
 from auditlog.models import Event
 from ui.versions import ChangedMeanwhile, ConflictingChange, FormSeen, HasVersion, Precondition, Seen, version_digest
@@ -22,9 +23,9 @@ class Versioned(HasVersion):
     """Base of editable models, whose methods refuse a save based on an outdated version."""
 
     def lock(self) -> Any:
-        """Return the current row, locked until the transaction ends."""
+        """Return the current row, locked until the transaction ends. Raises Http404 if somebody has removed the row."""
         row: Any = self
-        return type(row)._base_manager.select_for_update(of=("self",)).get(pk=row.pk)
+        return get_object_or_404(type(row)._base_manager.select_for_update(of=("self",)), pk=row.pk)
 
     def must_be(self, seen: Seen | None, changed: Collection[str] | None = None) -> None:
         """Raise ChangedMeanwhile if this row differs from the version `seen`. The row must be locked.

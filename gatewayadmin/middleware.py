@@ -119,8 +119,13 @@ def _without_port(hop: str) -> str:
 
 LARGEST_BODY = 3 * 1024 * 1024
 LARGEST_ANONYMOUS_BODY = 64 * 1024
-# Smaller limits for unauthenticated OAuth requests, which are small; the first matching prefix counts.
-SMALLER_ANONYMOUS_BODIES = (("/oauth/register", 16 * 1024), ("/oauth/", 8 * 1024))
+# Other limits by path; the first matching prefix counts. Unauthenticated OAuth requests are small. SAML responses may
+# have 256 KiB, for example with hundreds of groups, and are longer in a form.
+OTHER_ANONYMOUS_BODIES = (
+    ("/oauth/register", 16 * 1024),
+    ("/oauth/", 8 * 1024),
+    ("/accounts/organisation/saml/acs/", 320 * 1024),
+)
 
 type IsKnown = Callable[[Headers, str], Awaitable[bool]]
 
@@ -131,7 +136,7 @@ async def _everybody(_headers: Headers, _sender: str) -> bool:
 
 def largest_anonymous_body(path: str) -> int:
     """Return the largest body, in bytes, that a request to `path` may have without a session or token."""
-    return next((most for start, most in SMALLER_ANONYMOUS_BODIES if path.startswith(start)), LARGEST_ANONYMOUS_BODY)
+    return next((most for start, most in OTHER_ANONYMOUS_BODIES if path.startswith(start)), LARGEST_ANONYMOUS_BODY)
 
 
 class OuterMiddleware:

@@ -187,7 +187,7 @@ MIDDLEWARE = [
     "accounts.queues.in_turn",
     "django_htmx.middleware.HtmxMiddleware",
     "ui.middleware.htmx_redirects",
-    "ui.middleware.refusals",
+    "ui.middleware.try_later",
     "accounts.views.SignInFirst",
     "accounts.required_sign_in.RequiredSignInFirst",
     "gatewayadmin.middleware.note_origin",

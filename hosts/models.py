@@ -179,7 +179,8 @@ class Host(Versioned, Switchable):
     def approve(self, *, by: User) -> None:
         """Approve a pending app. Raises NotPending if the app is not pending any more."""
         with transaction.atomic():
-            if not self.lock().is_pending:
+            row = self.lock()
+            if row.archived_at or not row.is_pending:
                 raise NotPending(NotPending.__doc__)
             self.approved_at, self.approved_by = timezone.now(), by
             self.save(update_fields=["approved_at", "approved_by", "updated_at"])

@@ -314,7 +314,7 @@ class Rule(Versioned, Switchable):
         """
         with transaction.atomic():
             rules = list(type(self).objects.select_for_update())
-            self.lock()  # Raises DoesNotExist if somebody has removed the rule meanwhile.
+            self.lock()  # Raises Http404 if somebody has removed the rule meanwhile.
             before = next(index for index, rule in enumerate(rules, 1) if rule.pk == self.pk)
             to = min(max(to, 1), len(rules))
             if before == to:

@@ -277,9 +277,11 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return not {"protocol", "issuer"}.isdisjoint(changed)
 
     def take(self, fields: dict[str, Any], secret: str) -> None:
-        """Set these values in normalised form, and encrypt the secret if it is not empty."""
+        """Set these values in normalised form, and encrypt the secret if it is not empty. Raises BadDomain."""
         for name, value in fields.items():
             setattr(self, name, value.strip() if isinstance(value, str) else value)
+        if not isinstance(self.domains, list):  # Django's admin takes any JSON.
+            raise BadDomain(BadDomain.__doc__)
         self.domains = sorted({str(each).strip().lower().lstrip("@") for each in self.domains if str(each).strip()})
         self.scopes = " ".join(self.scopes.split())
         self.email_attribute = self.email_attribute or "email"

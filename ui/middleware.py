@@ -1,4 +1,4 @@
-"""Middleware for compression, a larger Python stack, htmx redirects, and the errors 404, 405 and 429."""
+"""Middleware for compression, a larger Python stack, htmx redirects, and the errors 404 (static files), 405 and 429."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from django.conf import settings
-from django.core.exceptions import ObjectDoesNotExist
 from django.http import HttpRequest, HttpResponse, HttpResponseNotAllowed, HttpResponseNotFound
 from django.http.response import HttpResponseBase
 from django.middleware.gzip import GZipMiddleware
@@ -104,18 +103,13 @@ def forms_only(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
     return middleware
 
 
-def refusals(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Answer 429 if the view of a page raises TryLater, and 404 if somebody has removed the page's object meanwhile.
-
-    This middleware must come after HtmxMiddleware.
-    """
+def try_later(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
+    """Answer 429 if the view of a page raises TryLater. This middleware must come after HtmxMiddleware."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         return get_response(request)
 
     def process_exception(request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        if isinstance(exception, ObjectDoesNotExist):
-            return errors.not_found(request)
         return errors.too_many(request, exception) if isinstance(exception, TryLater) else None
 
     middleware.process_exception = process_exception  # type: ignore[attr-defined]

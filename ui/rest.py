@@ -14,7 +14,7 @@ from urllib.parse import urlencode
 from uuid import UUID
 
 from django.conf import settings
-from django.core.exceptions import ObjectDoesNotExist, PermissionDenied
+from django.core.exceptions import PermissionDenied
 from django.db import IntegrityError, transaction
 from django.db.models import Q, QuerySet
 from django.http import Http404
@@ -371,7 +371,7 @@ def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
         return _denied(exc)
     if isinstance(exc, ChangedMeanwhile):
         return _changed(exc)
-    if isinstance(exc, Http404 | ObjectDoesNotExist):  # The second: somebody has removed the object meanwhile.
+    if isinstance(exc, Http404):
         exc = exceptions.NotFound()
     if isinstance(exc, TryLater):
         exc = _throttled(exc)

@@ -8,6 +8,7 @@ from django.contrib.auth.models import Permission
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
+from django.shortcuts import get_object_or_404
 
 from accounts.rules import (
     Grantor,
@@ -130,9 +131,12 @@ class Role(Versioned, models.Model):
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def lock(self) -> "Role":
-        """Lock this row, and let all changes to people wait, until the transaction ends. Return the current row."""
+        """Lock this row, and let all changes to people wait, until the transaction ends. Return the current row.
+
+        Raises Http404 if somebody has removed the role.
+        """
         one_at_a_time()
-        return Role.objects.select_for_update().get(pk=self.pk)
+        return get_object_or_404(Role.objects.select_for_update(), pk=self.pk)
 
     def editable(self) -> dict[str, Any]:
         slugs = sorted(capability.slug for capability in self.capabilities)

@@ -8,7 +8,7 @@ from django.core.exceptions import ValidationError
 from django.db import models, transaction
 from django.db.models import Q
 
-from accounts.rules import RequiredSignIn, must_be_possible
+from accounts.rules import RequiredSignIn, must_be_possible, one_at_a_time
 from auditlog.actions import Action
 from auditlog.models import Actor, Call, Event
 from auditlog.versions import Seen, Versioned
@@ -96,6 +96,8 @@ class WorkspaceSettings(Versioned, models.Model):
         or by an edit that sets a longer retention than the current one.
         """
         with transaction.atomic():
+            if "required_sign_in" in fields:
+                one_at_a_time()  # Otherwise the last break-glass owner could be removed meanwhile.
             settings = cls.objects.select_for_update().get(pk=cls.load().pk)
             changes = {n: [getattr(settings, n), v] for n, v in fields.items() if getattr(settings, n) != v}
             settings.must_be(seen, changes)

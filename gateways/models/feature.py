@@ -12,6 +12,7 @@ from uuid import uuid4
 from django.core.exceptions import ValidationError
 from django.db import connection, models, transaction
 from django.db.models import F, Q
+from django.http import Http404
 from django.utils import timezone
 from psycopg.types.json import Jsonb
 
@@ -414,10 +415,10 @@ class Feature(Versioned, Switchable):
         cls._switch_all(rows, on=on, by=by)
 
     def lock(self) -> Self:
-        """Lock the assignment, then the feature; return the current row."""
+        """Lock the assignment, then the feature; return the current row. Raises Http404 if the feature is gone."""
         rows = self.lock_all([self])
         if not rows:
-            raise Feature.DoesNotExist
+            raise Http404
         return rows[0]
 
     @classmethod

@@ -1,6 +1,7 @@
 """A role or the workspace requires a second factor, or sign-in by the organisation."""
 
 import re
+from functools import partial
 from io import StringIO
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests import make
 from tests.accounts.again import confirmed
 from tests.accounts.test_second_factor import code_of, confirm
 from tests.conftest import SignIn
+from tests.meanwhile import meanwhile
 from tests.rest import Rest
 
 pytestmark = pytest.mark.django_db
@@ -205,6 +207,19 @@ def test_a_requirement_does_not_come_back_without_a_break_glass_owner() -> None:
 
     owner.set_break_glass(True, by=None)
     assert Provider.edit(by=None, mode="offered").mode == "offered"
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_organisation_is_not_required_while_the_last_break_glass_owner_goes() -> None:
+    owner = break_glass_owner()
+    provider = {"name": "Acme", "issuer": "https://id.example.com", "client_id": "x"}
+    Provider.objects.update_or_create(pk=1, defaults={"mode": "offered", **provider})
+    require_organisation = partial(WorkspaceSettings.edit, by=None, required_sign_in="organisation")
+
+    with pytest.raises(NoOrganisation):
+        meanwhile(require_organisation, partial(owner.set_break_glass, False, by=None))
+
+    assert WorkspaceSettings.load().required_sign_in == "none"
 
 
 @pytest.mark.full

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from capabilities import Capability
 from gatewayadmin import middleware
 from gatewayadmin.middleware import LARGEST_ANONYMOUS_BODY, LARGEST_BODY, OuterMiddleware, SenderBusy
+from sso.saml import responses
 from tests import make
 from tests.conftest import SignIn
 from tests.eventually import until
@@ -106,6 +107,13 @@ def test_a_body_of_nobody_may_have_64_kibibytes(named: tuple[bytes, bytes] | Non
     assert status_of([b"x" * most, b"x", b"x"], named=named) == ((200, 0) if named else (413, 1))
     length = [(b"content-length", str(most + 1).encode())]
     assert status_of([b"x" * (most + 1)], length, named=named) == ((200, 0) if named else (413, 1))
+
+
+def test_a_saml_response_with_hundreds_of_groups_is_read() -> None:
+    most = responses.LONGEST * 5 // 4  # The encoding of a form makes it longer.
+    (start, *_), left = answer_to([b"x" * most], named=None, path="/accounts/organisation/saml/acs/")
+
+    assert (start["status"], left) == (200, 0)
 
 
 @pytest.mark.parametrize("named", [TOKEN, SESSION])

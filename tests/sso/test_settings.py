@@ -166,6 +166,8 @@ def test_djangos_admin_saves_it_only_after_the_password_was_confirmed() -> None:
     assert Provider.load().name == ""
     assert confirmed(client).post(path, sent).status_code == 302
     assert Provider.load().name == "Theirs"
+    assert client.post(path, sent | {"domains": "5"}).status_code < 500
+    assert Provider.load().domains == []
 
 
 def test_rest_sets_it_up_and_says_what_has_to_be_entered_at_the_provider() -> None:
