@@ -299,7 +299,7 @@ def mend(reason: str, pk: Any, *, by: User) -> Model:
     """Resolve an obstacle by calling the remedy's method on the object `pk`, and return the object.
 
     Raises KeyError if the reason has no remedy with a method. Raises Model.DoesNotExist if the object is unknown,
-    archived, removed or revoked. Raises CapabilityRequired and CannotMend.
+    archived, removed or revoked, and Http404 if it is removed meanwhile. Raises CapabilityRequired and CannotMend.
     """
     remedy = REMEDIES[reason]
     if not remedy.verb:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 from django.core.exceptions import ObjectDoesNotExist, ValidationError
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from django.urls import reverse
 from django.views.decorators.http import require_http_methods, require_POST
 from rest_framework import serializers
@@ -358,6 +358,6 @@ def remedy(request: AppRequest) -> HttpResponse:
         row = mend(request.POST.get("reason", ""), request.POST.get("subject", ""), by=request.user)
     except CannotMend as refused:
         return leave(request, back, str(refused))
-    except (KeyError, ValidationError, ObjectDoesNotExist, ValueError):
+    except (KeyError, ValidationError, ObjectDoesNotExist, Http404, ValueError):
         return leave(request, back, "This cannot be enabled")
     return leave(request, back, done(row, request.POST["reason"]))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.db import IntegrityError, OperationalError, connection, transaction
+from django.http import Http404
 
 from accounts.rules import PeopleError
 from auditlog.models import current_context, use_context
@@ -76,7 +77,7 @@ def apply(
     `digest` is the digest of a reviewed plan, or None for any plan. Events record `commit`. Raises ConfigurationError,
     AnotherPlan, Lacking or StillDiffers.
     """
-    with _deadlock_is_refused(), transaction.atomic(), _as_change_of(document, commit):
+    with _changes_meanwhile_are_refused(), transaction.atomic(), _as_change_of(document, commit):
         _one_at_a_time()
         made = plan(document, by, secrets=secrets, prune=prune, cuts=False)
         if digest is not None and digest != made.digest:
@@ -155,10 +156,12 @@ def _lock_agents(made: Plan) -> None:
 
 
 @contextmanager
-def _deadlock_is_refused() -> Iterator[None]:
-    """Raise AnotherPlan if the database ended the transaction after a deadlock: somebody changed the same objects."""
+def _changes_meanwhile_are_refused() -> Iterator[None]:
+    """Raise AnotherPlan after a deadlock in the database, and if an object of the plan is removed meanwhile."""
     try:
         yield
+    except Http404 as error:
+        raise AnotherPlan(f"Somebody removed one of the objects at the same moment. {AnotherPlan.__doc__}") from error
     except OperationalError as error:
         if getattr(error.__cause__, "sqlstate", "") != DEADLOCK:
             raise

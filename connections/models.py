@@ -335,10 +335,11 @@ def gateway_refusal(gateway: Gateway, host: Host | None, user: User) -> str:
 
 
 def _refuse_unless_open(host: Host, gateway: Gateway, user: User) -> None:
+    # The order everywhere is person, host, gateway, connection, to avoid deadlocks. With `no_key`, rows that refer to
+    # the person can be added meanwhile.
+    present = User.objects.select_for_update(of=("self",), no_key=True).get(pk=user.pk)
     host, gateway = host.lock(), gateway.lock()
-    # Lock the person before the connections, as `cut_off` does. With `no_key`, inserts that refer to the person do not
-    # wait.
-    if User.objects.select_for_update(of=("self",), no_key=True).get(pk=user.pk).signed_out_since(user):
+    if present.signed_out_since(user):
         raise ConnectionRefused("Your access ended meanwhile. Sign in again.")
     if reason := host_refusal(host) or gateway_refusal(gateway, host, user):
         raise ConnectionRefused(reason)

@@ -5,13 +5,21 @@ This happens at *Refresh tools*, and when a server is newly assigned to the gate
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from accounts.models import User
 from gateways.models import Assignment, AssignmentQuerySet, Feature, FeatureKind, Gateway, IdentityScheme
-from servers.discovery import Discovered, DiscoveryFailed, discover_features, identity_for, record_contact
+from servers.discovery import (
+    DISCOVERY_SECONDS,
+    Discovered,
+    DiscoveryFailed,
+    discover_features,
+    identity_for,
+    record_contact,
+)
 from servers.models import Identity
 from servers.oauth_client.registration import keep_fresh
 
@@ -75,8 +83,9 @@ def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> 
 
 
 def _refreshed(targets: Sequence[Target]) -> list[Refreshed]:
+    ends = time.monotonic() + DISCOVERY_SECONDS
     for _, identity in targets:
-        if identity is not None:
+        if identity is not None and time.monotonic() < ends:  # An issuer that is down must not make each server wait.
             keep_fresh(identity)
     # No SQL in these threads: each would open a database connection of its own.
     with ThreadPoolExecutor(CONCURRENT_REFRESHES) as pool:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import time as now
 from typing import Any, NamedTuple, NoReturn, Protocol
 from uuid import UUID, uuid4
@@ -549,9 +550,14 @@ class SuspendedCalls:
         # the event of the first retry.
         news = self._bell.listen(uid)
         try:
-            await self._keep_answers(uid, grant.connection_id, message.params.get("inputResponses"))
+            given = message.params.get("inputResponses")
+            await self._repeated(partial(self._keep_answers, uid, grant.connection_id, given))
             while True:
-                rows, asked = await self._look(uid)
+                rows, asked = await self._repeated(partial(self._look, uid))
+                if rows and rows[0][1]:
+                    # After an outage of the database, the next heartbeat may come later than this look.
+                    await asyncio.sleep(2 * BEAT_SECONDS)
+                    rows, asked = await self._repeated(partial(self._look, uid))
                 if rows and rows[0][0] is not None:
                     self._requests.in_background(self._state.fetch(END, (uid,)))
                     return _opened_outcome(self._pending.unseal(rows[0][0]), server)
@@ -571,13 +577,21 @@ class SuspendedCalls:
             self._bell.forget(uid)
 
     async def _look(self, uid: str) -> tuple[list[tuple[Any, ...]], dict[str, Object]]:
-        """Return the row of a suspended call, and its unanswered requests.
+        """Return the row of a suspended call, and its unanswered requests. Raises DatabaseUnavailable."""
+        return await self._state.fetch(LOOK, (DEAD_SECONDS, uid)), await self._pending.open(uid)
 
-        Waits while the database is unavailable: the requestState works once, so a retry could not come again.
+    async def _repeated[T](self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Return the result of `ask`, which is repeated for up to STATE_SECONDS while the database is away.
+
+        A requestState works once, so a retry that fails could not come again. Raises DatabaseUnavailable.
         """
+        ends = time.monotonic() + STATE_SECONDS
         while True:
-            with suppress(DatabaseUnavailable):
-                return await self._state.fetch(LOOK, (DEAD_SECONDS, uid)), await self._pending.open(uid)
+            try:
+                return await ask()
+            except DatabaseUnavailable:
+                if time.monotonic() > ends:
+                    raise
             await asyncio.sleep(LOOK_SECONDS)
 
     # In the worker that runs the call
@@ -627,7 +641,9 @@ class SuspendedCalls:
         # A copy, because the original request ends with the answer `input_required`.
         held = self._streams.calls[call.uid] = copy.copy(call.asking.request)
         held.uid, held.task = call.uid, task
-        task.add_done_callback(lambda done: self._requests.in_background(self._finish(call, done)))
+        task.add_done_callback(
+            lambda done: self._background.spawn("outcome of a suspended call", self._finish(call, done))
+        )
 
     async def _finish(self, call: _Call, task: "asyncio.Future[RpcResponse]") -> None:
         """Store the outcome of a suspended call. The client's retry collects the outcome."""
@@ -637,7 +653,7 @@ class SuspendedCalls:
                 await self._state.fetch(END, (call.uid,))
             else:
                 given = {"id": call.uid, "outcome": self._pending.seal(outcome), "seconds": STATE_SECONDS}
-                await self._state.fetch(FINISH, given)
+                await self._repeated(partial(self._state.fetch, FINISH, given))
         finally:
             self._held.pop(call.uid, None)
             self._streams.calls.pop(call.uid, None)

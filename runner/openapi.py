@@ -25,7 +25,10 @@ YAML = "tag:yaml.org,2002:"
 
 
 class _DescriptionLoader(yaml.SafeLoader):
-    """Reads YAML as OpenAPI requires it: keys are text, and only `true` and `false` are booleans. Dates are text."""
+    """Reads YAML as OpenAPI requires it: keys are text, and values are those of the core schema of YAML 1.2.
+
+    PyYAML follows YAML 1.1, in which `no` is false, `12:30` is 750, and dates are objects.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         for key, _ in node.value:
@@ -34,11 +37,16 @@ class _DescriptionLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_DescriptionLoader.yaml_implicit_resolvers = {
-    first: [each for each in resolvers if each[0] not in (f"{YAML}bool", f"{YAML}timestamp")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_DescriptionLoader.add_implicit_resolver(f"{YAML}bool", re.compile(r"(?i:true|false)\Z"), [*"tTfF"])
+_DescriptionLoader.yaml_implicit_resolvers = {}
+for kind, pattern, first in (
+    ("merge", "<<", "<"),
+    ("null", "|~|null|Null|NULL", ["", *"~nN"]),
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    # A number with a leading zero, such as 010, is text, because PyYAML would read it as octal.
+    ("int", "[-+]?(0|[1-9][0-9]*)|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+)", "-+.0123456789"),
+):
+    _DescriptionLoader.add_implicit_resolver(f"{YAML}{kind}", re.compile(f"(?:{pattern})\\Z"), first)
 
 
 class _TimedClient(httpx2.AsyncClient):

@@ -203,8 +203,9 @@ class People:
             self._must_be_free(email)
         with user.changed_by(by):
             if (email, display_name) != (user.email, user.display_name):
+                if email != user.email:
+                    entry.email = email  # `edit` records the change.
                 user.edit(email=email, display_name=display_name, by=by)
-                entry.email = said["email"]  # `edit` has recorded the change.
             entry.set_active(content["active"], by=by)
             entry.describe(by=by, **said)
 

@@ -135,7 +135,7 @@ def form_of(schema: Any, arguments: Any, *, as_json: bool = False) -> ArgumentsF
     if not (as_json or form.as_json) and isinstance(arguments, dict):
         fields: Any = form.fields
         posted = {
-            name: fields[name].text_of(arguments[argument])
+            name: _encodable(fields[name].text_of(arguments[argument]))
             for name, argument in form._names.items()  # noqa: SLF001
             if argument in arguments
         }

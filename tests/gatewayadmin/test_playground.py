@@ -663,6 +663,7 @@ def test_lone_surrogates_of_a_schema_are_shown_as_escapes_and_sent_unchanged() -
 
     assert form.arguments == as_json.arguments == {"choice": lone, "json": {"q": lone}}
     assert [str(one).encode().count(b"ud800") > 0 for one in (form, as_json)] == [True, True]
+    assert "ud800" in str(form_of(schema, {"text": lone}).as_p().encode())
 
 
 def test_whatever_a_server_calls_a_schema_there_is_a_form() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from auditlog.models import Call
 from proxy.models import PendingRequest, SuspendedCall
-from proxy.server_requests import END, HOLD, LOOK
+from proxy.server_requests import END, FINISH, HOLD, LOOK
 from proxy.store.bus import PendingRequests
 from proxy.store.pg import StatePool
 from tests import make
@@ -239,17 +239,17 @@ def test_a_retry_gets_the_answer_of_its_call_although_the_database_was_away_for_
     work: Work, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 0.05)
-    fetch, failed = StatePool.fetch, threading.Event()
+    fetch, failed = StatePool.fetch, {LOOK: threading.Event(), FINISH: threading.Event()}
 
     async def fails_once(state: StatePool, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:
-        if sql == LOOK and server.answers and not failed.is_set():
-            failed.set()
+        if sql in failed and server.answers and not failed[sql].is_set():
+            failed[sql].set()
             raise UNAVAILABLE
         return await fetch(state, sql, params)
 
     class Slow(Asker):
         async def _finish(self, request: Request, answers: list[Object]) -> None:
-            await asyncio.to_thread(failed.wait, PATIENCE)
+            await asyncio.to_thread(failed[LOOK].wait, PATIENCE)
             await super()._finish(request, answers)
 
     monkeypatch.setattr(StatePool, "fetch", fails_once)
@@ -259,7 +259,7 @@ def test_a_retry_gets_the_answer_of_its_call_although_the_database_was_away_for_
 
     answer = retry(agent, result_of(ask(agent)))
 
-    assert failed.is_set()
+    assert all(each.is_set() for each in failed.values())
     assert (answer.status_code, result_of(answer)["resultType"]) == (200, "complete")
 
 

@@ -41,7 +41,7 @@ paths:
     get:
       operationId: listTickets
       parameters:
-      - {name: country, in: query, schema: {type: string, enum: [no, se]}}
+      - {name: country, in: query, schema: {type: string, enum: [no, se, 12:30]}}
       - {name: since, in: query, schema: {type: string, default: 2026-01-31}}
       - {name: open, in: query, required: true, schema: {type: boolean}}
       responses:
@@ -131,7 +131,7 @@ async def test_a_description_in_yaml_means_the_same_as_in_json(running: Running)
         [tool] = (await client.list_tools()).tools
 
     asked = tool.input_schema["properties"]
-    assert (asked["country"]["enum"], asked["since"]["default"]) == (["no", "se"], "2026-01-31")
+    assert (asked["country"]["enum"], asked["since"]["default"]) == (["no", "se", "12:30"], "2026-01-31")
     assert tool.input_schema["required"] == ["open"]
 
 

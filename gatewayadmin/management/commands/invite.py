@@ -11,6 +11,7 @@ from accounts.people_forms import AddressesField
 from accounts.rules import PeopleError
 from gatewayadmin.management.base import WorkspaceCommand
 from gatewayadmin.serving.start import public_url
+from ui.forms import named
 
 
 class Command(WorkspaceCommand):
@@ -32,7 +33,7 @@ class Command(WorkspaceCommand):
 
 
 def _named(model: Any, name: str) -> Any:
-    row = model.objects.filter(name__iexact=name.strip()).first()
+    row = model.objects.filter(named(name.strip())).first()
     if row is None:
         names = ", ".join(model.objects.values_list("name", flat=True))
         raise CommandError(f"There is no {model._meta.verbose_name} {name}. There are: {names or 'none'}.")
