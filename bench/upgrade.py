@@ -346,12 +346,15 @@ class Upgrade:
 
     @contextmanager
     def _step(self, load: Balanced, name: str) -> Iterator[list[Part]]:
-        """Measure the block as one step.
+        """Measure the block as one step, which lasts until a call has been answered.
 
         The block may append parts of the step, with their durations, to the yielded list. The parts are reported too.
         """
         began, parts, failed = time.monotonic(), list[Part](), len(load.failed)
         yield parts
+        until = time.monotonic() + 60
+        while not load.since(began) and time.monotonic() < until:
+            time.sleep(LOOK_S)
         taken, calls = time.monotonic() - began, load.since(began)
         known = {"step": name, "seconds": taken, "calls": len(calls), "failed": len(load.failed) - failed}
         shares = {"median": at_share(calls, 0.5), "p99": at_share(calls, 0.99), "longest": at_share(calls, 1)}
