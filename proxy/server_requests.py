@@ -556,7 +556,7 @@ class SuspendedCalls:
                 rows, asked = await self._repeated(partial(self._look, uid))
                 if rows and rows[0][1]:
                     # After an outage of the database, the next heartbeat may come later than this look.
-                    await asyncio.sleep(2 * BEAT_SECONDS)
+                    await asyncio.sleep(4 * LOOK_SECONDS)
                     rows, asked = await self._repeated(partial(self._look, uid))
                 if rows and rows[0][0] is not None:
                     self._requests.in_background(self._state.fetch(END, (uid,)))

@@ -428,6 +428,7 @@ def test_a_retry_that_is_repeated_is_refused_and_takes_no_news_from_the_first(
 
 def test_a_call_whose_worker_died_says_so(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proxy.server_requests.BEAT_SECONDS", 600)
+    monkeypatch.setattr("proxy.server_requests.LOOK_SECONDS", 0.05)
     work.put(Asker(asks=[FORM]).app())
     agent = work.agent()
     wanted = result_of(ask(agent))
