@@ -60,6 +60,8 @@ class EmailBackend(smtp.EmailBackend):
         try:
             with released_while_waiting():
                 return super().send_messages(email_messages)
+        except OSError:  # An untrusted certificate is an OSError and a ValueError.
+            raise
         except ValueError as error:  # Not every address that forms accept can have mail, such as one with a dotless i.
             raise OSError(str(error)) from error
 
