@@ -8,7 +8,6 @@ from django.contrib.auth.models import Permission
 from django.db import IntegrityError, models, transaction
 from django.db.models import Q
 from django.db.models.functions import Lower
-from django.shortcuts import get_object_or_404
 
 from accounts.rules import (
     Grantor,
@@ -136,7 +135,8 @@ class Role(Versioned, models.Model):
         Raises Http404 if somebody has removed the role.
         """
         one_at_a_time()
-        return get_object_or_404(Role.objects.select_for_update(), pk=self.pk)
+        row: Role = super().lock()
+        return row
 
     def editable(self) -> dict[str, Any]:
         slugs = sorted(capability.slug for capability in self.capabilities)

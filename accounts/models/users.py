@@ -601,7 +601,8 @@ class User(Versioned, AbstractBaseUser):
     def lock(self) -> "User":
         """Return the current row, locked until the transaction ends. Calls `one_at_a_time` first."""
         one_at_a_time()
-        return User.objects.select_for_update(of=("self",)).get(pk=self.pk)
+        row: User = super().lock()
+        return row
 
     def has_perm(self, perm: str, obj: models.Model | None = None) -> bool:
         """True if this user is active and has the permission `perm`. Always False if a single object `obj` is given."""
