@@ -302,7 +302,7 @@ def test_an_answer_is_found_although_the_bus_was_cut_off(work: Work) -> None:
     person = work.person()
 
     def reply(asked: Object) -> None:
-        assert end_connections("gateway bus") == 1
+        end_connections("gateway bus", 1)
         person.say({"id": asked["id"], "result": GIVEN})
 
     answered = person.call("docs__it", reply)
