@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.contrib.auth.tokens import PasswordResetTokenGenerator
-from django.core.mail import send_mail
+from django.core.mail import EmailMessage, send_mail
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.http import base36_to_int
@@ -92,6 +92,23 @@ def invitation_link(person: User, base: str = "") -> str:
 def invitation_context(person: User, link: str, *, by: User | None) -> dict[str, Any]:
     """Return the context of the mail that invites `person`. If nobody invited them just now, `by` is None."""
     return {"person": person, "link": link, "by": by, "joins_there": must_sign_in_at_organisation(person)}
+
+
+def reset_mail(person: User) -> EmailMessage | None:
+    """Return the mail with a link to set a new password, or the mail of an invitation that was not accepted yet.
+
+    Return None if the person has no password to set: they sign in at the organisation, or their invitation has expired.
+    """
+    if must_sign_in_there(person):
+        return None
+    if person.has_usable_password():
+        name, context = "password_reset_key", {"password_reset_url": password_link(person)}
+    elif person.status == "invited":
+        name, context = "invitation", invitation_context(person, invitation_link(person), by=None)
+    else:
+        return None
+    subject = render_to_string(f"account/email/{name}_subject.txt", context).strip()
+    return EmailMessage(subject, render_to_string(f"account/email/{name}_message.txt", context), to=[person.email])
 
 
 def mail_invitation(person: User, link: str, *, by: User) -> bool:

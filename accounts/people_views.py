@@ -421,6 +421,8 @@ def _reset_sent(request: AppRequest, person: User) -> str:
             return f"Nothing was sent: {person.email} signs in at the organisation"
         if form.is_valid():
             form.save(request)
+        if form.mail is not None:
+            form.mail.send()
     except PeopleError as error:
         return str(error)
     except OSError:

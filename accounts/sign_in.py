@@ -20,6 +20,7 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
 from django.contrib.auth.hashers import make_password
+from django.core.mail import EmailMessage
 from django.forms import BooleanField, Form
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -30,7 +31,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from accounts.models import User, WorkspaceSettings
-from accounts.password_links import invitation_context, invitation_link, link_at
+from accounts.password_links import reset_mail
 from accounts.queues import for_a_stranger
 from accounts.second_factor import has_second_factor
 from accounts.sign_in_limits import TooManyTries, Tries, is_first_this_minute, remember_browser, try_password
@@ -40,7 +41,6 @@ from sso.enforcement import (
     SIGN_IN_THERE,
     came_too_late,
     forget_organisation,
-    must_sign_in_there,
     note_sign_in,
     sign_in_there,
 )
@@ -72,22 +72,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def is_open_for_signup(self, request: HttpRequest) -> bool:
         return False
 
-    def send_mail(self, template_prefix: str, email: str, context: dict[str, Any]) -> None:
-        person = context.get("user")
-        if isinstance(person, User) and must_sign_in_there(person):
-            return  # People who sign in at the provider have no password to set.
-        if isinstance(person, User) and not person.has_usable_password():
-            if person.status != "invited":
-                return  # No valid invitation, for example because it has expired. A manager of people can renew it.
-            template_prefix = "account/email/invitation"
-            context = invitation_context(person, invitation_link(person), by=None)
-        super().send_mail(template_prefix, email, context)
-
     def set_password(self, user: User, password: str) -> None:
         store_password(user, make_password(password))
-
-    def get_reset_password_from_key_url(self, key: str) -> str:
-        return link_at(key)
 
     def authenticate(self, request: HttpRequest, **credentials: Any) -> User | None:
         """Return the person with this e-mail and password, or None.
@@ -190,6 +176,10 @@ class SignInForm(LoginForm):  # type: ignore[misc]
 
 
 class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
+    """The form to request a link for a new password. After `save`, `mail` is the mail to send, if there is one."""
+
+    mail: EmailMessage | None = None
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         relabel(self, email="E-mail")
@@ -197,6 +187,11 @@ class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
     def clean_email(self) -> str:
         Tries().count("reset, for one account", self.cleaned_data["email"].strip().lower())
         return str(super().clean_email())
+
+    def save(self, request: HttpRequest, **kwargs: Any) -> str:
+        for person in self.users:
+            self.mail = reset_mail(person)
+        return str(self.cleaned_data["email"])
 
 
 class HashedInTime(Form):

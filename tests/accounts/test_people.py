@@ -12,6 +12,7 @@ from allauth.mfa.models import Authenticator
 from django.conf import settings
 from django.core import mail
 from django.core.cache import cache
+from django.core.signals import request_finished
 from django.test import Client
 from pytest_django import DjangoAssertNumQueries
 
@@ -236,6 +237,21 @@ def test_a_reset_tells_nobody_whether_the_account_exists_while_mail_cannot_be_se
     answers = [Client().post("/accounts/password/reset/", {"email": email}) for email in emails]
 
     assert [answer["Location"] for answer in answers] == ["/accounts/password/reset/done/"] * 2
+
+
+def test_the_mail_with_a_reset_link_is_sent_after_the_answer_whose_duration_then_tells_nothing() -> None:
+    sent_before: list[int] = []
+
+    def note(**_: object) -> None:
+        sent_before.append(len(mail.outbox))
+
+    request_finished.connect(note)
+    try:
+        Client().post("/accounts/password/reset/", {"email": make.user().email})
+    finally:
+        request_finished.disconnect(note)
+
+    assert (sent_before, len(mail.outbox)) == ([0], 1)
 
 
 def test_an_address_that_no_mail_can_have_hides_no_link_and_keeps_no_mail_from_others(
