@@ -9,8 +9,9 @@ from django.db import transaction
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
-from oauth2_provider.exceptions import OAuthToolkitError
+from oauth2_provider.exceptions import FatalClientError, OAuthToolkitError
 from oauth2_provider.models import Application
+from oauthlib.oauth2 import MismatchingRedirectURIError
 
 from accounts.models import User
 from connections.given_tools import given_to
@@ -53,6 +54,8 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
     if request.POST.get("decision") == "allow":
         url = grant(request, flow, connect(request, flow))
     else:
+        if not flow.is_answerable:
+            raise FatalClientError(error=MismatchingRedirectURIError())
         flow.error = "access_denied"
         url = answer_url(flow.parameters, {"error": "access_denied", "error_description": "The person refused."})
     flow.save(update_fields=["completed_at", "error", "host"])

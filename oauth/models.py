@@ -167,6 +167,11 @@ class AuthorizeRequest(models.Model):
         return str(self.parameters.get("redirect_uri", ""))
 
     @property
+    def is_answerable(self) -> bool:
+        """True if the app still has the redirect URI of this flow."""
+        return self.application is not None and self.application.redirect_uri_allowed(self.redirect_uri)
+
+    @property
     def start_url(self) -> str:
         """The URL that starts the same flow again, for another person."""
         if self.kind == Ending.OAUTH:

@@ -263,13 +263,14 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     """Return a 403 page with the reason.
 
-    The page redirects to an approved app by itself, after READING_SECONDS. For any other app it only shows a link.
+    The page redirects to an approved app by itself, after READING_SECONDS. For any other app it only shows a link, and
+    no link if the app no longer has this redirect URI.
     """
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
     gateway, user = flow.gateway, request.user
     if gateway and gateway.takes_requests_of(user) and not gateway.is_reachable_by(user):
         context["asks_at"] = gateway.slug
-    if flow.kind == Ending.OAUTH:
+    if flow.is_answerable:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})
         context["seconds"] = READING_SECONDS if flow.application and is_approved(flow.application) else 0
     response = render(request, "oauth/refused.html", context, status=403)

@@ -453,15 +453,16 @@ def test_allowed_in_two_windows_at_once_it_gives_one_code(app: App, member: User
     assert Grant.objects.count() == 1
 
 
+@pytest.mark.parametrize("decision", ["allow", "deny"])
 def test_an_app_with_another_redirect_uri_by_now_is_refused_on_a_page_and_not_connected(
-    app: App, member: User, gateway: Gateway
+    app: App, member: User, gateway: Gateway, decision: str
 ) -> None:
     client = browser(member)
     page = client.get(app.question(gateway))["Location"]
     consent = client.post(page, {"gateway": gateway.slug})["Location"]
     Application.objects.update(redirect_uris="http://127.0.0.1:33418/other")
 
-    refused = client.post(consent, {"decision": "allow"})
+    refused = client.post(consent, {"decision": decision})
 
     assert (refused.status_code, "Refresh" in refused) == (400, False)
     assert "Mismatching redirect URI." in text(refused)
