@@ -41,6 +41,8 @@ class GrantQuerySet(models.QuerySet[Any]):
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
         """Create a grant. The new grant replaces a live grant that ends earlier. Raises AlreadyGiven or BadEnd.
 
+        Records the end of an earlier grant whose date has come, if the chores have not recorded it yet.
+
         `values` are the other fields. The caller must have locked the row of the gateway or tool set.
         """
         if ends_at is not None and ends_at <= timezone.now():
@@ -49,6 +51,7 @@ class GrantQuerySet(models.QuerySet[Any]):
         present = self.live().filter(**same).first()
         if present and (present.ends_at is None or (ends_at is not None and ends_at <= present.ends_at)):
             raise AlreadyGiven(AlreadyGiven.__doc__)
+        self.filter(**same).end_due()
         named = {"team_name": values["team"].name} if values.get("team") else {}
         self.filter(**same, ended_at=None).update(ended_at=timezone.now(), ended_by=by, **named)
         grant = self.create(**values, ends_at=ends_at, given_by=by)

@@ -175,6 +175,10 @@ def test_a_grant_begins_with_the_approval_and_extends_without_a_gap(work: Gatewa
         assert told() == f"The system closed the gateway “Work” to {ann.email}."
         asked_for(work, ann).approve(by=boss)
         assert work.is_reachable_by(ann)
+    with in_days(200):  # Before the chores have recorded the end.
+        asked_for(work, ann).approve(by=boss)
+        ends = Event.objects.filter(action=GatewayGrant.ENDED).values_list("actor_email", flat=True)
+        assert list(ends) == ["system", "system"]
 
 
 @pytest.mark.full
