@@ -67,7 +67,7 @@ def document_of(answer: HttpAnswer) -> dict[str, Any]:
     lines = [line.removeprefix("data:") for line in answer.text.splitlines() if line.startswith("data:")]
     try:
         value = json.loads(lines[-1] if lines else answer.text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         content_type = answer.headers.get("content-type", "no content type")

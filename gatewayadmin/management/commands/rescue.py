@@ -10,10 +10,9 @@ from django.db import transaction
 
 from accounts import password_links, second_factor
 from accounts.models import Role, User, WorkspaceSettings
-from accounts.rules import PeopleError, RequiredSignIn
+from accounts.rules import PeopleError, RequiredSignIn, must_sign_in_at_organisation
 from gatewayadmin.management.base import WorkspaceCommand
 from gatewayadmin.serving.start import public_url
-from sso.enforcement import must_sign_in_there
 from sso.models import Mode, Provider
 
 
@@ -60,13 +59,14 @@ class Command(WorkspaceCommand):
 def _further(person: User, options: dict[str, Any]) -> list[str]:
     """Apply the options `--end-enforcement`, `--staff` and `--without-second-factor`. Return the lines of output."""
     lines = []
-    if options["end_enforcement"] and Provider.load().mode == Mode.ENFORCED:
-        Provider.edit(by=None, mode=Mode.OFFERED)
-        lines.append("Sign-in by the organisation is not enforced any more: passwords are accepted.")
-    elif must_sign_in_there(person):
+    if options["end_enforcement"]:
+        if Provider.load().mode == Mode.ENFORCED:
+            Provider.edit(by=None, mode=Mode.OFFERED)
+            lines.append("Sign-in by the organisation is not enforced any more: passwords are accepted.")
+        if _end_required():
+            lines.append("Neither a role nor the workspace requires sign-in by the organisation any more.")
+    elif must_sign_in_at_organisation(person):
         lines.append("This person can sign in only at their organisation. --end-enforcement changes that.")
-    if options["end_enforcement"] and _end_required():
-        lines.append("Neither a role nor the workspace requires sign-in by the organisation any more.")
     if options["staff"] and not person.is_staff:
         person.set_staff(True, by=None)
         lines.append("They may use the Django admin.")
