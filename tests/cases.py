@@ -15,7 +15,10 @@ def full(value: Any) -> Any:
 
 
 def sampled(few: Any, every: Any = 1) -> list[Any]:
-    """Return two parameters: `few`, for a part of the cases, in `make test`, and `every` in `make test-all`."""
+    """Return two values of a parameter: `few` is used only by `make test`, `every` only by `make test-all`.
+
+    `few` covers a part of the cases, `every` all of them.
+    """
     return [pytest.param(few, marks=pytest.mark.sample), full(every)]
 
 

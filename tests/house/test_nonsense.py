@@ -52,7 +52,7 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
 
 
 class Form(HTMLParser):
-    """The fields and values of a page's forms with the same target."""
+    """The fields and values of those POST forms on a page that submit to the page's own path."""
 
     def __init__(self, page: str, path: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Untrusted bodies end exactly at their limit, with any compression and any chunks."""
+"""Untrusted bodies are read up to exactly their limit, with any compression and any chunks. Longer ones are refused."""
 
 import gzip
 import json
