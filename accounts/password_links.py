@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.contrib.auth.tokens import PasswordResetTokenGenerator
-from django.core.mail import EmailMessage, send_mail
+from django.core.mail import EmailMessage
 from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils.http import base36_to_int
 
 from accounts.rules import must_sign_in_at_organisation
 from sso.enforcement import must_sign_in_there
+from ui.databases import give_back
 
 if TYPE_CHECKING:
     from accounts.models import User
@@ -23,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 RESET = timedelta(hours=1)
 NO_MAIL = "This installation has no mail server, so nothing can be mailed."
+
+_mailers = ThreadPoolExecutor(2, thread_name_prefix="reset-mail")
 
 _BEGINNING = datetime(2001, 1, 1)  # noqa: DTZ001  (Django's tokens count seconds from this date, without a zone)
 
@@ -64,15 +68,6 @@ class JoinTokens(LinkTokens):
         return bool(user and user.status == "invited" and PasswordResetTokenGenerator.check_token(self, user, token))
 
 
-def link_at(key: str, base: str = "") -> str:
-    """Return the URL for setting a new password, under `base` or the public URL.
-
-    `key` is the person's id and a token.
-    """
-    path = reverse("account_reset_password_from_key", kwargs={"uidb36": "UID", "key": "KEY"})
-    return f"{base or settings.PUBLIC_URL}{path.replace('UID-KEY', key)}"
-
-
 def password_link(person: User, base: str = "") -> str:
     """Return a single-use link for setting a password, valid for one hour.
 
@@ -80,7 +75,8 @@ def password_link(person: User, base: str = "") -> str:
     """
     if not person.has_joined:
         return invitation_link(person, base)
-    return link_at(f"{person.pk.hex}-{LinkTokens().make_token(person)}", base)
+    key = {"uidb36": person.pk.hex, "key": LinkTokens().make_token(person)}
+    return f"{base or settings.PUBLIC_URL}{reverse('account_reset_password_from_key', kwargs=key)}"
 
 
 def invitation_link(person: User, base: str = "") -> str:
@@ -94,6 +90,11 @@ def invitation_context(person: User, link: str, *, by: User | None) -> dict[str,
     return {"person": person, "link": link, "by": by, "joins_there": must_sign_in_at_organisation(person)}
 
 
+def mail_invitation(person: User, link: str, *, by: User) -> bool:
+    """Mail the link to `person`; return True if a mail server accepted the mail."""
+    return _sent(_mail("invitation", person, invitation_context(person, link, by=by))) and bool(settings.MAIL_SERVER)
+
+
 def reset_mail(person: User) -> EmailMessage | None:
     """Return the mail with a link to set a new password, or the mail of an invitation that was not accepted yet.
 
@@ -102,22 +103,37 @@ def reset_mail(person: User) -> EmailMessage | None:
     if must_sign_in_there(person):
         return None
     if person.has_usable_password():
-        name, context = "password_reset_key", {"password_reset_url": password_link(person)}
-    elif person.status == "invited":
-        name, context = "invitation", invitation_context(person, invitation_link(person), by=None)
-    else:
-        return None
+        return _mail("password_reset_key", person, {"password_reset_url": password_link(person)})
+    if person.status == "invited":
+        return _mail("invitation", person, invitation_context(person, invitation_link(person), by=None))
+    return None
+
+
+def mail_reset_soon(person: User) -> None:
+    """Write and send `reset_mail` in the background: the time of an answer must not tell whether an account exists."""
+    _mailers.submit(_mail_reset, person)
+
+
+def _mail_reset(person: User) -> None:
+    try:
+        if (mail := reset_mail(person)) is not None:
+            _sent(mail)
+    except Exception:  # Nobody reads the result of a background task.
+        logger.exception("mail not written")
+    finally:
+        give_back()
+
+
+def _mail(name: str, person: User, context: dict[str, Any]) -> EmailMessage:
     subject = render_to_string(f"account/email/{name}_subject.txt", context).strip()
     return EmailMessage(subject, render_to_string(f"account/email/{name}_message.txt", context), to=[person.email])
 
 
-def mail_invitation(person: User, link: str, *, by: User) -> bool:
-    """Mail the link to `person`; return True if a mail server accepted the mail."""
-    context = invitation_context(person, link, by=by)
-    subject = render_to_string("account/email/invitation_subject.txt", context).strip()
+def _sent(mail: EmailMessage) -> bool:
+    """Send the mail; return False, and log the reason, if it could not be sent."""
     try:
-        send_mail(subject, render_to_string("account/email/invitation_message.txt", context), None, [person.email])
+        mail.send()
     except OSError:  # Also covers smtplib's errors.
         logger.exception("mail not sent")
         return False
-    return bool(settings.MAIL_SERVER)
+    return True

@@ -28,13 +28,13 @@ from accounts.people_forms import (
 from accounts.person_access import access_of
 from accounts.rules import BeyondYours, EmailTaken, InvitationsRefused, PeopleError, missing_capabilities
 from accounts.sessions import open_sessions
-from accounts.sign_in import ForgottenForm, ask_again
+from accounts.sign_in import ask_again
+from accounts.sign_in_limits import Tries
 from auditlog.actions import Action
 from auditlog.charts import CallPlots
 from auditlog.models import Event
 from capabilities import Capability, capability_or_404, requires
 from connections.impact import cuts
-from sso.enforcement import must_sign_in_there
 from ui.pages import (
     AppRequest,
     Undo,
@@ -414,15 +414,12 @@ def _reset_sent(request: AppRequest, person: User) -> str:
     """Mail a reset link to the person, and return the result as a sentence. The link is not shown to anybody else."""
     if not settings.MAIL_SERVER:
         return password_links.NO_MAIL
-    form = ForgottenForm({"email": person.email})
     try:
         person.must_be_resettable(by=request.user)
-        if must_sign_in_there(person) or not person.has_usable_password():
+        if (mail := password_links.reset_mail(person)) is None:
             return f"Nothing was sent: {person.email} signs in at the organisation"
-        if form.is_valid():
-            form.save(request)
-        if form.mail is not None:
-            form.mail.send()
+        Tries().count("reset, for one account", person.email)
+        mail.send()
     except PeopleError as error:
         return str(error)
     except OSError:

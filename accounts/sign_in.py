@@ -20,7 +20,6 @@ from django.conf import settings
 from django.contrib import messages
 from django.contrib.auth import logout
 from django.contrib.auth.hashers import make_password
-from django.core.mail import EmailMessage
 from django.forms import BooleanField, Form
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
@@ -31,7 +30,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from accounts.models import User, WorkspaceSettings
-from accounts.password_links import reset_mail
+from accounts.password_links import mail_reset_soon
 from accounts.queues import for_a_stranger
 from accounts.second_factor import has_second_factor
 from accounts.sign_in_limits import TooManyTries, Tries, is_first_this_minute, remember_browser, try_password
@@ -176,10 +175,6 @@ class SignInForm(LoginForm):  # type: ignore[misc]
 
 
 class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
-    """The form to request a link for a new password. After `save`, `mail` is the mail to send, if there is one."""
-
-    mail: EmailMessage | None = None
-
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         relabel(self, email="E-mail")
@@ -190,7 +185,7 @@ class ForgottenForm(ResetPasswordForm):  # type: ignore[misc]
 
     def save(self, request: HttpRequest, **kwargs: Any) -> str:
         for person in self.users:
-            self.mail = reset_mail(person)
+            mail_reset_soon(person)
         return str(self.cleaned_data["email"])
 
 

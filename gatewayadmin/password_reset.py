@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 from allauth.account.views import PasswordChangeView, PasswordResetFromKeyView, PasswordResetView
 from allauth.usersessions.models import UserSession
 from django.conf import settings
-from django.core.mail import EmailMessage
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
@@ -23,8 +19,6 @@ from connections.models import Connection
 from sso.enforcement import keep
 from ui.pages import leave
 
-logger = logging.getLogger(__name__)
-
 
 class AskForReset(PasswordResetView):  # type: ignore[misc]
     """Request a link by mail. Without a mail server, the page refers to an administrator."""
@@ -35,25 +29,9 @@ class AskForReset(PasswordResetView):  # type: ignore[misc]
     def form_valid(self, form: Any) -> HttpResponse:
         if not settings.MAIL_SERVER:
             context = self.get_context_data(form=form)
-            response: HttpResponse = self.render_to_response(context, status=HTTPStatus.CONFLICT)
-        else:
-            response = super().form_valid(form)
+            return self.render_to_response(context, status=HTTPStatus.CONFLICT)  # type: ignore[no-any-return]
+        response: HttpResponse = super().form_valid(form)
         return response
-
-    def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        """Send the mail after the response: its duration or an error would tell whether the account exists."""
-        response: HttpResponse = super().post(request, *args, **kwargs)
-        if (mail := self.get_form().mail) is not None:
-            response.close = partial(_close_and_send, response.close, mail)  # type: ignore[method-assign]
-        return response
-
-
-def _close_and_send(close: Callable[[], None], mail: EmailMessage) -> None:
-    close()
-    try:
-        mail.send()
-    except OSError:  # Also covers smtplib's errors.
-        logger.exception("mail not sent")
 
 
 class SetPassword(PasswordResetFromKeyView):  # type: ignore[misc]

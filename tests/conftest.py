@@ -22,6 +22,7 @@ from httpx._config import DEFAULT_TIMEOUT_CONFIG
 from httpx._transports import default as httpx_transports
 from pytest_django import Settings
 
+from accounts import password_links
 from accounts.models import Role, User
 from auditlog import over_time
 from capabilities import Capability
@@ -32,6 +33,14 @@ from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
 pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients.fixtures", "tests.clients.apps"]
+
+
+class AtOnce:
+    """An executor that does its work at once, in the caller's thread."""
+
+    def submit(self, work: Callable[..., object], *arguments: object) -> None:
+        work(*arguments)
+
 
 # No time limits: a busy machine says nothing about the code; benchmarks measure time.
 hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
@@ -50,6 +59,7 @@ httpx_transports.create_ssl_context = cache(httpx.create_ssl_context)  # type: i
 # Without `timeout`, httpx waits for five seconds, which is too short on a busy machine.
 DEFAULT_TIMEOUT_CONFIG.connect = DEFAULT_TIMEOUT_CONFIG.read = PATIENCE
 DEFAULT_TIMEOUT_CONFIG.write = DEFAULT_TIMEOUT_CONFIG.pool = PATIENCE
+password_links._mailers = AtOnce()  # type: ignore[assignment]  # A thread would not see rows of the test's transaction.
 over_time.LOG_MS = over_time.ROLLUPS_MS = 10_000  # Otherwise pages say "about" on a busy machine.
 TransactionTestCase._fixture_teardown = emptying.empty  # type: ignore[attr-defined]
 DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]

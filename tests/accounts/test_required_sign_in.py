@@ -232,7 +232,7 @@ def test_the_operator_ends_the_requirement_when_the_provider_is_down(sign_in: Si
     require(ann.role, "organisation")
     WorkspaceSettings.edit(by=None, required_sign_in="organisation")
 
-    call_command("rescue", ann.email, stdout=out)
+    call_command("rescue", make.user().email, stdout=out)
     assert "--end-enforcement changes that" in out.getvalue()
     call_command("rescue", "owner@example.com", "--end-enforcement", stdout=out)
 
