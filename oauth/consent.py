@@ -9,9 +9,8 @@ from django.db import transaction
 from django.http import HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
-from oauth2_provider.exceptions import FatalClientError, OAuthToolkitError
+from oauth2_provider.exceptions import OAuthToolkitError
 from oauth2_provider.models import Application
-from oauthlib.oauth2 import MismatchingRedirectURIError
 
 from accounts.models import User
 from connections.given_tools import given_to
@@ -38,7 +37,8 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
         return render(request, "oauth/consent.html", _summary(flow, request.user))
     try:
         with transaction.atomic():
-            url = _decide(request, flows.flow_or_404(request, flow.pk, lock=True))
+            flow = flows.flow_or_404(request, flow.pk, lock=True)
+            url = _decide(request, flow)
     except ConnectionRefused as reason:
         return forbidden(request, flow, str(reason))
     except OAuthToolkitError as error:  # For example, the app has other redirect URIs since the flow began.
@@ -47,17 +47,19 @@ def consent(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
-    """Carry out the person's decision and return the redirect URL. Return None if the flow is already over."""
+    """Carry out the person's decision and return the redirect URL. Return None if the flow is already over.
+
+    After *Deny*, the URL is empty if the app no longer has the redirect URI.
+    """
     if flow.is_over:  # For example, the person submitted the form twice.
         return None
     flow.completed_at = timezone.now()
     if request.POST.get("decision") == "allow":
         url = grant(request, flow, connect(request, flow))
     else:
-        if not flow.is_answerable:
-            raise FatalClientError(error=MismatchingRedirectURIError())
         flow.error = "access_denied"
-        url = answer_url(flow.parameters, {"error": "access_denied", "error_description": "The person refused."})
+        denied = {"error": "access_denied", "error_description": "The person refused."}
+        url = answer_url(flow.parameters, denied) if flow.has_valid_redirect_uri else ""
     flow.save(update_fields=["completed_at", "error", "host"])
     return url
 
@@ -83,12 +85,15 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
 
 
 def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
-    """Return a page that forwards to the app at `url`. If `url` is None, the page says that the flow is over (410)."""
+    """Return a page that forwards to the app at `url`, if `url` is not empty.
+
+    If `url` is None, the page says that the flow is over (410).
+    """
     if url is None:
         return render(request, "oauth/expired.html", {"flow": flow}, status=410)
     response = render(request, "oauth/sent.html", {"flow": flow, "url": url, "denied": bool(flow.error)})
-    # Our CSP would block a redirect after a form.
-    response["Refresh"] = f"0; url={url}"
+    if url:  # Our CSP would block a redirect after a form.
+        response["Refresh"] = f"0; url={url}"
     response["Referrer-Policy"] = "no-referrer"
     return response
 

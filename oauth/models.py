@@ -167,8 +167,8 @@ class AuthorizeRequest(models.Model):
         return str(self.parameters.get("redirect_uri", ""))
 
     @property
-    def is_answerable(self) -> bool:
-        """True if the app still has the redirect URI of this flow."""
+    def has_valid_redirect_uri(self) -> bool:
+        """True if the app still has the redirect URI of this flow. False if the flow ends with a token."""
         return self.application is not None and self.application.redirect_uri_allowed(self.redirect_uri)
 
     @property

@@ -270,7 +270,7 @@ def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpR
     gateway, user = flow.gateway, request.user
     if gateway and gateway.takes_requests_of(user) and not gateway.is_reachable_by(user):
         context["asks_at"] = gateway.slug
-    if flow.is_answerable:
+    if flow.has_valid_redirect_uri:
         context["url"] = answer_url(flow.parameters, {"error": "access_denied", "error_description": REFUSED})
         context["seconds"] = READING_SECONDS if flow.application and is_approved(flow.application) else 0
     response = render(request, "oauth/refused.html", context, status=403)

@@ -453,21 +453,42 @@ def test_allowed_in_two_windows_at_once_it_gives_one_code(app: App, member: User
     assert Grant.objects.count() == 1
 
 
-@pytest.mark.parametrize("decision", ["allow", "deny"])
 def test_an_app_with_another_redirect_uri_by_now_is_refused_on_a_page_and_not_connected(
-    app: App, member: User, gateway: Gateway, decision: str
+    app: App, member: User, gateway: Gateway
 ) -> None:
     client = browser(member)
     page = client.get(app.question(gateway))["Location"]
     consent = client.post(page, {"gateway": gateway.slug})["Location"]
     Application.objects.update(redirect_uris="http://127.0.0.1:33418/other")
 
-    refused = client.post(consent, {"decision": decision})
+    refused = client.post(consent, {"decision": "allow"})
+    denied = client.post(consent, {"decision": "deny"})
+    over = client.post(consent, {"decision": "allow"})
 
-    assert (refused.status_code, "Refresh" in refused) == (400, False)
     assert "Mismatching redirect URI." in text(refused)
-    assert CALLBACK not in text(refused)
+    assert "You declined" in text(denied)
+    assert [answer.status_code for answer in (refused, denied, over)] == [400, 200, 410]
+    for answer in (refused, denied, over):
+        assert "Refresh" not in answer
+        assert CALLBACK not in answer.content.decode()
     assert not Connection.objects.exists()
+
+
+def test_an_app_that_is_refused_is_not_linked_at_a_redirect_uri_that_it_no_longer_has(
+    app: App, member: User, gateway: Gateway
+) -> None:
+    connect(app, member, gateway)
+    client = browser(member)
+    page = client.get(app.question(gateway))["Location"]
+    Host.objects.update(enabled=False)
+    linked = client.get(page)
+    Application.objects.update(redirect_uris="http://127.0.0.1:33418/other")
+
+    refused = client.get(page)
+
+    assert (linked.status_code, refused.status_code) == (403, 403)
+    assert CALLBACK in linked.content.decode()
+    assert CALLBACK not in refused.content.decode()
 
 
 @pytest.mark.full
