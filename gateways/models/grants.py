@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from accounts.models import Team, User
 from auditlog.actions import Action
-from auditlog.models import Actor, Event
+from auditlog.models import Actor, Event, EventContext, use_context
 from auditlog.versions import Versioned
 from gateways.models.gateway import Gateway, GatewayError, Reach
 from gateways.models.tool_sets import ToolSet
@@ -51,7 +51,8 @@ class GrantQuerySet(models.QuerySet[Any]):
         present = self.live().filter(**same).first()
         if present and (present.ends_at is None or (ends_at is not None and ends_at <= present.ends_at)):
             raise AlreadyGiven(AlreadyGiven.__doc__)
-        self.filter(**same).end_due()
+        with use_context(EventContext()):  # As if the chores had recorded it, not the person who gives the new grant.
+            self.filter(**same).end_due()
         named = {"team_name": values["team"].name} if values.get("team") else {}
         self.filter(**same, ended_at=None).update(ended_at=timezone.now(), ended_by=by, **named)
         grant = self.create(**values, ends_at=ends_at, given_by=by)
