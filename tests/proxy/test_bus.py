@@ -46,8 +46,8 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(work())  # type: ignore[arg-type]
 
 
-def end_connections(name: str, number: int) -> None:
-    """Kill all database connections with this application name, as soon as there are `number` of them.
+def end_bus_connections(number: int) -> None:
+    """Kill the database connections of all buses, as soon as there are `number` of them.
 
     A connection that did not answer in time, as on a busy machine, is away for a moment.
     """
@@ -56,9 +56,9 @@ def end_connections(name: str, number: int) -> None:
         with psycopg.connect(database.conninfo(), autocommit=True) as connection:
             killed = connection.execute(
                 "WITH found AS (SELECT pid FROM pg_stat_activity"
-                " WHERE application_name = %s AND datname = current_database())"
+                " WHERE application_name = 'gateway bus' AND datname = current_database())"
                 " SELECT count(pg_terminate_backend(pid)) FROM found WHERE (SELECT count(*) FROM found) = %s",
-                [name, number],
+                [number],
             ).fetchone()
         return killed == (number,)
 
@@ -86,7 +86,7 @@ def test_a_killed_connection_is_back_and_handlers_are_told_to_read_their_rows(
         heard: list[str | None] = []
         async with bus_of(answer=heard.append) as bus:
             await until(lambda: heard == [None])
-            await asyncio.to_thread(end_connections, "gateway bus", 1)
+            await asyncio.to_thread(end_bus_connections, 1)
             await until(lambda: heard == [None, None])
             await bus.publish("answer", "after")
             await until(lambda: heard == [None, None, "after"])

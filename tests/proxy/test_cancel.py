@@ -11,7 +11,7 @@ from tests.conftest import Run
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, eventually
 from tests.proxy.listening import Listener, listening
-from tests.proxy.test_bus import end_connections
+from tests.proxy.test_bus import end_bus_connections
 from tests.proxy.test_endpoint import modern
 
 
@@ -114,5 +114,5 @@ def test_a_worker_that_was_deaf_for_a_moment_reads_what_was_cancelled_meanwhile(
     agent = work.agent()
     with listening(agent, "POST", waiting(token=7)) as under_way:
         under_way.wait_for(1)
-        end_connections("gateway bus", 2)
+        end_bus_connections(2)
         cancelled(work, under_way, work.elsewhere(agent), "mine")

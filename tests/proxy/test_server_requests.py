@@ -31,7 +31,7 @@ from tests.eventually import PATIENCE
 from tests.proxy.asking import BOTH, EVERYTHING, FORM, LINK, ROOTS, SAMPLE, Asker, Person, Reply, answers_of, late_reply
 from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
-from tests.proxy.test_bus import end_connections
+from tests.proxy.test_bus import end_bus_connections
 from tests.proxy.test_failing_parts import fail_statements
 
 GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
@@ -302,7 +302,7 @@ def test_an_answer_is_found_although_the_bus_was_cut_off(work: Work) -> None:
     person = work.person()
 
     def reply(asked: Object) -> None:
-        end_connections("gateway bus", 1)
+        end_bus_connections(1)
         person.say({"id": asked["id"], "result": GIVEN})
 
     answered = person.call("docs__it", reply)
