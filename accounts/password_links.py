@@ -92,7 +92,7 @@ def invitation_context(person: User, link: str, *, by: User | None) -> dict[str,
 
 def mail_invitation(person: User, link: str, *, by: User) -> bool:
     """Mail the link to `person`; return True if a mail server accepted the mail."""
-    return _sent(_mail("invitation", person, invitation_context(person, link, by=by))) and bool(settings.MAIL_SERVER)
+    return sent(_mail("invitation", person, invitation_context(person, link, by=by))) and bool(settings.MAIL_SERVER)
 
 
 def reset_mail(person: User) -> EmailMessage | None:
@@ -117,9 +117,9 @@ def mail_reset_soon(person: User) -> None:
 def _mail_reset(person: User) -> None:
     try:
         if (mail := reset_mail(person)) is not None:
-            _sent(mail)
+            mail.send()
     except Exception:  # Nobody reads the result of a background task.
-        logger.exception("mail not written")
+        logger.exception("mail not sent")
     finally:
         give_back()
 
@@ -129,7 +129,7 @@ def _mail(name: str, person: User, context: dict[str, Any]) -> EmailMessage:
     return EmailMessage(subject, render_to_string(f"account/email/{name}_message.txt", context), to=[person.email])
 
 
-def _sent(mail: EmailMessage) -> bool:
+def sent(mail: EmailMessage) -> bool:
     """Send the mail; return False, and log the reason, if it could not be sent."""
     try:
         mail.send()

@@ -419,11 +419,9 @@ def _reset_sent(request: AppRequest, person: User) -> str:
         if (mail := password_links.reset_mail(person)) is None:
             return f"Nothing was sent: {person.email} signs in at the organisation"
         Tries().count("reset, for one account", person.email)
-        mail.send()
     except PeopleError as error:
         return str(error)
-    except OSError:
-        password_links.logger.exception("mail not sent")
+    if not password_links.sent(mail):
         return "The mail could not be sent. The process log of the gateway says why."
     Event.objects.record(Action.USER_RESET_SENT, person, by=request.user)
     return f"A link was sent to {person.email}"
