@@ -36,7 +36,7 @@ class LoadGroups(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def put_long_ones_first(items: list[pytest.Item]) -> None:
-    """Sort the groups: the longest modules first, then those of long tests, then by the number of tests."""
+    """Sort the groups: first the modules in LONGEST, then the folders in LONG, each by descending number of tests."""
     counts = Counter(scope_of(item.nodeid) for item in items)
     long = {scope_of(item.nodeid) for item in items if item.nodeid.split("/")[1] in LONG}
     items.sort(

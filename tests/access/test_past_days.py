@@ -1,4 +1,4 @@
-"""The report of a past day: what was in force then, from the history and from admin events before it began."""
+"""The report of a past day, from the history or, before the history began, from admin events."""
 
 from datetime import date, timedelta
 from importlib import import_module
@@ -31,7 +31,7 @@ def work(ana: User) -> Gateway:
 
 
 def moved(days: int) -> None:
-    """Make everything in the history so far, and people, gateways and grants, older."""
+    """Move the dates of the history, people, gateways, grants and tools `days` into the past."""
     ages = {
         Fact: ("began_at", "ended_at"),
         User: ("date_joined",),
@@ -204,7 +204,7 @@ def test_the_history_begins_with_what_admin_events_say(ana: User, ann: User, ben
 
 
 def _spread(events: list[int]) -> None:
-    """Date the events up to the first id 40 days back, up to the next 30, and so on."""
+    """Date the events up to the id `events[0]` 40 days back, those up to `events[1]` 30 days back, and so on."""
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL session_replication_role = replica")
         for number, (start, end) in enumerate(zip([0, *events], events, strict=False)):

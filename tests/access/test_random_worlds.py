@@ -1,4 +1,4 @@
-"""The access report agrees with the deciding statement in random worlds, and the history with the tables of now."""
+"""In random worlds, the access report agrees with the access statement, and the history with the current tables."""
 
 from itertools import product
 from typing import Any
@@ -25,14 +25,14 @@ WORLDS = 200
 
 
 def reasons(host: Host, user: Any, gateway: Gateway, tool: str = "") -> set[str]:
-    """Return the checks that the statement refuses for this person, all at once."""
+    """Return all reasons that concern the person or the tool for which the access statement refuses this call."""
     decision = current_decision(Question(host, user, gateway, Named(TOOL, tool) if tool else None))
     found = {each.reason for each in decision.verdict.obstacles} - OTHERS
     return {reason for reason in found if not reason.startswith(IDENTITY)}
 
 
 def decided(bones: Skeleton, host: Host) -> tuple[set[str], set[str]]:
-    """Return the keys of the lines that the report must have: of gateways, and of tools."""
+    """Return the keys of the gateway lines and of the tool lines that the report must have."""
     gateways, tools = set(), set()
     for user, gateway in product(bones.rows["User"], bones.rows["Gateway"]):
         if not reasons(host, user, gateway):
@@ -45,7 +45,7 @@ def decided(bones: Skeleton, host: Host) -> tuple[set[str], set[str]]:
 
 
 def told(known: InForce) -> dict[str, Any]:
-    """Return what decides, as the tables of now and the history have to agree on."""
+    """Return the parts of `known` on which the current tables and the history must agree."""
     members = {pk: teams for pk, teams in known.teams_of.items() if teams and pk in known.people}
     return {
         "people": known.people,

@@ -41,7 +41,7 @@ def auditor(db: None) -> User:
 
 @pytest.fixture
 def work(ana: User) -> Gateway:
-    """Return a gateway for teams with two tools, of which only granted ones can be used."""
+    """Return a gateway limited to teams, with two tools that people can use only if granted."""
     gateway = make.gateway(slug="work", name="Work", reach=Reach.TEAMS, tools_given="granted")
     server = make.server(slug="docs", auth_type=AuthType.BEARER)
     assignment = make.assignment(gateway, server, identity_scheme="per_user")

@@ -1,4 +1,4 @@
-"""Access reviews: which lines they take, who may answer, what ending does, and what the log keeps."""
+"""Access reviews: the selected lines, who may answer, the effect of answering "end", and the log."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

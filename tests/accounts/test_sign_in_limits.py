@@ -1,4 +1,4 @@
-"""Sign-in attempts of known browsers are limited separately, so strangers' attempts never lock their owners out."""
+"""Known browsers have a separate sign-in limit, so attempts by strangers never lock a browser's owner out."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Filters accept id, slug or name everywhere, in any case; an unknown name is an error."""
+"""Filters accept id, slug or name everywhere, in upper or lower case; an unknown name is an error."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""Call every API route as an anonymous caller, as the owner, without a capability, and without one of several.
+"""Call every API route as an anonymous caller, as the owner, with no capability, and with one of several missing.
 
 The cases are generated from the rules that the views declare. A route without a rule, or without a URL here, fails.
-test_single_capabilities.py calls them with one capability, and with all others, by a table of its own.
+test_single_capabilities.py tries each capability alone, and all others together, according to its own table.
 """
 
 import re
@@ -68,7 +68,7 @@ class Door:
 
     @property
     def let_in(self) -> set[int]:
-        """Return the statuses that mean the caller was allowed; 400 if a question lacks a parameter."""
+        """Return the statuses that mean the caller was allowed, with 400 if the operation has required parameters."""
         body = self.operation.body
         asked = body if body and issubclass(body, Query) else self.operation.query
         asks = any(field.required for field in asked().fields.values())

@@ -66,7 +66,10 @@ def test_a_body_with_nonsense_is_no_error_of_ours(world: World, rest: Rest, subt
 
 
 def faults_of_bodies(door: Door, number: int, values: dict[str, Any], world: World, rest: Rest) -> Iterator[str]:
-    """Send every sixth value in all fields and as the body, and each field an eighth of the values, in turn."""
+    """Yield the faults after sending invalid values, selected by `number`.
+
+    Each field gets an eighth of the values; a sixth are sent in all fields at once, and as the whole body.
+    """
     right, names = world.bodies.get((door.name, door.method), {}), fields(door)
     for row, (what, value) in enumerate(values.items()):
         bodies: list[Any] = [{**right, name: value} for name in in_turn(names, row + number)]
@@ -87,7 +90,10 @@ def test_a_query_with_nonsense_is_no_error_of_ours(world: World, rest: Rest, sub
 
 
 def faults_of_queries(door: Door, number: int, world: World, rest: Rest) -> Iterator[str]:
-    """Send every third value in all parameters, and each parameter an eighth of the values, in turn."""
+    """Yield the faults after sending invalid values, selected by `number`.
+
+    Each parameter gets an eighth of the values; a third are sent in all parameters at once.
+    """
     names = [one["name"] for one in door.described.get("parameters", ()) if one["in"] == "query"]
     for row, (what, value) in enumerate(NONSENSE.items()):
         sent = value.encode("utf-8", "surrogatepass")
@@ -103,7 +109,7 @@ def faults_of_queries(door: Door, number: int, world: World, rest: Rest) -> Iter
 
 
 def in_turn(names: list[str], number: int) -> list[str]:
-    """Return an eighth of the names, another one for each number."""
+    """Return every eighth name, beginning at `number` modulo 8."""
     return names[number % 8 :: 8]
 
 

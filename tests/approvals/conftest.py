@@ -27,7 +27,7 @@ TOOL = "docs__count"
 
 @dataclass
 class Desk:
-    """An agent of mia at one or more workers, whose calls of TOOL wait for ben; `counter` is the server."""
+    """Mia's agent at one or more workers: its calls of TOOL are held until ben decides. `counter` is the server."""
 
     proxies: list[Proxy]
     counter: Counter
@@ -42,7 +42,7 @@ class Desk:
         return self.agents[0]
 
     def wait(self, seconds: int | None) -> None:
-        """Let held calls of the connection wait for so many seconds in their requests."""
+        """Set the seconds for which a held call keeps its request open; None means the default."""
         Connection.objects.filter(pk=self.connection.pk).update(hold_wait=seconds)
 
     def call(self, arguments: object = None, agent: Agent | None = None) -> Any:
@@ -50,7 +50,7 @@ class Desk:
         return (agent or self.agent).call(TOOL, arguments or {}).json()["result"]
 
     def begin(self, arguments: object = None, agent: Agent | None = None) -> "Future[Any]":
-        """Begin a call in a thread, and return its future result when its hold waits."""
+        """Begin a call in a thread, and return its future once the call is held or has ended."""
         before = Hold.objects.count()
         future = self.pool.submit(self.call, arguments, agent)
         eventually(lambda: future.done() or Hold.objects.count() > before)
@@ -78,7 +78,7 @@ def counted(result: Any) -> int:
 
 @pytest.fixture
 def desk_of(transactional_db: None, run: Run) -> Iterator[Callable[..., Desk]]:
-    """Return a function that makes a desk with so many workers, a server other than `counter`, changes to its rule."""
+    """Return a function that makes a desk: the number of workers, the server if not `counter`, changes to the rule."""
     Call.partitions.make_ahead()
     stack = ExitStack()
 

@@ -1,4 +1,4 @@
-"""Clients that open URLs are sent the page of a hold once; and an approved call that asks for input goes on."""
+"""Clients that open URLs are sent a hold's page once, and an approved call that asks for input continues."""
 
 import asyncio
 import json

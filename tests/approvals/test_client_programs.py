@@ -1,6 +1,6 @@
-"""Clients of others, each as a program at its default time-outs: a held call runs once after approval, with its answer.
+"""Third-party client programs at their default time-outs: an approved call runs once, and the client gets the answer.
 
-CLAUDE_CODE is the path of Claude Code's program, if it is to be driven too; a stand-in for its model calls the tool.
+If CLAUDE_CODE is the path of Claude Code's program, it is included, and a stand-in for its model calls the tool.
 """
 
 import json
@@ -114,7 +114,7 @@ def call(request: pytest.FixtureRequest, desk: Desk, npm: Npm, run: Start) -> Ca
 
 
 def ran(desk: Desk, answer: str) -> bool:
-    """Return whether this has the answer of the server, and the server was called once."""
+    """Return True if `answer` contains the server's answer, and the server was called once."""
     return "count" in answer and '"session' in answer.replace("\\", "") and desk.runs == 1
 
 

@@ -55,7 +55,7 @@ def text(answer: Any) -> str:
 
 
 def first_for(hold: Hold, approvers: str, **fields: Any) -> Hold:
-    """Give the first half of the time to these approvers."""
+    """Let only these approvers decide for the next seven minutes."""
     Hold.objects.filter(pk=hold.pk).update(approvers=approvers, fallback_at=timezone.now() + LATER, **fields)
     hold.refresh_from_db()
     return hold

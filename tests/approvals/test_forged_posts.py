@@ -1,6 +1,6 @@
-"""Requests that a person may not make, at each door to rules and held calls: none changes or tells anything.
+"""Forged requests about rules and held calls: none changes or reveals anything.
 
-Each kind of person knocks at each door. `DOORS` names those who may pass; all other requests are forged.
+Each kind of person sends each request in `DOORS`. A request is forged unless its door names that kind of person.
 """
 
 from collections.abc import Callable
@@ -285,7 +285,7 @@ def test_no_forged_request_passes(kind: str, capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.full
 def test_no_message_of_a_client_approves(desk: Desk) -> None:
-    """Messages of an agent decide nothing, and an approval is for its own connection."""
+    """No message of an agent approves a call, and an approval counts only for the connection of the held call."""
     hold, mallory = desk.held({"n": 1}), make.user()
     other = make.connection(make.agent(by=mallory), desk.connection.gateway, mallory)
     stranger = desk.proxies[0].agent(other)

@@ -1,4 +1,4 @@
-"""The Python SDK, at its default time-outs, whose calls are held: the call runs once, and it gets its answer."""
+"""The Python SDK at its default time-outs: a held call runs once after approval, and the SDK gets the answer."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ def python(desk: Desk, mode: ConnectMode = "legacy", seconds: float | None = Non
 
 
 def ran(desk: Desk, text: str) -> bool:
-    """Return whether this is the answer of the server, and the server was called once."""
+    """Return True if `text` is the server's answer, and the server was called once."""
     return "count" in json.loads(text) and desk.runs == 1
 
 

@@ -66,7 +66,7 @@ async def came_back(connection: PgConnection) -> None:
 
 
 async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]:
-    """Use the connection continuously until `done`; return the errors of late statements."""
+    """Use the connection continuously until `done`; return the time-out errors of its statements."""
     late: list[Exception] = []
     while not done.is_set():
         try:

@@ -63,7 +63,10 @@ print(json.dumps({{
 
 @dataclass
 class Cast:
-    """The people and agents of a journey; `ids` are of kim's bot on the gateway `work`, `tokens` are of the agents."""
+    """The people and agents of a journey.
+
+    `ids` has the ids of kim's bot and of the objects it uses on the gateway `work`; `tokens` has the agents' tokens.
+    """
 
     live: Serve
     github: Upstream

@@ -1,4 +1,4 @@
-"""A governed gateway: the switch asks, the change is made and shown, and the object is copied as YAML."""
+"""A gateway managed by a file: a change by hand is confirmed, made and shown, and the object is copied as YAML."""
 
 from pathlib import Path
 

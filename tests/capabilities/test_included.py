@@ -1,4 +1,4 @@
-"""Each capability works alone: changing includes viewing, and what takes a second capability is named beside it."""
+"""Each capability works alone, and changing includes viewing; the role editor lists actions that need two."""
 
 import pytest
 

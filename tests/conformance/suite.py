@@ -39,7 +39,7 @@ type Outcomes = dict[str, Outcome]
 
 
 def scored(revision: str) -> list[str]:
-    """Return the server scenarios that a version of the specification (`2025-11-25`) requires, by the suite."""
+    """Return the server scenarios that the suite requires for a version of the specification (`2025-11-25`)."""
     listed = re.search(
         r"^server:\n((?:  - \S+\n)+)", (PACKAGE / "requirements" / f"{revision}.yaml").read_text(), re.MULTILINE
     )

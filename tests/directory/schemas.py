@@ -1,7 +1,8 @@
-"""The schemas of documents that clients read here, as far as the product uses them, and as published if given.
+"""Schemas of the documents that clients read from the directory, limited to the parts that the product uses.
 
-PUBLISHED_SCHEMAS is a folder with `openapi.yaml` (modelcontextprotocol/registry, docs/reference/api) and
-`claude-code-settings.json` (SchemaStore/schemastore, src/schemas/json), to compare with newer versions of them.
+If PUBLISHED_SCHEMAS is set, documents are also checked with newer published schemas. It is a folder with
+`openapi.yaml` (modelcontextprotocol/registry, docs/reference/api) and `claude-code-settings.json`
+(SchemaStore/schemastore, src/schemas/json).
 """
 
 import json

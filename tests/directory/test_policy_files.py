@@ -1,4 +1,4 @@
-"""Policy files are as the clients' published schemas have them, and name the gateways and the address."""
+"""Policy files follow the clients' published schemas, and contain the gateways and the directory's address."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def get(address: DirectoryAddress, path: str = "/v0.1/servers", **query: Any) ->
 
 
 def slugs(answer: Any) -> list[str]:
-    """Return the slugs that an answer lists, which must be as the schema has it."""
+    """Return the slugs in a list; fails if the answer does not match the schema."""
     assert answer.status_code == 200, answer.content
     check_list(answer.json())
     return [one["server"]["name"].partition("/")[2] for one in answer.json()["servers"]]

@@ -173,7 +173,10 @@ def test_three_servers_and_three_people_as_the_page_says(
 
 
 def add(page: Page, newcomer: Newcomer, name: str, url: str) -> None:
-    """Use *Add a server*: check, name; Work is ticked, if it is the only gateway without a built-in server."""
+    """Use *Add a server*: check the URL and enter the name.
+
+    Work is already ticked if it is the only gateway without a built-in server.
+    """
     flow = steps.check_server(page, newcomer.url, url)
     flow.get_by_label("Name", exact=True).fill(name)
     expect(flow.get_by_role("checkbox", name="Quickstart")).not_to_be_checked()

@@ -116,7 +116,7 @@ def asked_for(call: Call) -> dict[str, dict[str, Any]]:
 
 
 def filled_in(link: str, person: User) -> str:
-    """Return the text with which the linked page fills its field."""
+    """Return the text that the linked page puts into its field."""
     try:
         return str(Rest.of(person).client.get(link.removeprefix(settings.PUBLIC_URL)).context["text"])
     finally:

@@ -290,7 +290,7 @@ def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
 def test_nothing_is_new_or_unusual_if_less_than_a_day_before_was_read(
     link: Connection, boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then an earlier use of a tool or address is not known."""
+    """The tool or address may have been used earlier, in calls that were not read."""
     now = timezone.now()
     called(link, at=now - timedelta(days=2), feature_name="pay", client_ip="185.220.101.7")
     called(link, at=now - timedelta(hours=30))

@@ -80,7 +80,7 @@ def in_days(days: float) -> Any:
 
 
 def waited(request: AccessRequest, days: float) -> None:
-    """Let the request be this old for the database's clock, too."""
+    """Make the request this old in the database, whose clock is not changed by `in_days`."""
     AccessRequest.objects.filter(pk=request.pk).update(created_at=timezone.now() - timedelta(days=days))
 
 

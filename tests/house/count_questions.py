@@ -404,7 +404,7 @@ def _role_users(ask: Ask) -> int:
 
 
 def _lacking(held: set[str], ask: Ask) -> int:
-    """Count what the viewer lacks, apart from the three that the page names and those that another one includes."""
+    """Count the capabilities in `held` that the viewer lacks, without included ones and the three the page names."""
     missing = {one for one in Capability if one.slug in held and not ask.viewer.has_perm(one)}
     return max(len(missing - {included for one in missing for included in one.includes}) - 3, 0)
 
@@ -459,7 +459,7 @@ def _call(ask: Ask) -> Call:
 
 
 def _call_parts(ask: Ask) -> tuple[float, ...]:
-    """Return the time of the access decision (others are not measured), and the delay of writing the row, if any."""
+    """Return the call's duration, one part because none was measured, and the delay of writing the row, if any."""
     call = _call(ask)
     late = (call.recorded_at - call.created_at).total_seconds() * 1000 - call.duration_ms if call.recorded_at else -1
     return (call.duration_ms, *([float(ms(late).split()[0].replace(",", ""))] if 0 < late <= 60_000 else []))
@@ -698,7 +698,7 @@ def _ask_identity(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_names(number: int) -> tuple[float, ...]:
-    """Return how many of `number` names a page hides, as a tuple: it shows five. Empty if it hides none."""
+    """Return, as a tuple, how many of `number` names a page hides after the first five; empty if it hides none."""
     return (number - 5,) if number > 5 else ()
 
 
@@ -747,7 +747,7 @@ def _ask_stop(ask: Ask) -> tuple[float, ...]:
 
 
 def _act_effect(ask: Ask) -> tuple[float, ...]:
-    """Return the connections, tokens, sessions and API keys that end; for a server, only the number of gateways."""
+    """Return how many connections, tokens, sessions, API keys and sign-ins end; for a server, its gateways."""
     if ask.path[1] == "tokens":
         return ()
     if ask.path[1] == "servers":
@@ -809,7 +809,7 @@ ASKS: dict[str, "Callable[[Ask], tuple[float, ...]]"] = {
 
 
 def _review_lines(ask: Ask) -> "QuerySet[ReviewLine]":
-    """Return the lines of the review whose page this is; nobody has answered one."""
+    """Return all lines of the page's review; in the test world, none has been answered."""
     return ReviewLine.objects.filter(review=ask.path[2]).order_by()
 
 

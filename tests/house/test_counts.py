@@ -176,7 +176,7 @@ class Walk:
         self.things = self._things()
 
     def _reviews(self) -> list[Any]:
-        """Start a review that the viewer answers, if they may."""
+        """Start a review for the viewer to answer, if the viewer may review; return the ids of started reviews."""
         if not may_review(self.viewer):
             return []
         due, team = timezone.now().date(), self.world.teams["Platform"]
@@ -305,7 +305,7 @@ class Walk:
         return chain(self.acts(), self.open_pages(), self.without_factor())
 
     def pages_for_this(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the overview, and the pages that take one of these capabilities."""
+        """Yield the overview, and the pages that require one of the capabilities in `held`."""
         taking = [door for door in PAGES if any(self.held & one_of for one_of in door.wanted)]
         return self.open_pages([*(door for door in PAGES if door.name == "overview"), *taking])
 
@@ -417,7 +417,7 @@ def walked(
 ) -> tuple[set[str], set[str], list[str]]:
     """Return the pages that a person with these capabilities gets, the keys found on them, and the faults.
 
-    Unless `everything`, only the pages that take a capability are opened.
+    Unless `everything`, only the overview and the pages that require one of these capabilities are opened.
     """
     person = Walk(world, held)
     follower = Follower(person.client)

@@ -1,4 +1,4 @@
-"""The lock files: every package with its hashes, the same in both, and no registry URL."""
+"""The lock files: every package is pinned with hashes, lock files agree, and no registry URL is in them."""
 
 import re
 import tomllib

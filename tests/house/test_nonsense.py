@@ -307,7 +307,7 @@ def test_requests_that_once_failed_succeed(site: Site, subtests: pytest.Subtests
 def faults(walk: Walk, number: int | None = None) -> list[str]:
     """Return the faults after sending invalid values in single fields, and in all fields.
 
-    With a number, each field gets one kind of value, and all fields get two kinds: which ones, the number says. Many
+    With a number, which selects the values, each field gets only one kind, and all fields together get two kinds. Many
     fields share a class, so every kind of value reaches every class on some page.
     """
     names, filled = sorted(walk.names()), walk.filled()

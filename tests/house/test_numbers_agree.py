@@ -1,6 +1,6 @@
 """A number with a link is the number of rows of the list it leads to: on every page, for two viewers.
 
-A number in a link that leads to no list needs an entry in APART; one that leads to a list, a heading in LISTS.
+A list that a number leads to needs an entry in LISTS. A number whose link leads to no list needs one in APART.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,9 @@
-"""The doors, pages and operations, that whole roles open: those of the release before, and the Auditor's.
+"""The doors (pages and operations) that whole roles open: roles of the previous release, and the Auditor.
 
 Roles made before capabilities were split open the same doors after the migration. `earlier_doors.json` was written by
-this walk over the release before: the doors that a role opens with one permission alone, beyond those without any, and
-the doors that it lacks with all permissions but one. Here the doors' rules say what opens; the matrices of pages and
-operations prove that each door keeps its rule.
+the same walk over the previous release. For each permission, it has the doors that a role opens with this permission
+alone but not without any, and the doors that stay closed with all permissions but this one. Here the doors' rules
+decide; the matrices of pages and operations prove that each door enforces its rule.
 """
 
 from __future__ import annotations

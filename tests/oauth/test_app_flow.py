@@ -341,7 +341,7 @@ def test_another_loopback_port_is_the_same_address(member: User, gateway: Gatewa
 
 @pytest.mark.full
 def test_consent_says_which_app_gets_what_and_where_the_answer_goes(app: App, member: User) -> None:
-    """It shows enabled servers only, the app's name as unverified, and is never framed (attack: clickjacking)."""
+    """Consent pages list enabled servers only, call the app unverified, and refuse frames (attack: clickjacking)."""
     off, gateway = make.server(name="Archive"), make.gateway(make.server(name="Handbook"), name="Work")
     make.assignment(gateway, make.server(name="Wiki")).disable(by=member)
     make.assignment(gateway, off)

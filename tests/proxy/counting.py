@@ -29,7 +29,7 @@ class Said(NamedTuple):
 
     @property
     def loses_session(self) -> bool:
-        """True for a 404 without the id of the request in the session: then the server no longer knows the session."""
+        """True for a 404 that lacks the request's id: in a session, it means that the server has lost the session."""
         return self.status == 404 and (self.code is None or not self.has_id)
 
     def body(self, request_id: object) -> bytes:

@@ -367,7 +367,7 @@ def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytes
 
 
 def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: pytest.LogCaptureFixture) -> None:
-    """One query of a statement fails, as a server can cause by a tool's schema: the others get results."""
+    """A server's tool schema can make one query's row unreadable; the statement's other queries get results."""
     user = known.connection.user
     other = make.connection(make.agent(by=user), make.gateway(make.server(), slug="b"), user)
     Feature.objects.create(assignment=other.gateway.assignments.get(), name="bomb", exposed_name="b__bomb")

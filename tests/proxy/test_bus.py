@@ -47,9 +47,9 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def end_bus_connections(number: int) -> None:
-    """Kill the database connections of all buses, as soon as there are `number` of them.
+    """Kill the database connections of all buses, once there are `number` of them.
 
-    A connection that did not answer in time, as on a busy machine, is away for a moment.
+    On a busy machine, a connection that did not answer in time is missing until it is reopened.
     """
 
     def ended() -> bool:

@@ -211,7 +211,7 @@ class Roles(NamedTuple):
 
 
 class Painter:
-    """Writer that sets the rows of skeletons in the database to the values drawn for a world each."""
+    """Sets the rows of each skeleton in the database to the values drawn for the skeleton's world."""
 
     def __init__(self, *skeletons: Skeleton) -> None:
         roles = Roles(make.role(Capability.GATEWAYS_USE), make.role(), make.role(*Capability))
@@ -234,7 +234,7 @@ class Painter:
                 model._default_manager.bulk_create(rows)
 
     def tidy(self) -> None:
-        """Remove dead rows: they make each statement slower, and many worlds leave many."""
+        """Remove dead rows: many worlds leave many of them, and they slow every statement down."""
         painted = {type(row) for brush in self.brushes for kind in (*PAINTED, "ToolSet") for row in brush.rows[kind]}
         with connection.cursor() as cursor:
             for model in (*TIES, *painted):
@@ -254,7 +254,7 @@ TIES: tuple[type[Model], ...] = (
 
 
 def _write(rows: Sequence[tuple[Any, dict[str, Any]]]) -> None:
-    """Update these values of rows of one model: faster than bulk_update, whose statement has one case for each."""
+    """Update these rows of one model: faster than bulk_update, whose statement has a CASE branch for each row."""
     model, names = type(rows[0][0]), sorted(rows[0][1])
     fields = [model._meta.get_field(name) for name in names]
     columns = ", ".join(f'"{one.column}" = %s' for one in fields)
@@ -353,7 +353,7 @@ class Brush:
         return {"revoked_at": self._at(told["revoked"]), "revoke_reason": "manual" if told["revoked"] else ""}
 
     def ties(self, drawn: Drawn) -> Iterator[Model]:
-        """Yield the rows that each world has of its own: members, grants, and identities of connections."""
+        """Yield the rows that differ in number between worlds: members, grants, and identities of connections."""
         yield from self._of_teams(drawn)
         for number, (assignment, told) in enumerate(zip(self.rows["Assignment"], drawn["Assignment"], strict=True)):
             if told["allowed"]:
@@ -386,7 +386,7 @@ class Brush:
         return self.rows["ToolSet"][number] if is_here else None
 
     def _grants(self, drawn: Drawn) -> Iterator[Model]:
-        """Yield the members of the sets, who has them, and the people that gateways are opened to."""
+        """Yield the members of tool sets, the grants of tool sets, and the grants of gateways to people."""
         sets = self.rows["ToolSet"]
         for tool_set, told in zip(sets, drawn["ToolSet"], strict=True):
             for number in told["members"]:
@@ -595,7 +595,7 @@ def found(grant: Any, tool: str, address: str) -> str:
 
 
 class Asker:
-    """Asks the deciding statement, many requests at a time."""
+    """Runs the access statement for many requests at a time."""
 
     def __init__(self, runner: asyncio.Runner) -> None:
         self.runner, self.access = runner, Access(database.conninfo(), settings.TOKEN_KEYS)

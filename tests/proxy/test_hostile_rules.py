@@ -1,4 +1,4 @@
-"""Costly rules and hostile arguments over the wire: these calls are refused, and those of others answered meanwhile."""
+"""Costly rules and hostile arguments over the wire: these calls are refused while another agent's are answered."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Sign-in at third-party authorization servers: from sign-in over renewal to revocation, at each server."""
+"""Sign-in at third-party authorization servers: from sign-in through renewal to revocation, at each server."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

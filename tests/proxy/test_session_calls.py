@@ -364,7 +364,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
         assert "result" in person.call("docs__quick")
 
     def used_again() -> list[str]:
-        """Use the last two sessions: a stream that opens slowly takes the place of none that is just opening."""
+        """Use the last two sessions again, because a stream cannot replace another one that is still opening."""
         assert all("result" in person.call("docs__quick") for person in people[2:])
         return sorted(work.server.open)
 

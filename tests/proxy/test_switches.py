@@ -138,7 +138,7 @@ LAYERS = {
 
 
 def test_the_current_decision_equals_the_answer_to_the_next_call(world: World) -> None:
-    """Disable one layer after the other: calls are refused for the newest, and the dry run lists all in order."""
+    """Disable the layers one by one: calls get the reason of the last one, and the dry run lists all, last first."""
     told: list[str] = []
     for table, reason in LAYERS.items():
         sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])

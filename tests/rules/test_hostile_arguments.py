@@ -1,4 +1,4 @@
-"""Arguments chosen by an attacker neither get past a rule nor make it slow: each is decided, within the limits."""
+"""Arguments chosen by an attacker neither get past a rule nor make it slow: each call is decided within limits."""
 
 import itertools
 from types import SimpleNamespace
@@ -81,7 +81,7 @@ def test_texts_are_compared_as_they_were_sent() -> None:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, steps: float) -> None:
-    """Let each reading of the processor's clock be later by so many seconds."""
+    """Advance the processor's clock by `steps` seconds at each reading."""
     readings = itertools.count()
     monkeypatch.setattr(conditions, "time", SimpleNamespace(thread_time=lambda: next(readings) * steps))
 

@@ -158,7 +158,7 @@ SEEING: dict[str, tuple[set[Capability], set[str]]] = {
 
 @pytest.mark.full
 def test_the_form_names_nothing_that_the_viewer_may_not_see_elsewhere(subtests: pytest.Subtests) -> None:
-    """Gateways, servers, and arguments in the schemas of tools."""
+    """Checked for the names of gateways and servers, and of arguments in the schemas of tools."""
     for name, reach, argument in (("Ours", "everyone", "currency"), ("Theirs", "teams", "sort_code")):
         gateway = make.gateway(name=f"{name} gateway", reach=reach)
         assigned = make.assignment(gateway, make.server(name=f"{name} server"))
@@ -223,7 +223,7 @@ def test_the_form_shows_recorded_calls_that_it_would_have_touched(client: Client
 
 
 def test_whoever_may_not_read_arguments_tries_no_condition_on_them(client: Client) -> None:
-    """Otherwise the number of matches would tell their values."""
+    """Otherwise the number of matches would reveal the arguments' values."""
     client.force_login(make.user(Capability.RULES_MANAGE, Capability.LOGS_READ))
     on_arguments = FORM | {"condition": "expression", "when": 'args.iban.startsWith("D")'}
 
@@ -238,7 +238,7 @@ def test_whoever_may_not_read_arguments_tries_no_condition_on_them(client: Clien
 
 
 def test_whoever_may_not_read_arguments_writes_no_condition_on_them() -> None:
-    """A label on the calls that it matches would tell their values. Other fields of such a rule can be changed."""
+    """A label on matching calls would reveal their values. Other fields of a rule on arguments can be changed."""
     person = make.user(Capability.RULES_MANAGE, Capability.LOGS_READ)
     client = Client()
     client.force_login(person)

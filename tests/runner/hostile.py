@@ -59,7 +59,7 @@ def flood(arguments):
 
 
 def fork(arguments):
-    """Fork until it is refused; the children stay."""
+    """Fork 60 times or until the system refuses; the children keep running for a minute."""
     children = 0
     with contextlib.suppress(OSError):
         while children < 60:
@@ -88,7 +88,7 @@ def huge(arguments):
 
 
 def look(arguments):
-    """Try to read all that others have: /proc, and the given files; return what could be read."""
+    """Try to read the data of others (/proc and the given files); return the readable part and own privileges."""
     seen = {}
     for folder in Path("/proc").glob("[0-9]*"):
         if folder.name != str(os.getpid()):
@@ -124,7 +124,7 @@ def ask(arguments):
 
 
 def nest(arguments):
-    """Make folders in each other, deeper than a recursive function can follow."""
+    """Nest folders deeper than a recursive function can follow."""
     for _ in range(1500):
         os.mkdir("x")  # noqa: PTH102
         os.chdir("x")
@@ -132,7 +132,7 @@ def nest(arguments):
 
 
 def pings(arguments):
-    """Ask without reading the answers."""
+    """Send thousands of long pings without reading the answers."""
     for number in range(10_000):
         send({"id": f"{number} {'x' * 4000}", "method": "ping"})
 

@@ -1,4 +1,4 @@
-"""runner.yaml: mistakes have their place and say what to write; secrets are references."""
+"""runner.yaml: each mistake is reported with its position and a correction; secrets are references."""
 
 import json
 from pathlib import Path

@@ -143,7 +143,7 @@ def test_without_the_power_to_isolate_the_runner_refuses_to_start(tmp_path: Path
 @pytest.mark.full
 @needs_root
 def test_the_killer_of_a_program_has_no_capability_and_the_program_cannot_signal_it() -> None:
-    """It kills all that it may, so it may be no more than the program; and it has to end later than the program."""
+    """The killer signals every process it may, so it gets only the program's rights; it must outlive the program."""
     program, guard = FIRST + 200, FIRST + 201
     command = [sys.executable, "-S", "-c", KILLER, str(ROOT / "runner"), str(program), str(guard)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killer:

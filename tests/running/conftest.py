@@ -109,7 +109,7 @@ def fresh() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Replicas]:
-    """Two replicas behind nginx, on a PostgreSQL of theirs."""
+    """Two replicas behind nginx, on their own PostgreSQL."""
     with postgres(programs()) as url, replicas(tmp_path_factory.mktemp("replicas"), url, Nginx) as made:
         yield made
 

@@ -34,7 +34,7 @@ default_pool_size = {size}
 
 
 def program() -> Path:
-    """Return the PgBouncer program: of the variable TEST_PGBOUNCER, or the machine's."""
+    """Return the PgBouncer program named by TEST_PGBOUNCER, otherwise the installed one."""
     found = os.environ.get("TEST_PGBOUNCER") or shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
     assert found, "These tests need PgBouncer: install Debian's package pgbouncer, or name another in TEST_PGBOUNCER."
     return Path(found)

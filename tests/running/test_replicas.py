@@ -240,7 +240,7 @@ def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> Non
 
 
 def test_a_server_request_is_answered_through_any_replica(both: Replicas) -> None:
-    """Requests within a call, and on the session's standing stream, which are sent on the call."""
+    """The server asks within the call or on the session's standing stream; the client is asked on its call."""
     agent = in_session(both.agent(), ELICITATION)
     for here, there, is_standing in ((0, 1, False), (1, 0, True), (0, 0, True)):
         with listening(both.at(here, agent), "POST", call("ask", standing=is_standing)) as answer:

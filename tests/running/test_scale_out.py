@@ -352,7 +352,7 @@ def decisions_are_not_read_from_a_replica_that_is_behind(
 
 
 def people_read_what_they_have_written(served: Serve, replica: Standby, one: httpx.Client, other: httpx.Client) -> None:
-    """While they read the primary, others read the replica."""
+    """People who have just written read the primary, while others read the replica."""
     before = read_by_replica(served)
     eventually(lambda: other.get("/settings/admin-events/").text and read_by_replica(served) > before)
     replica.pause()

@@ -74,7 +74,7 @@ print(json.dumps({{name: stage(reach) for name, reach in {kinds!r}.items()}}))
 
 
 class Kind(NamedTuple):
-    """A withdrawal: a request of the owner to REST, or rows of a table whose date comes."""
+    """A withdrawal of access: a REST request by the owner or, with the method DATE, a grant's end date."""
 
     method: str
     path: str
@@ -121,7 +121,7 @@ class Load:
     lost: Counter[str] = field(default_factory=Counter)  # Requests without an answer, by error.
 
     async def run(self, withdraw: Callable[[], float]) -> None:
-        """Call, withdraw once some calls were accepted, and go on; `withdraw` returns the time from which it holds."""
+        """Call continuously; call `withdraw`, which returns the time when access ends, after BEFORE accepted calls."""
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         headers = HEADERS | {"Authorization": f"Bearer {self.secret}"}
         async with (
@@ -178,7 +178,7 @@ def test_no_call_is_accepted_at_either_replica_after_access_was_withdrawn_at_one
 
 
 def test_standing_streams_end_with_a_grant_that_ends_by_date(both: Replicas) -> None:
-    """In both eras, at either replica, although nobody changes a row when the date comes."""
+    """Streams of both eras end at either replica, although no row changes at that time."""
     [things] = json.loads(both.shell(STAGE.format(url=both.upstream_url, kinds={"one": "grant"}))).values()
     agent = Agent(f"{both.url}/mcp/{things['slug']}", things["secret"], HEADERS)
     body, headers = modern("subscriptions/listen", {"notifications": {"toolsListChanged": True}})
@@ -197,7 +197,7 @@ def test_standing_streams_end_with_a_grant_that_ends_by_date(both: Replicas) -> 
 
 
 def withdrawal(both: Replicas, replica: int, kind: Kind, things: dict[str, str]) -> Callable[[], float]:
-    """Return a function that withdraws access at this replica, and returns the time from which it holds."""
+    """Return a function that withdraws access at this replica, and returns the time when access ends."""
 
     def by_date() -> float:
         [row] = both.serves[0].rows(BY_DATE.format(table=kind.path), things["gateway"])

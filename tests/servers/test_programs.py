@@ -35,7 +35,7 @@ LINES = [{"at": "2026-11-20T09:59:59Z", "pid": 4127, "text": f"line {number} <b>
 
 @pytest.fixture
 def runner(run: Run, settings: Settings) -> Upstream:
-    """A runner with two programs, which the settings name; private addresses are not allowed otherwise."""
+    """A runner with two programs, named in the settings; no other private address is allowed."""
     served = run(runners.Runner([program("notes"), FAILED], upstreams.docs(), {"crash": LINES}).app)
     settings.RUNNER = Runner(f"http://127.0.0.1:{served.port}", SECRET)
     settings.PRIVATE_UPSTREAMS = []

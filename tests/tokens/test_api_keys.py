@@ -41,7 +41,7 @@ def knock(secret: str) -> Any:
 
 
 def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
-    """It loses the capabilities its owner loses, and gains none of its owner's."""
+    """The key loses each capability that its owner loses, and gains none that its owner gains."""
     rest = Rest.bearing(make.api_key(eve, Capability.HOSTS_READ).secret)
     make.user(Capability.PEOPLE_MANAGE)  # Somebody must manage people, or Eve's role could not change.
 

@@ -49,7 +49,7 @@ def test_the_dialog_shows_what_is_and_says_what_cannot_change(ana: User, sign_in
 
 @pytest.mark.full
 def test_nothing_touched_is_nothing_changed(ana: User, token: Token, sign_in: SignIn) -> None:
-    """That includes a missing expiry, although the workspace allows none for new tokens."""
+    """A missing expiry does not change either, although new tokens of this workspace must expire."""
     Token.objects.filter(pk=token.pk).update(expires_at=None)
     before = Token.objects.filter(pk=token.pk).values().get()
 

@@ -185,7 +185,7 @@ def test_an_apps_key_is_renewed_and_shown_to_nobody(ana: User, app: Connection, 
 
 @pytest.mark.full
 def test_an_apps_key_takes_one_capability(ann: User, app: Connection, sign_in: SignIn) -> None:
-    """Its owner may not renew it without the capability either."""
+    """Even the owner may not renew the key without the capability."""
     both = {Capability.MCP_CONNECTIONS_READ, Capability.MCP_CONNECTIONS_REVOKE}
     for person, status in (
         (make.user(), 404),

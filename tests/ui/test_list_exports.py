@@ -1,4 +1,4 @@
-"""Files of lists: what the filters show, all columns, in the list's order; recorded, limited, and without secrets."""
+"""Files of lists: filtered rows with all columns in the list's order; recorded, limited, and without secrets."""
 
 import html
 import re

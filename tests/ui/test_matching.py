@@ -1,4 +1,4 @@
-"""Search words match in any case, and LIKE's wildcards are literal."""
+"""Search words match in upper or lower case, and LIKE's wildcards are literal."""
 
 import pytest
 

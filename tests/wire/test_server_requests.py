@@ -1,4 +1,4 @@
-"""Server requests during our request that no handler takes."""
+"""Server requests without a handler, during our request: a ping is answered, others are refused."""
 
 import asyncio
 from dataclasses import dataclass, field
