@@ -304,7 +304,7 @@ def _told(found: list[tuple[str, Answers]]) -> str:
 
 
 def _undo(request: AppRequest, found: list[tuple[str, Answers]]) -> Undo | None:
-    """Offer to reopen the lines. No undo if a line had an answer before, which reopening would lose."""
+    """Return an undo that reopens the lines; None if a line had an answer before, which reopening would lose."""
     done = [line for answer, one in found if answer not in (Answer.END, Answer.OPEN) for line in one.done]
     if not 0 < len(done) <= MOST_UNDONE or any(line.answer != Answer.OPEN for line in done):
         return None

@@ -1,8 +1,8 @@
 """Store a submitted form if it first requires a password confirmation, and resubmit it after the confirmation.
 
-The session stores the form, encrypted, for one person and one URL, under a random key. This key does not decrypt the
-form. It is the fragment of the URL in the parameter `next`. After the confirmation, the browser posts the key instead
-of the form. So no secret of the form appears in a page, a URL or a log. All checks of the form are made again.
+The session stores the form, encrypted, for one person and one URL, under a random key. The fragment of the URL in the
+parameter `next` is this key, not the encryption key. After the confirmation, the browser posts the key instead of the
+form. So no secret of the form appears in a page, a URL or a log. All checks of the form are made again.
 """
 
 from __future__ import annotations

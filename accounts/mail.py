@@ -55,7 +55,7 @@ class EmailBackend(smtp.EmailBackend):
     def send_messages(self, email_messages: Sequence[EmailMessage]) -> int:
         """Send the mails and return their number. Raises OSError.
 
-        Sending may be slow, so release the database connection meanwhile.
+        Sending may be slow, so this thread's database connection is released meanwhile (`released_while_waiting`).
         """
         try:
             with released_while_waiting():

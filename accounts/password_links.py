@@ -110,7 +110,7 @@ def reset_mail(person: User) -> EmailMessage | None:
 
 
 def mail_reset_soon(person: User) -> None:
-    """Write and send `reset_mail` in the background: the time of an answer must not tell whether an account exists."""
+    """Send `reset_mail` in the background, so that response times do not reveal whether an account exists."""
     _mailers.submit(_mail_reset, person)
 
 

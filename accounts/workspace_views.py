@@ -167,7 +167,7 @@ def test_mail(request: AppRequest) -> HttpResponse:
 
 
 def _context(workspace: WorkspaceSettings) -> dict[str, Any]:
-    """Return the workspace, its version, the pending cut of its log retention, and the settings fixed at startup."""
+    """Return the workspace, its version, its pending shorter log retention, and the settings fixed at startup."""
     return {
         "workspace": workspace,
         "version": workspace.version,

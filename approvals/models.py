@@ -259,9 +259,9 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The last used hold of the same call; None if no such hold was used before `asked_at` of this hold.
+        """The last hold of an identical call that was used before this hold's `asked_at`; None if there is none.
 
-        The same call has the same connection, server, tool and arguments.
+        Calls are identical if they have the same connection, server, tool and arguments.
         """
         same = Hold.objects.filter(connection=self.connection_id, server=self.server_id, tool=self.tool)
         ran = same.filter(digest=bytes(self.digest), state=HoldState.USED, used_at__lte=self.asked_at)

@@ -146,7 +146,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the shown part of the address (`origin`) in the form of an event's `changes`; {} if it is empty."""
+        """Return `origin`, the part of the address that may be shown, as an event's `changes`; {} if it is empty."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:

@@ -206,7 +206,10 @@ def _app_approved(event: Event) -> Answer:
 
 
 def _app_refused(event: Event) -> Answer:
-    """Return the message to the person whose app was archived before anybody approved it, or None."""
+    """Return the message to the person whose app was archived while it waited for approval.
+
+    Return None if the app did not wait for approval, or if nobody is to be notified (see `_other_than_actor`).
+    """
     if not Host.objects.filter(pk=event.target_id, needs_approval=True, approved_at=None).exists():
         return None
     name = _name(event)

@@ -210,7 +210,7 @@ def first_of(values: Sequence[str]) -> str:
 
 
 def membership_of(email: str) -> Q:
-    """Return a filter for the events that say that the person with this address joined or left a team."""
+    """Return a filter for the events in which the person with this address joined or left a team."""
     email = email.strip().lower()
     left, joined = Q(changes__users__0__contains=[email]), Q(changes__users__1__contains=[email])
     return Q(target_type="team") & (left & ~joined | joined & ~left)
@@ -321,7 +321,7 @@ class ChangedField(NamedTuple):
 
 
 def changes_in_words(changes: Mapping[str, Any]) -> list[ChangedField]:
-    """Return the changes in an event, one per field. Facts beside the changes (ASIDE), such as the owner, come last.
+    """Return the changes in an event, one per field. Additional facts (ASIDE), such as the owner, come last.
 
     A field is left out if its values before and after the change have the same text.
     """

@@ -370,7 +370,7 @@ def giving_reason(text: str) -> Iterator[None]:
 
 
 class Actor(Protocol):
-    """A person who makes changes."""
+    """An actor who makes changes: a person, or for example a directory (SCIM)."""
 
     pk: Any
     email: str
@@ -400,7 +400,7 @@ class EventManager(models.Manager["Event"]):
         changes: dict[str, Any] | None = None,
         actor: str = "",
     ) -> "Event":
-        """Record that the person `by` did `action` to `target`. A `by` of None is the system.
+        """Record that the actor `by` did `action` to `target`. A `by` of None is the system.
 
         Call this inside the transaction of the change. `changes` maps a field to [before, after]; values of
         SECRET_FIELDS are masked. `actor` names an actor that is not a person, such as a token. If the target has an

@@ -266,7 +266,7 @@ def waiting(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("one's own calls")
 def listing(request: AppRequest) -> HttpResponse:
-    """List the person's own calls, newest first, with the reason of each refusal."""
+    """List the person's own calls, newest first, with the reason for each refusal."""
     show_only = text_of(request.GET, "show")
     chosen = show_only if show_only in FILTERS else ""
     calls = listed_calls(request.user)

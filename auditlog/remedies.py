@@ -282,7 +282,7 @@ def of_answer(answer: CurrentDecision, obstacle: Obstacle) -> Subjects:
 
 
 def cause(reason: str, subjects: Subjects, reader: User, *, before: Any = None, still: bool = True) -> Cause:
-    """Return the cause of an obstacle as far as `reader` may see it, and the action that `reader` can take.
+    """Return the cause of an obstacle, limited to data that `reader` may see, and the action that `reader` can take.
 
     Events after `before` cannot be the cause. `still=False` means that the obstacle is gone, so no action is offered.
     """

@@ -445,10 +445,7 @@ async def fill(url: str, token: str, tool: str) -> None:
 
 
 async def agent(client: Client) -> None:
-    """Call the echo tool once, in one of two ways, chosen at random.
-
-    The ways are: without protocol headers, and as a client of protocol 2026-07-28.
-    """
+    """Call the echo tool once, randomly without protocol headers or as a client of protocol 2026-07-28."""
     if client.pause and random.random() < 0.5:
         await client.post(client.call("echo", text="hello"), client.headers(), plain=True)
         return

@@ -111,7 +111,7 @@ def cut_together(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
-    """Return a sentence: how many calls of the last seven days would have been refused with `targets` disabled.
+    """Return a sentence about the calls of the last seven days that would have been refused with `targets` disabled.
 
     All targets are of one model. Return "" if the viewer may not read these calls. Raises NothingGoesThrough.
     """
@@ -126,9 +126,9 @@ def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
-    """Return a sentence: how many calls of seven days would have been refused if only `teams` could use `gateway`.
+    """Return a sentence about the calls that would have been refused if only `teams` could use `gateway`.
 
-    Empty if the viewer may not read these calls.
+    Counts the calls of the last seven days. Empty if the viewer may not read these calls.
     """
     given = GatewayGrant.objects.live().filter(gateway=gateway).order_by().values("user")
     reaching = User.objects.filter(Q(teams__in=teams) | Q(pk__in=uses_every_gateway().values("pk")) | Q(pk__in=given))

@@ -269,7 +269,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     def cut_off(self, user: User, *, by: Grantor) -> int:
         """Deactivate a person, and revoke their connections, API keys and sign-ins at issuers.
 
-        Returns the number of connections. Raises Outranked, LastOwner or LastManager.
+        Returns the number of connections. Raises the errors of `User.deactivate`.
         """
         with transaction.atomic():
             user.deactivate(by=by)

@@ -329,7 +329,7 @@ def changed(
 
 
 def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
-    """Render a table row that the response has beside another fragment.
+    """Render `fragment`, a table row, to add to a response that contains another fragment.
 
     The row is inside a `template` element, because browsers drop a bare table row.
     """

@@ -351,7 +351,9 @@ _background = Background(DatabaseError)  # Only logged at debug level: the waiti
 
 
 async def is_known(headers: Headers, sender: str) -> bool:
-    """Return whether the API key, token or session in these headers is currently valid.
+    """Return whether these headers have a valid API key or token, or a session of a signed-in person.
+
+    For a session, neither its time limits (accounts.sessions) nor a later sign-out of the person are checked.
 
     Raises SenderBusy if too many look-ups of this sender, or of all senders together, are waiting. Raises SenderBusy
     also after a wait of LONGEST_WAIT_S.

@@ -246,9 +246,9 @@ def _arguments(schema: Any, whole: Any, depth: int) -> Iterator[Argument]:
 
 
 def resolved(schema: Any, whole: Any) -> dict[str, Any]:
-    """Return `schema`. If `schema` has a `$ref`, put the part of `whole` that the `$ref` names in place of the `$ref`.
+    """Return `schema` with its `$ref`, if any, replaced by the part of `whole` that the `$ref` names.
 
-    Return {} if the result is no schema.
+    Return {} if the result is not a schema.
     """
     reference = schema.get("$ref") if isinstance(schema, dict) else None
     if isinstance(reference, str) and reference.startswith("#/"):

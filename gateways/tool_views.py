@@ -231,7 +231,7 @@ class RefreshSummary(NamedTuple):
 
 
 def _why(told: Listing, server: Server) -> str:
-    """Return the reason of a failure. If the server's page shows the same attempt, use the sentence of that page."""
+    """Return the reason for a failure. If the server's page shows the same attempt, use the sentence of that page."""
     checked, reason = server.health_checked_at, REASONS.get(told.error)
     if server.health_error and checked and abs(checked - told.asked_at) < SAME_ATTEMPT:
         return f"{server.name} {server.health_error}."

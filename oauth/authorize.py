@@ -80,7 +80,7 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Show the error on a page (400) if the client_id or redirect URI is wrong; otherwise report it by `_answer`."""
+    """Show the error on a page (400) if the client_id or redirect URI is wrong; otherwise call `_answer`."""
     oauth_error = error.oauthlib_error
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
@@ -89,7 +89,7 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
 
 
 def invalid(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Return a page (400) that says why the OAuth library refuses the app's request. It leads nowhere else."""
+    """Return a page (400) that says why the OAuth library refuses the app's request. It has no link to the app."""
     return _bad_request(request, error.oauthlib_error.description or "The app's request is invalid.")
 
 

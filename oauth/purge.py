@@ -23,7 +23,7 @@ SELF_MADE = (Application.RegistrationSource.DCR, Application.RegistrationSource.
 
 
 def codes(now: datetime) -> int:
-    """Delete expired codes that were not used. The use of a code deletes the code, and keeps only the code's digest."""
+    """Delete expired codes. A code that was used is already deleted; only its digest remains."""
     return _delete(Grant.objects.filter(expires__lt=now))
 
 
@@ -46,7 +46,11 @@ def access_tokens(now: datetime) -> int:
 
 
 def registrations(now: datetime) -> int:
-    """Delete registrations that were not connected within a day, or whose tokens ended long ago."""
+    """Delete registrations that apps made themselves, and that have no code, token or flow in progress.
+
+    A registration that was never connected is deleted after UNUSED. Any other is deleted when it has not been used for
+    the lifetime of a refresh token.
+    """
     of_this = {"application": OuterRef("pk")}
     last_used = Coalesce(F("registration__last_used_at"), F("created"))
     unused = Application.objects.filter(registration_source__in=SELF_MADE, created__lt=now - UNUSED).exclude(

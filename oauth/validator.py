@@ -116,7 +116,10 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         return grant
 
     def validate_code(self, client_id: str, code: str, client: Any, request: Request, *_: Any, **__: Any) -> bool:
-        """Return whether the code is unused and its connection is live. Revoke the tokens of a used code."""
+        """Return whether the code is unused and its connection is live.
+
+        If the code was used before, revoke its tokens.
+        """
         if not super().validate_code(client_id, code, client, request):
             _end_family_of_code(code, client)  # OAuth 2.1 section 4.1.3.
             return False

@@ -364,7 +364,7 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
     """Return the names of the servers for which `connection` lacks an identity, as text; empty if there are none.
 
-    If `connection` is None, look at the person's connections to this gateway, and take one that lacks an identity.
+    If `connection` is None, use any of the person's connections to this gateway that lacks an identity.
     """
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
     if connection:

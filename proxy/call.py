@@ -825,7 +825,7 @@ class Endpoint:
     ) -> Target:
         """Return the server to call, with the era of MCP to use. Raises an UpstreamError.
 
-        The era is the client's era if the server supports the client's era.
+        The client's era is used if the server supports it.
         """
         level = "" if stream is None else message_router.told_level(request, resolved, grant, message)
         target = target_of(
@@ -1094,7 +1094,7 @@ def _is_standing(request: McpRequest) -> bool:
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
     """Return the refusal of a request with malformed params, or None if the params are well-formed.
 
-    The request names a feature or a task. Raises UnknownTask.
+    Only for methods that name a feature or a task. Raises UnknownTask.
     """
     params = message.params
     if message.method in tasks.TASK_METHODS:
@@ -1468,7 +1468,7 @@ def _error_answer(request: McpRequest, resolved: Resolved, message: Message, ans
 def _resource_error(request: McpRequest, resolved: Resolved, error: Object) -> Object:
     """Return a server's error for resources/read, as the client must see it.
 
-    The exposed URI replaces the server's URI. A "not found" code becomes the one of the client's era.
+    The exposed URI replaces the server's URI. A "not found" error gets the code of the client's era.
     """
     if error.get("code") == NOT_FOUND[not request.modern]:
         error = {**error, "code": NOT_FOUND[request.modern]}

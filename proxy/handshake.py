@@ -174,7 +174,7 @@ MOST_NAME = 200
 
 
 class Handshake:
-    """Answers `initialize` and `server/discover`, and stores what clients set for their sessions."""
+    """Answers `initialize` and `server/discover`, and stores the log levels and subscriptions of clients' sessions."""
 
     def __init__(self, keeper: SessionKeeper) -> None:
         self._keeper = keeper

@@ -415,7 +415,7 @@ class Holds:
     async def _page_open(self, call: HeldCall, found: FoundHold, *, offers: bool) -> AsyncIterator[None]:
         """Ask the client to open the page of the hold. After the block, tell the client that the wait is over.
 
-        If `offers` is False, do neither.
+        Do neither if `offers` is False, or if the client has no session or no stream.
         """
         grant, stream = call.request.grant, call.stream
         if not offers or grant is None or grant.session is None or stream is None:

@@ -361,7 +361,7 @@ async def relay(
 
 
 def _is_passed_on(request: McpRequest, method: str, params: Object) -> bool:
-    """Return whether the client gets this notification. The client speaks an MCP version with sessions."""
+    """Return whether a client of the session era gets this notification."""
     if method == tasks.STATUS:
         return request.mcp_task is not None and params.get("taskId") == request.mcp_task.own_id
     return method in PASSED_ON

@@ -581,9 +581,9 @@ class SuspendedCalls:
         return await self._state.fetch(LOOK, (DEAD_SECONDS, uid)), await self._pending.open(uid)
 
     async def _repeated[T](self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Return the result of `ask`, which is repeated for up to STATE_SECONDS while the database is away.
+        """Return the result of `ask`. While the database is unavailable, repeat `ask` for up to STATE_SECONDS.
 
-        A requestState works once, so a retry that fails could not come again. Raises DatabaseUnavailable.
+        A requestState works once, so the client could not repeat a failed retry. Raises DatabaseUnavailable.
         """
         ends = time.monotonic() + STATE_SECONDS
         while True:
@@ -690,7 +690,7 @@ class SuspendedCalls:
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
-        """Return the id and the turn of the suspended call, as the requestState has them.
+        """Return the id and the turn of the suspended call from the requestState.
 
         The turn is the number of earlier retries. Raises BadState if the requestState is not valid for this request.
         """

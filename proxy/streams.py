@@ -179,7 +179,7 @@ class StandingStream:
             self.end(b"")
 
     def end(self, last: bytes) -> None:
-        """Send the message `last` unless it is empty, then end. The client has END_SECONDS to read what is left."""
+        """Send the message `last` unless it is empty, then end. The client has END_SECONDS to read the rest."""
         if self._over:
             return
         self._over = True

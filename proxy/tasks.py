@@ -1,7 +1,7 @@
 """Tasks: a server may answer a call with a task, and the client requests the task's state and result later.
 
-A client never gets a server's own task id. Instead, the client gets an encrypted id. The encrypted id contains all that
-is needed to route a request about the task. Such a request needs the same access as a call of the task's tool.
+A client never gets a server's own task id. Instead, the client gets an encrypted id. The encrypted id contains the
+data needed to route a request about the task. Such a request needs the same access as a call of the task's tool.
 """
 
 from __future__ import annotations

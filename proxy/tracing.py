@@ -394,10 +394,7 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link to the span that the HTTP headers name.
-
-    Return no link if the headers name no span, or if the span that the headers name is `parent`.
-    """
+    """Return a link to the span that the HTTP headers name; () if they name no span, or name `parent`."""
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

@@ -7,9 +7,8 @@ from difflib import SequenceMatcher
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
     """Return `now` with the items of `chosen` in the order of `chosen`: "abc" becomes "cba" if `chosen` is "ca".
 
-    Some places of `now` have an item of `chosen`. The first item of `chosen` goes to the first of these places, the
-    second item to the second place, and so on. Items of `chosen` without a place come at the end. All other items keep
-    their places.
+    Each position of `now` that has an item of `chosen` gets the next item of `chosen`. Items of `chosen` that are left
+    over come at the end. All other items keep their positions.
     """
     ours, queue = {*chosen}, iter(chosen)
     return [next(queue) if one in ours else one for one in now] + [*queue]

@@ -119,7 +119,7 @@ class Accounts:
         return bool(self._uids)
 
     def closed_folder(self) -> Path | None:
-        """Of the folders above the programs' homes, return one that programs cannot enter; None if there is none."""
+        """Return a folder above the programs' homes that programs cannot enter; None if there is none."""
         return closed_above(self._homes) if self.isolated else None
 
     async def clear(self) -> None:

@@ -554,7 +554,7 @@ def _not_asked(request: AppRequest, posted: dict[str, str], checked: NewServerFo
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context that shows the last test's result. Return {} if that test had another URL than the form."""
+    """Return the context that shows the last test's result; {} if that test was of another URL than the form's."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}

@@ -300,7 +300,7 @@ def search_archive(
 ) -> Iterator[dict[str, Any]]:
     """Yield the archived calls with these column values, dated `since` or later and before `until`.
 
-    If the archive has nothing of a day, the day is added to `absent`. Raises UnreadableArchive.
+    If the archive has no data for a day, the day is added to `absent`. Raises UnreadableArchive.
     """
     if find_spec("pyarrow") is None:
         raise UnreadableArchive(f"The archive {NEEDS_EXTRA}")

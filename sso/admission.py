@@ -151,7 +151,7 @@ class Admission(models.Model):
     def unlink(self, person: User) -> None:
         """Remove the person's link to an account at the organisation.
 
-        From then on, the person signs in with a password. Raises MustStayLinked or NeedsPassword.
+        The person then signs in with a password. Raises MustStayLinked or NeedsPassword.
         """
         with transaction.atomic(), person.changed_by(person) as present:
             if refusal := self.why_linked(present):

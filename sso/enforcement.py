@@ -30,7 +30,7 @@ def sign_in_there(email: str) -> bool:
 def must_sign_in_there(person: User) -> bool:
     """True if sign-in at the organisation is enforced for this person's address. False for break-glass owners.
 
-    Ignores what the role or the workspace requires; `must_sign_in_at_organisation` checks that too.
+    Requirements of the role or the workspace are ignored; `must_sign_in_at_organisation` checks these too.
     """
     return not person.break_glass and sign_in_there(person.email)
 
@@ -44,7 +44,7 @@ def remember(request: HttpRequest, who: Claims) -> None:
 
 
 def forget_organisation(request: HttpRequest) -> None:
-    """Remove from the browser session what `remember` stored. Call this after a sign-in with a password."""
+    """Remove the account that `remember` stored in the browser session. Call this after a sign-in with a password."""
     request.session.pop(BROWSER, None)
 
 

@@ -189,7 +189,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
 
     @property
     def sessions_enforced(self) -> Q:
-        """A condition for UserSession: the session is of a person who has to sign in at the organisation."""
+        """A condition that selects the UserSession rows of people who have to sign in at the organisation."""
         domains = self.domains if self.is_enforced else ()
         addresses = (Q(user__email__iendswith=f"@{domain}") for domain in domains)
         return reduce(or_, addresses, Q(pk__in=())) & Q(user__break_glass=False)

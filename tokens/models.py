@@ -435,8 +435,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If an earlier request is still open, do not make another. With `overlap_hours=0`, only end the previous secret
-        at once. With any other value, change nothing.
+        If an earlier request is still open, do not make another: with `overlap_hours=0`, only end the previous secret
+        at once; with any other value, change nothing.
 
         Raises TokenError for the key of an app. Also raises BadTokenOverlap, TokenAlreadyRevoked or Expired.
         """

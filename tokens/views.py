@@ -481,10 +481,9 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return a sentence: how many calls used these tokens in the last 7 days.
+    """Return a sentence with the number of calls of the last 7 days that would have been refused without these tokens.
 
-    Without the tokens, these calls would have been refused, and the sentence says so. It is empty if the viewer may
-    not read the calls.
+    Return "" if the viewer may not read the calls.
     """
     # Calls are indexed by connection, not by token.
     of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}

@@ -32,7 +32,7 @@ class Address:
 def parts(uri: str, *, longest: int = 60) -> Address:
     """Split `uri` into parts in ASCII. The part after the host is cut at `longest` characters.
 
-    If the host is not certain, `domain` is empty and the whole URL is in `before`.
+    If it is uncertain which host a browser would open, `domain` is empty and the whole URL is in `before`.
     """
     try:
         split = urlsplit(uri)

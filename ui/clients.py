@@ -127,7 +127,7 @@ class Client:
 class Shown:
     """A block for a page.
 
-    `code` highlights the URL and the secret. If the secret is not known, `code` highlights the placeholder instead.
+    In the HTML of `code`, the URL and the token are highlighted. Without a token, its placeholder is highlighted.
     """
 
     slug: str

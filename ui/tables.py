@@ -165,7 +165,7 @@ class Table:
         )
 
     def _chosen(self, request: HttpRequest, asked: QueryDict, columns: tuple[Column, ...]) -> frozenset[str]:
-        """Return the names of the chosen columns: the query's choice, else the cookie's choice, else the default."""
+        """Return the names of the chosen columns: from the query, otherwise from the cookie, otherwise the default."""
         names = [column.name for column in columns if not column.chosen_by_nobody]
         usual = frozenset(column.name for column in columns if not column.is_extra and column.name in names)
         if "columns" in asked:

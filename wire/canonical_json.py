@@ -103,9 +103,9 @@ def _decimal(value: float) -> tuple[str, str, int]:
 
 
 def check_unambiguous(text: bytes) -> None:
-    """Raise Ambiguous if an object in this JSON text has a duplicate key, of which parsers take different values.
+    """Raise Ambiguous if an object in this JSON text has a duplicate key: parsers pick different values for it.
 
-    Raise it also if a key has NUL or a lone surrogate.
+    Also raise Ambiguous if a key has NUL or a lone surrogate, or if the text is nested too deeply.
     """
     try:
         json.loads(text, object_pairs_hook=_refuse_twice)

@@ -390,7 +390,7 @@ class HttpConnection(asyncio.Protocol):
         )
 
     def mark_idle(self) -> None:
-        """Mark the connection as idle and release what the last answer used."""
+        """Mark the connection as idle, and release the last answer and its memory reservation."""
         self._idle_since = time.monotonic()
         self._parts = []
         self.held = None

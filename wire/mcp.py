@@ -144,7 +144,10 @@ def extensions_in(capabilities: object) -> Object:
 
 
 def tasks_in(capabilities: Object) -> Object:
-    """Return what the gateway supports of `tasks` in the session era: tool calls as tasks, and cancelling tasks."""
+    """Return the part of the `tasks` capability that the gateway serves in the session era.
+
+    This part is tool calls as tasks, and cancelling tasks. Return {} if `tasks` does not include tool calls.
+    """
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
     tools = requests.get("tools") if isinstance(requests, dict) else None

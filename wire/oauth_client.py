@@ -113,7 +113,7 @@ class Challenge(NamedTuple):
 
 
 def read_challenge(headers: Iterable[str]) -> Challenge:
-    """Parse WWW-Authenticate headers: several challenges, any scheme, values quoted or not."""
+    """Parse WWW-Authenticate headers, which may have several challenges of any scheme, with or without quotes."""
     found: dict[str, str] = {}
     for header in headers:
         for name, quoted, plain in _parameter.findall(header[:8192]):

@@ -79,7 +79,7 @@ class ReaderProcess:
         return await self._order({"work": work, **given}, text, person)
 
     def close(self) -> None:
-        """End the process, even while it carries out an order."""
+        """End the process, even while it is working."""
         self._closed = True
         if self._process is not None:
             self._process.kill()
@@ -178,7 +178,7 @@ def _read(pipe: IO[bytes]) -> tuple[Object, bytes]:
 
 
 def run_reader() -> None:
-    """Main loop of the process: carry out orders until idle for IDLE_SECONDS."""
+    """Main loop of the process: do the work read from stdin, until there is none for IDLE_SECONDS."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # On Ctrl-C, the worker closes the pipe.
     os.nice(NICE)
     gc.disable()  # Parsed messages have no cycles, and looking for them takes longer than parsing.

@@ -121,7 +121,7 @@ def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
 
 
 def literal_length(template: str) -> int:
-    """Return the length of a template's literal parts. The longer they are, the more specific is the template."""
+    """Return the length of a template's literal parts. A greater length means a more specific template."""
     return len(_EXPRESSION.sub("", template))
 
 

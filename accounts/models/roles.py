@@ -130,7 +130,7 @@ class Role(Versioned, models.Model):
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def lock(self) -> "Role":
-        """Lock this row, and let all changes to people wait, until the transaction ends. Return the current row.
+        """Return the current row, locked until the transaction ends. Until then, all other changes to people wait.
 
         Raises Http404 if somebody has removed the role.
         """

@@ -81,7 +81,7 @@ class SinkKind(Kind):
                 yield "secret", needs if lacks_secret else str(refusal)
 
     def _refusal(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Yield what `Sink.set_up` refuses.
+        """Yield the field and text of the error if `Sink.set_up` refuses the new values.
 
         If a reference in `address` or `secret` is not resolved here, yield nothing for a new sink or a new address.
         """

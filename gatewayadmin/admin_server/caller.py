@@ -68,7 +68,7 @@ class Caller:
         return cls(person)
 
     def must_hold(self, needed: Held) -> None:
-        """Raise ToolFailed if the person lacks what is `needed`. The error names the missing capability."""
+        """Raise ToolFailed, which names the missing capability, unless the person has the capabilities of `needed`."""
         try:
             must_hold(self.person, needed)
         except CapabilityRequired as missing:

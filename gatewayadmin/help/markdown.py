@@ -79,7 +79,7 @@ def _change(token: Token, following: Sequence[Token], path: str, url_of: UrlOf) 
 
 
 def _anchor_reasons(cell: Sequence[Token]) -> None:
-    """Give an id to each reason of refusal in this cell, so that links can point to the reason.
+    """Give an id to each reason for refusal in this cell, so that links can point to the reason.
 
     The id is the reason itself.
     """

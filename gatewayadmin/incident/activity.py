@@ -96,7 +96,7 @@ class ToolCount(Count):
 
     @property
     def times(self) -> int:
-        """The number divided by the usual number, rounded; 0 if the number is not unusual."""
+        """`now` divided by `per_day`, rounded; 0 if `now` is not unusual (`is_odd`), or if `per_day` is 0."""
         return round(self.now / self.per_day) if self.is_odd and self.per_day else 0
 
 

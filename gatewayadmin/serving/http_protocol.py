@@ -416,7 +416,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return what a later call with the same headers can reuse; None if nothing can be reused."""
+        """Return a cache of the parsed headers, for later calls with the same headers; None if not reusable."""
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None

@@ -147,7 +147,7 @@ class Assignment(Versioned, Switchable):
             raise AliasRequired(AliasRequired.__doc__)
 
     def check_identity(self) -> None:
-        """Raise WrongIdentity if the assignment has a shared identity that is no service account of this server."""
+        """Raise WrongIdentity if the assignment has a shared identity that is not a service account of this server."""
         identity = self.shared_identity
         if identity and (identity.server_id != self.server_id or not identity.is_shared):
             raise WrongIdentity(WrongIdentity.__doc__)

@@ -208,7 +208,7 @@ class PgConnection:
             self._selector.modify(pgconn.socket, EVENT_READ | EVENT_WRITE if unsent else EVENT_READ)
 
     def _on_ready(self, pgconn: PGconn) -> None:
-        """Send what waits to be sent, and read what the connection has received."""
+        """Send pending data, and read received data."""
         try:
             if self._is_sending:
                 self._flush(pgconn)

@@ -122,9 +122,9 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 
 
 def _counted(table: str) -> str:
-    """Return SQL for the rows of TOLD, with the number of rows of `table` as their first column.
+    """Return SQL that selects the number of rows of `table`, followed by the columns of TOLD, for each row of TOLD.
 
-    If TOLD has no rows, the result is one row: this number, then NULLs.
+    If TOLD has no rows, the result is one row: the number, then NULLs.
     """
     return f"SELECT (SELECT count(*) FROM {table}), told.* FROM (SELECT) one LEFT JOIN ({TOLD}) told ON true"  # noqa: S608
 

@@ -184,8 +184,8 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 def unfinished_sign_ins(server: Server) -> int:
     """Return how many sign-ins at this server seem abandoned; 0 if fewer than MANY_UNFINISHED were begun.
 
-    The server's count of begun sign-ins becomes 0 when the issuer sends a person back, and in `registration.reset`. A
-    person with an unexpired sign-in may still come back. So for each such person, one sign-in is not seen as abandoned.
+    Counts the sign-ins begun since the issuer last sent a person back, or since `registration.reset`. Subtracts one
+    for each person with an unexpired sign-in, because this person may still come back.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
