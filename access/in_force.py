@@ -103,7 +103,7 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 
 
 def without_new(known: InForce, limit: datetime) -> InForce:
-    """Return `known`, the access in force now, without the access that began after `limit`."""
+    """Return `known`, the access in force now, minus all access that began after `limit`."""
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (
         true.pairs(FactKind.OPEN_TO),

@@ -46,7 +46,7 @@ class Asked:
 
 @dataclass
 class AccessReport:
-    """The lines that `asked` matches, as a lazy sequence with slices; by default sorted by person, gateway and tool."""
+    """The lines that `asked` matches, as a lazy, sliceable sequence; by default sorted by person, gateway and tool."""
 
     asked: Asked = field(default_factory=Asked)
     # "-person", or one of SORTS with or without "-". More than MOST_SORTED lines stay sorted by person.
@@ -166,12 +166,11 @@ class AccessReport:
         return rows.order_by().values_list("user_id", "gateway_id")
 
     def _unused(self) -> Any:
-        """Return a function that picks the unused units among the access units of a person.
+        """Return a function that takes a person's id and access units, and returns the unused units (all as bits).
 
-        The function takes the person's id and all units as bits, and returns the unused units as bits. A unit is unused
-        if the person has not used its gateway in the last `asked.unused` days. A unit that the person
-        got during those days is left out, unless the person used the gateway earlier. The function returns all units
-        if `asked.unused` is not set, or if the report is about a past moment.
+        A unit is unused if the person has not used its gateway in the last `asked.unused` days. A unit that the person
+        got during those days is left out, unless the person used the gateway earlier. All units are returned if
+        `asked.unused` is not set, or if the report is about a past moment.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

@@ -307,7 +307,7 @@ class Workspace(Resource):
 
     @operation(needs=Capability.WORKSPACE_MANAGE, if_match=True)
     def keep_logs(self, request: Request) -> Response:
-        """Revoke a shorter log retention before it takes effect."""
+        """Cancel a shorter log retention before it takes effect."""
         WorkspaceSettings.keep_logs(by=self.me, seen=self.seen)
         return self.answer(WorkspaceSettings.load())
 

@@ -29,7 +29,7 @@ CALLS_SINCE = timedelta(days=90)
 
 @dataclass(frozen=True)
 class Part:
-    """One card with its first rows."""
+    """A card of the person's page, with the first rows of a list."""
 
     kind: str
     title: str
@@ -39,7 +39,7 @@ class Part:
 
 
 def access_of(person: User, viewer: User) -> list[Part]:
-    """Return the parts of the person's access that `viewer` may see. The `teams` of `person` must be prefetched."""
+    """Return the cards that `viewer` may see on the person's page. The `teams` of `person` must be prefetched."""
     word = urlencode({"q": person.email})
     parts = []
     if viewer.has_perm(Capability.GATEWAYS_READ):

@@ -115,7 +115,7 @@ BEGAN, SEEN = "began_at", "seen_at"
 def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
     """Middleware that ends an expired session, and otherwise stores when the session was last used.
 
-    It must stand between AuthenticationMiddleware and SignInFirst.
+    This middleware must come between AuthenticationMiddleware and SignInFirst.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:

@@ -167,7 +167,7 @@ def _slack(parcel: Parcel) -> dict[str, Any]:
 
 
 def without_links(text: str) -> str:
-    """Return `text` with zero-width spaces, so that no receiver makes a link of a name such as `evil.example`."""
+    """Return `text` with zero-width spaces, so that no receiver turns a name such as `evil.example` into a link."""
     return LINKING.sub("\\g<0>\u200b", text)
 
 

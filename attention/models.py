@@ -146,7 +146,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return `origin`, the part of the address that may be shown, as an event's `changes`; {} if it is empty."""
+        """Return `changes` for an event, with the part of the address that may be shown; {} if there is none."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:

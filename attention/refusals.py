@@ -70,9 +70,9 @@ def unusual() -> Unusual:
 
 
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
-    """Return the largest number of refusals that each agent had in one clock hour.
+    """Count each agent's refusals in the clock hour of `since` and in the next one; return the larger number.
 
-    The two counted hours are the hour of `since` and the next hour. Return None if there are too many calls to count.
+    Return None if there are too many calls to count.
     """
     begin = since.replace(minute=0)
     where = {**REFUSED, "host_id": hosts}

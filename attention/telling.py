@@ -1,7 +1,7 @@
 """Notifications of new matters, of answers to requests, and of tokens, sign-ins and grants that end soon.
 
 A channel gets a message about a matter only if something in the matter is new to the channel. Incidents, approvals and
-answers to requests are reported at once, all other things at most once a day.
+answers to requests are reported at once, all other matters at most once a day.
 """
 
 from __future__ import annotations
@@ -430,7 +430,7 @@ def send_test(channel: Channel, *, by: User) -> str:
 def drop_old(now: datetime) -> int:
     """Delete messages that are over 30 days old, and were sent or given up.
 
-    Things that still need attention are then reported again.
+    Matters that still need attention are then reported again.
     """
     return int(Notification.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
 

@@ -464,7 +464,7 @@ TOPS = ("tool", "user", "host")
 
 @dataclass(frozen=True)
 class Top:
-    """The groups with the most calls."""
+    """A panel with the groups that have the most calls, such as the busiest tools."""
 
     by: str
     chosen: str  # The range.

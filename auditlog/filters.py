@@ -372,7 +372,7 @@ class CallFilter(forms.Form):
 
     @property
     def tab(self) -> str:
-        """Return the query string of the tab's filter, such as `tab=host&host=<id>`; empty if `scope` is empty."""
+        """Return `scope` as a query string, such as `tab=host&host=<id>`; empty if the list is not on a tab."""
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     def searchable(self) -> dict[str, list[str]]:
@@ -423,7 +423,7 @@ def _form_field(field: LogField) -> forms.Field:
 def display_names(field: LogField, values: Sequence[str]) -> dict[str, str]:
     """Return a display text for each value.
 
-    For an id, this is the object's name in its newest call, or else the beginning of the id.
+    For an id, this is the object's name in its newest call, otherwise the beginning of the id.
     """
     ids = {value: uuid_of(value) for value in values} if field.id_column else {}
     named = newest_names(field, [pk for pk in ids.values() if pk])

@@ -103,8 +103,8 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
     """Return the groups with the most calls, counted with the roll-ups.
 
-    If the roll-ups cannot answer and `where` is empty, return None. If the roll-ups cannot answer and `where` is not
-    empty, count only the newest matching calls. If `by` is the tool, calls of unknown tools are left out.
+    If the roll-ups cannot answer, count only the newest matching calls, or return None if `where` is empty. If `by` is
+    the tool, calls of unknown tools are left out.
     """
     of_tools = by.name == "tool"  # Clients may invent names of tools.
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)

@@ -1,7 +1,7 @@
 """The calls of the last seven days that would have been refused if a policy had been stricter or an object disabled.
 
-Up to MOST_READ calls are counted exactly in the log, by caller. For more calls, the roll-ups give an approximate total.
-This needs two things: no people are excluded, and the roll-ups have every column by which the calls are selected.
+Up to MOST_READ calls are counted exactly in the log, by caller. For more calls, the roll-ups give an approximate
+total, unless people are excluded, or the roll-ups lack a column by which the calls are selected.
 """
 
 from __future__ import annotations

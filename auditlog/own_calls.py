@@ -219,7 +219,7 @@ class Wait:
 
     @property
     def is_asleep(self) -> bool:
-        """True if the page polls no more, and the person has to confirm that they still wait."""
+        """True if the page has stopped polling until the person confirms that they still wait."""
         return not self.is_over and timezone.now() >= self.until
 
     @property

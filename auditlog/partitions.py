@@ -219,8 +219,8 @@ class Partitions:
     def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
         """Detach a partition and drop it; return False if it could not be dropped.
 
-        Also finishes the work of a process that was killed. With `keep_rows`, a partition that has rows is attached
-        again.
+        A partition that a killed process left partly or fully detached is dropped too. With `keep_rows`, a partition
+        that has rows is attached again.
         """
         names = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
         for attempt in range(ATTEMPTS):

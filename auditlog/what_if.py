@@ -256,7 +256,7 @@ def asked(data: dict[str, Any]) -> Question:
 
 
 class Picker(NamedTuple):
-    """One field of the form."""
+    """A field of the what-if form, with its suggestions (`offers`)."""
 
     name: str
     label: str

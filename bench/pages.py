@@ -6,10 +6,10 @@ the first byte of exports, the palette, and the lists of the API. With `--named`
 the owner. It then requests only the lists, and all pages and dialogs with a URL name.
 
 The times are processor time of this process and of its database sessions, not elapsed time. Other load on the machine
-lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer. The loop shows
-how much slower the machine was than in the fastest twentieth of all runs of the loop. The answer's time is divided by
-this slowdown, which has its own column. The loop measures one processor only, so the database must run on the same
-processor (`taskset`).
+lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer. The loop's
+time, divided by the 5 % quantile of all its runs, is the slowdown, which has its own column. The answer's time is
+divided by the slowdown. The loop measures one processor only, so the database must run on the same processor
+(`taskset`).
 
 An address is marked if the 95th percentile of its times is above 150 ms, or if its compressed page is above 30 KB.
 Marked addresses are measured again at the end. The command fails if an address is marked in every measurement. Before

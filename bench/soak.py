@@ -97,7 +97,7 @@ class Counted:
 
 @dataclass(frozen=True)
 class Sample:
-    """The measurements of one line."""
+    """The measurements in one printed line."""
 
     memory: list[float]
     """MB of each gateway: its main process, its worker and its process for chores."""

@@ -346,7 +346,7 @@ class Upgrade:
 
     @contextmanager
     def _step(self, load: Balanced, name: str) -> Iterator[list[Part]]:
-        """Measure the block as one step, which lasts until a call has been answered.
+        """Measure the block as one step. The step ends when a call has been answered, or 60 seconds after the block.
 
         The block may append parts of the step, with their durations, to the yielded list. The parts are reported too.
         """

@@ -40,7 +40,7 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
 def of_other_sources(
     document: ConfigDocument, world: World, sources: Mapping[tuple[str, str], str]
 ) -> Iterator[Mistake]:
-    """Yield a mistake for each object in the document that has another source than the document.
+    """Yield a mistake for each object in the document that a file of another source governs.
 
     `sources` is the result of `ManagedObjectQuerySet.sources`.
     """

@@ -39,7 +39,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class CarriedRow:
-    """A server that needs an identity of each person, and the identity, if any, that the connection uses there."""
+    """A server with per-user identities, and the identity, if any, that the connection uses there."""
 
     connection: Connection
     assignment: Assignment

@@ -89,7 +89,7 @@ class GivenTools:
 
 
 def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:
-    """Return who may now use which tools and prompts on `gateway`, for the tools and prompts named in `asked`."""
+    """Return the current GivenTools of `gateway`. Only tools and prompts named in `asked` are included."""
     grants = list(ToolGrant.objects.live().filter(gateway=gateway))
     limits = HostAtGateway.objects.filter(gateway=gateway, tool_set__isnull=False)
     sets = [*ToolSet.objects.live().filter(gateway=gateway).values_list("pk", flat=True)]

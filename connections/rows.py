@@ -197,7 +197,7 @@ class ConnectionRow:
 
     @property
     def may_ask_for_new(self) -> bool:
-        """True if the viewer may end the token secrets of another person, who then has to collect new ones."""
+        """True if the viewer may end another person's token secrets. This person then has to collect new ones."""
         return not self.is_own and self.connection.is_live and self.connection.host.is_agent and self.may_end_tokens
 
     @property

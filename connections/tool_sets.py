@@ -158,7 +158,7 @@ class ToolSetForm(forms.Form):
 
     @property
     def features(self) -> FeatureQuerySet:
-        """The features that are now in a set with the form's values. Requires a valid form."""
+        """The features that a set with the form's values would contain now. Requires a valid form."""
         told = self.cleaned_data
         chosen = Q(pk__in=[feature.pk for feature in told["members"]])
         return features_at(self.gateway).filter(chosen | fitting(told["patterns"], told["effects"]))

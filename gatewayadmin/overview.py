@@ -157,7 +157,7 @@ class Traffic:
 
 
 class Hour(NamedTuple):
-    """The results of a server in one hour."""
+    """One hour of a server: whether the server was called, and whether calls failed."""
 
     called: bool
     failed: bool

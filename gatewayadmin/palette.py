@@ -160,9 +160,9 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 
 
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
-    """Return the entry "Disable" for an enabled thing (`on`), or the entry "Enable" for a disabled thing.
+    """Return the entry "Disable" for an enabled object (`on`), or the entry "Enable" for a disabled object.
 
-    The entry "Enable" enables the thing at once, unless `is_known` is False: then the entry only opens the thing's
+    The entry "Enable" enables the object at once, unless `is_known` is False: then the entry only opens the object's
     page. `is_known` is False for an app that chose its own name.
     """
     if on:

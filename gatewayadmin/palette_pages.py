@@ -12,7 +12,7 @@ from tokens.rows import SEES as SEES_TOKENS
 
 
 class Offer(NamedTuple):
-    """An entry for people with the needed capabilities."""
+    """An entry of the palette, for people with the capabilities in `needs`."""
 
     text: str
     view: str

@@ -138,7 +138,7 @@ class CatalogueEntry:
 
     @property
     def undecided(self) -> Place | None:
-        """The first place where the tool's definition waits for a decision, or None."""
+        """The first of `places` whose definition waits for a decision, or None."""
         waiting = (place for place in self.places if place.offered_hash and place.state != FeatureState.QUARANTINED)
         return next(waiting, None)
 

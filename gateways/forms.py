@@ -76,7 +76,7 @@ class LimitForm(forms.Form):
 
 
 class DefinitionsForm(forms.Form):
-    """Form for the settings that decide about new and changed definitions of tools, prompts and resources."""
+    """Form to choose what happens to new and changed definitions of tools, prompts and resources."""
 
     new_definitions = forms.ChoiceField(label="New definitions", choices=OnArrival.choices, widget=ExplainedChoice(NEW))
     changed_definitions = forms.ChoiceField(

@@ -425,7 +425,7 @@ def _is_open(request: AppRequest, feature: Feature) -> bool:
 
 
 def _switched(request: AppRequest, feature: Feature, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page with the on/off switch: the head of the feature's page, or its row in the list."""
+    """Render the part of the page with the on/off switch: the head of the feature's page, or the row in the list."""
     template, gateway = "gateways/feature.html#head", feature.assignment.gateway
     context = {"row": ToolRow(feature, feature.pk in _given([feature], request.user)), "gateway": gateway}
     if not _is_open(request, feature):

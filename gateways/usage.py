@@ -148,7 +148,7 @@ class ServerUse:
 
     @property
     def dearest_unused(self) -> list[ToolUse]:
-        """The listed tools that were not used, the longest definition first; their number is at most DEAREST."""
+        """The unused listed tools with the longest definitions, longest first; at most DEAREST."""
         listed = (tool for tool in self.unused if tool.listed_bytes)
         return sorted(listed, key=lambda tool: (-tool.listed_bytes, tool.name))[:DEAREST]
 

@@ -68,7 +68,7 @@ class HostQuery(ListQuery):
 
 
 class NewHost(RequestBody):
-    """An agent to create; apps appear by themselves."""
+    """An agent to create. Apps are added when they first connect."""
 
     name = serializers.CharField(max_length=120)
     description = serializers.CharField(max_length=500, allow_blank=True, default="")

@@ -99,7 +99,7 @@ def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpR
 
 
 def _summary(flow: AuthorizeRequest, user: User) -> dict[str, Any]:
-    """Return what the consent page shows: the app's access, the servers, and the redirect URI."""
+    """Return the context of the consent page: the servers, the number of tools, and details of the app."""
     assert flow.gateway
     assert flow.application
     questions = flows.connect_questions(flow, [flow.gateway])[flow.gateway.pk]

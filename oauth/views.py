@@ -263,8 +263,8 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     """Return a 403 page with the reason.
 
-    The page redirects to an approved app by itself, after READING_SECONDS. For any other app it only shows a link, and
-    no link if the app no longer has this redirect URI.
+    If the app is approved, the page redirects to it after READING_SECONDS. For any other app, the page only shows a
+    link. If the app no longer has this redirect URI, the page neither redirects nor shows a link.
     """
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
     gateway, user = flow.gateway, request.user

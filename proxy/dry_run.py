@@ -133,7 +133,7 @@ def _of_feature(
 
 
 def _with_credential(found: Verdict, cipher: Cipher) -> Verdict:
-    """Return the verdict `found`, with an obstacle if the credential of its server cannot be read."""
+    """Return the verdict `found`, plus an obstacle if the credential for the server cannot be read."""
     assert found.assigned is not None
     try:
         credential_of(found.assigned, cipher)

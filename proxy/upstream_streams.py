@@ -326,7 +326,7 @@ class ServerStreams:
     # For calls
 
     async def _listen_for_calls(self, row: str, use: SessionUse) -> None:
-        """Start to open the server's stream, and wait at most READY_SECONDS for the outcome."""
+        """Start opening the server's stream, and wait at most READY_SECONDS for the outcome."""
         if not use.beginning:
             use.beginning = True
             self._run(self._begin_for_calls(row, use))

@@ -15,7 +15,7 @@ def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[O
 
 
 def moved[One: Hashable](before: Sequence[One], after: Sequence[One]) -> dict[One, tuple[int, int]]:
-    """Return the items that move, each with its places before and after. The first place is 1.
+    """Return the items that move, each with its positions before and after. The first position is 1.
 
     Items that only make room for others are not returned.
     """

@@ -151,7 +151,7 @@ def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
 @requires(Capability.RULES_MANAGE)
 @requires(Capability.LOGS_READ)
 def try_before(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
-    """Show the recorded calls that the rule in the form would have touched.
+    """Show the recorded calls to which the rule in the form would have applied.
 
     If the form changes a saved rule, `pk` is the id of this rule.
     """
@@ -233,7 +233,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.RULES_MANAGE)
 def move(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Move the rule one place up or down."""
+    """Move the rule one position up or down."""
     rule = get_object_or_404(Rule, pk=pk)
     is_moved = rule.move(rule.position + (-1 if request.POST.get("to") == "up" else 1), by=request.user)
     return leave(request, reverse("rules:list"), f"{rule.name} {'moved' if is_moved else 'has this place already'}")

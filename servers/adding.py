@@ -345,7 +345,7 @@ def add_server(
 
 
 def _own_gateway(server: Server, form: NewServerForm, name: str, by: User) -> list[Gateway]:
-    """Return the new gateway that the form asks for, in a list; [] if the form asks for none.
+    """Create the new gateway that the form asks for, and return it in a list; [] if the form asks for none.
 
     The gateway is open to the teams of the person `by`, or to everyone if this person is in no team.
     """

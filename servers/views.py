@@ -258,7 +258,8 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
 def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
     """Test a server with the edited `values`. The stored identity is not sent to another origin.
 
-    A shared identity is sent only as stored: saving another path or header needs a password and a confirmation.
+    A shared identity is sent only to the stored URL and in the stored header, because changing them requires a
+    password and a confirmation.
     """
     stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name", "private")}
     values = stored | {name: value for name, value in values.items() if name != "end_sign_ins"}

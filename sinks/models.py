@@ -305,7 +305,7 @@ class Sink(Versioned, Switchable):
             raise BadSinkAddress(str(refusal)) from None
 
     def begin(self, *, from_beginning: bool = False) -> None:
-        """Set the position to now, or to the oldest row."""
+        """Set the position to now or, with `from_beginning`, to the oldest row."""
         oldest = Call.objects.oldest() if from_beginning else None
         self.calls_at = oldest or timezone.now()
         self.near_from = oldest or self.calls_at - NEAR

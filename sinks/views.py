@@ -101,7 +101,7 @@ class SinkForm(forms.Form):
 
     @property
     def what(self) -> list[forms.BoundField]:
-        """The fields that select what is sent."""
+        """The fields that select the rows and payloads to send."""
         names = ("sends_calls", "sends_payloads", "sends_events", "from_beginning")
         return [self[name] for name in names if name in self.fields]
 

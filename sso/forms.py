@@ -104,7 +104,7 @@ class ProviderForm(forms.Form):
         self.add_error(error.field if error.field in self.fields else None, str(error))
 
     def parts(self) -> dict[str, list[forms.BoundField]]:
-        """The fields of each part of the page."""
+        """The fields of the form, by section of the page."""
         names = {"provider": self.provider_settings, "oidc": self.oidc_settings, "saml": self.saml_settings}
         names |= {"entry": self.entry_settings}
         return {part: [self[name] for name in fields] for part, fields in names.items()}

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector on a loopback port that decodes what is posted over OTLP."""
+"""An OpenTelemetry collector on a loopback port, which decodes spans and log records posted over OTLP."""
 
 import gzip
 from collections.abc import Callable, Iterator

@@ -26,7 +26,7 @@ def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
 
 
 async def until(fact: Callable[[], object], seconds: float = PATIENCE) -> float:
-    """Wait in an event loop like `eventually`, and return the elapsed seconds."""
+    """Wait like `eventually`, but without blocking the event loop; return the elapsed seconds."""
     began = time.monotonic()
     while not fact():
         assert time.monotonic() - began < seconds, "it never came true"

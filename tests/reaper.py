@@ -1,6 +1,6 @@
-"""Cleans up after a killed test run: `python -m tests.reaper FOLDER`, with the run at its standard input.
+"""Cleans up after a killed test run: `python -m tests.reaper FOLDER`, with a pipe from the run as standard input.
 
-A run that ends normally has cleaned up itself; then there is nothing to do.
+A run that ends normally cleans up itself, so that nothing is left to do.
 """
 
 import contextlib

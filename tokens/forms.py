@@ -245,7 +245,7 @@ class EditForm(forms.Form):
         return name
 
     def changes(self) -> dict[str, Any]:
-        """Return the keyword arguments for `Token.edit`. A kept expiration is left out."""
+        """Return the keyword arguments for `Token.edit`. An unchanged expiration is left out."""
         data = dict(self.cleaned_data)
         days = data.pop("expires_in_days")
         return data | ({"expires_in_days": None if days == NEVER else int(days)} if days else {})

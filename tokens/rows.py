@@ -83,7 +83,7 @@ def of_status(status: str) -> Q:
 
 
 def with_scope(tokens: TokenQuerySet) -> TokenQuerySet:
-    """Prefetch what a row of a token shows, except the servers of tokens that reach all servers."""
+    """Prefetch the data of a token's row, except the servers of tokens that reach all servers."""
     offered = Assignment.objects.placed()
     narrowed = TokenScope.objects.filter(assignment__in=offered).select_related("assignment__server")
     return tokens.prefetch_related(
@@ -97,7 +97,7 @@ def _connections() -> ConnectionQuerySet:
 
 
 def with_reach(tokens: TokenQuerySet) -> TokenQuerySet:
-    """Prefetch what a row of a token shows, including all servers that the token reaches."""
+    """Prefetch the data of a token's row, including all servers that the token reaches."""
     offered = Assignment.objects.placed().select_related("server")
     return with_scope(tokens).prefetch_related(Prefetch("connection__gateway__assignments", offered))
 

@@ -224,7 +224,7 @@ class Picked:
         return f"Not changed: {first_names(names)}." if names else ""
 
     def leave(self, toast: str, undo: Undo | None = None) -> HttpResponse:
-        """Redirect to the list."""
+        """Redirect to the list with a toast."""
         return leave(self.request, self.back, toast, undo)
 
     def each(self, act: Callable[[Any], object], faults: Fault, done: str, undo: str = "") -> HttpResponse:

@@ -1,4 +1,4 @@
-"""The history of facts that decide who may use gateways: teams, roles, and whom a gateway is open to.
+"""The history of facts that decide who may use gateways: teams, roles, and the people a gateway is open to.
 
 Triggers write it (migrations/0001_history.py), also for changes by older releases. Grants are not in it:
 they store their own dates.
@@ -26,7 +26,7 @@ class FactKind(models.TextChoices):
 
 
 def lasted(moment: datetime, began: str, *ends: str) -> Q:
-    """Match rows in force at `moment`. `began` and `ends` name the columns with the times of begin and end."""
+    """Match rows in force at `moment`. `began` names the column with the start time, `ends` those with an end time."""
     found = Q(**{f"{began}__lte": moment})
     for end in ends:
         found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})

@@ -110,7 +110,7 @@ class ReviewLine(models.Model):
 
     @property
     def who_changes(self) -> str:
-        """If a review cannot end this access, a sentence about the people who can change it; otherwise empty."""
+        """A sentence about the people who can change this access; empty if a review can end it."""
         return OTHERS.get(ThingKind(self.kind), "")
 
     @property

@@ -48,7 +48,7 @@ class Answers(NamedTuple):
 
 
 class Review(Versioned, models.Model):
-    """A review of who may use what. Its lines are created when it starts; its answers are final once it is closed."""
+    """An access review. Its lines are created when it starts; its answers are final once it is closed."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=120)

@@ -113,7 +113,7 @@ class ReviewQuerySet(models.QuerySet["Review"]):
 
 
 def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
-    """Return the present access in the scope, as things to review. Raises BadScope."""
+    """Return a ReviewedThing for each access that exists now in the scope. Raises BadScope."""
     if (scope == ReviewScope.EVERYTHING) == bool(subjects):
         raise BadScope("Choose what to review.")
     pks = [row.pk for row in subjects]
@@ -133,9 +133,9 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
 
 
 def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[User]) -> list[ReviewLine]:
-    """Return the lines. Reviewers take turns: the next person's lines go to the next reviewer. Raises NobodyReviews.
+    """Return a line for each thing. All lines about one person have the same reviewer. Raises NobodyReviews.
 
-    Without self-review, nobody gets the lines about themselves.
+    Reviewers take turns, person by person. Without self-review, nobody gets the lines about themselves.
     """
     dealt: dict[UUID, User] = {}
     for number, person in enumerate(dict.fromkeys(thing.person for thing in things)):

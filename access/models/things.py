@@ -1,4 +1,4 @@
-"""Things that a review asks about. Some things give access, as a grant does. Others use access, as a token does."""
+"""Things that a review asks about: some give access, such as a grant; others use access, such as a token."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class ReviewedThing:
 
 
 def things_in(lines: Iterable[AccessLine]) -> list[ReviewedThing]:
-    """Return each person's things from the lines of an access report, sorted and without duplicates."""
+    """Convert the lines of an access report to `ReviewedThing`s, sorted and without duplicates."""
     found: dict[Any, ReviewedThing] = {}
     for line in lines:
         for thing in _things(line):

@@ -1,8 +1,8 @@
 """Signed exports: checkpoints with the rows they cover, as JSON lines that `verify_export.py` verifies offline.
 
-The first line has the newest checkpoint, which says what retention dropped. The last line signs the file. Each row is
-written as the text from which the row's digest was computed. If a row has payloads, its line omits the payloads, and
-says whether the complete row matched the digest.
+The first line has the newest checkpoint, with the time before which retention dropped rows. The last line signs the
+file. Each row is written as the text from which the row's digest was computed. If a row has payloads, its line omits
+the payloads, and says whether the complete row matched the digest.
 """
 
 from __future__ import annotations

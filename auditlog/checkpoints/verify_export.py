@@ -215,7 +215,7 @@ class CheckpointLine:
         return moment(self.body["sealed_at"]).astimezone(UTC)
 
     def note_wait(self, row: dict[str, Any]) -> None:
-        """Remember since when the row waited, if it waited long for the checkpoint."""
+        """Set `waited_since` to the time when this row was recorded, if the row waited long and no earlier row did."""
         recorded = moment(row.get("recorded_at") or row["created_at"]).astimezone(UTC)
         if recorded >= BEGINNING and is_late(self.body["kind"], self.sealed_at, recorded):
             self.waited_since = min(recorded, self.waited_since or recorded)

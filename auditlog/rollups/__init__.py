@@ -1,5 +1,5 @@
 """Roll-ups of the log: the number of calls, their outcomes and durations, by minute, hour, day and week.
 
-`keeping` updates roll-ups; `reading` answers from them and from rows not counted yet. docs/how-to/read-the-log.md lists
-which numbers are exact.
+`keeping` updates roll-ups; `reading` returns numbers from roll-ups and from rows not counted yet.
+docs/how-to/read-the-log.md lists which numbers are exact.
 """

@@ -114,7 +114,7 @@ class Numbers:
         return self.quantile(0.95)
 
     def quantile(self, part: float) -> float | None:
-        """Return the duration in ms within which this share of calls ended, ±10 %; None without calls."""
+        """Return the duration in ms (±10 %) within which the share `part` of the calls ended; None without calls."""
         return quantile(self.classes, part)
 
     def add(self, other: Numbers) -> None:
@@ -383,7 +383,7 @@ def _rollups(
 
 
 def _filters(where: Where, *, named: bool = False) -> SQL:
-    """Return the conditions as SQL that fits the log and the roll-ups.
+    """Return the conditions as SQL that works for the log and for the roll-ups.
 
     With `named`, calls of unknown tools are left out.
     """

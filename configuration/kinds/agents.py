@@ -1,4 +1,4 @@
-"""Agents in configuration files, and what they may use on gateways. Apps appear by themselves and are not in files."""
+"""Agents in configuration files, and what they may use on gateways. Files do not list apps, which add themselves."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ class ServerKind(Kind):
             yield (server.slug,), server, {} if server.is_built_in else values
 
     def exported(self, found: Found) -> dict[str, Any]:
-        """Return the values, without the sign-in settings if OAuth is not used and they all have their defaults."""
+        """Return the values, without the sign-in settings if OAuth is not used and all these settings are defaults."""
         if found.row.auth_type == AuthType.OAUTH or found.row.sets_sign_in:
             return found.values
         return {name: value for name, value in found.values.items() if name not in SIGN_IN_SETTINGS}

@@ -101,7 +101,7 @@ def _end(person: str) -> None:
 
 
 def _run(person: str, tool: Tool, arguments: Object) -> tuple[str, Object]:
-    """Return the summary and the structured content of the answer. Raises ToolFailed."""
+    """Run the tool, and return the summary and the structured content of its answer. Raises ToolFailed."""
     try:
         return _answered(Caller.of(person), tool, arguments)
     except OperationalError as error:

@@ -279,7 +279,7 @@ class Pooling(StrEnum):
 
 
 def pooling_fault(connection: psycopg.Connection[Any], name: str) -> str:
-    """Return an error text if this connection is through a pooler in transaction mode, else an empty string.
+    """Return an error text if this connection is through a pooler in transaction mode, otherwise "".
 
     `name` is the environment variable that configures the connection.
     """

@@ -36,7 +36,7 @@ def from_environment() -> Keys:
 
 
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
-    """Read each key from the environment, or else from its file in `folder`.
+    """Read each key from the environment, otherwise from its file in `folder`.
 
     The first start generates each missing file. Raises Refused for a file with wrong owner, permissions or content.
     If the installation has `begun`, also raises Refused for a missing file.

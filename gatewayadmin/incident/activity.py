@@ -196,7 +196,7 @@ class Activity:
 def _days(since: datetime, first: datetime, *, is_cut: bool = False) -> int:
     """Return the number of days from the first call (`first`) to `since`, rounded up: at least 0, at most `BEFORE`.
 
-    If `is_cut` is True, round down: calls before `first` were not read, and less than a day shows nothing usual.
+    If `is_cut` is True, calls before `first` were not read. Then round down: less than a day counts as 0.
     """
     days = (since - first) / DAY
     return max(0, min(BEFORE.days, floor(days) if is_cut else ceil(days)))

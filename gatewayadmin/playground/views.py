@@ -134,7 +134,7 @@ class Chosen:
 
     @cached_property
     def listed(self) -> FeatureQuerySet:
-        """The features of this kind that the gateway's servers offer, enabled or not."""
+        """The features of the selected kind that the gateway's servers offer, enabled or not."""
         rows = Feature.objects.offered().placed() if self.gateway else Feature.objects.none()
         return rows.filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
 

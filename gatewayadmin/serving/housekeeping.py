@@ -264,7 +264,10 @@ def _note_addresses() -> int:
 
 
 def _ask_servers(now: datetime) -> int:
-    """Check the enabled servers that were not checked recently, and store their health. Return their number."""
+    """Check enabled servers that were not checked recently, and store their health.
+
+    Return the number of checked servers.
+    """
     silent = Q(health_checked_at=None) | Q(health_checked_at__lt=now - RECENTLY_CHECKED)
     servers = [
         server

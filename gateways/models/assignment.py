@@ -212,7 +212,7 @@ class Assignment(Versioned, Switchable):
         return names
 
     def widen(self, *, by: User) -> list[str]:
-        """Undo the last `narrow`, and return the names of the tools that are enabled again. Later changes stay."""
+        """Undo the last `narrow`, but no later change. Return the names of the tools that are enabled again."""
         with transaction.atomic():
             policy = self.lock().tool_policy
             done = self.last_narrowed()

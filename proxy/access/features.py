@@ -267,7 +267,10 @@ def resolve_name(assignments: Sequence[AssignedServer], exposed: str, kind: str 
 
 
 def resolve_resource(assignments: Sequence[AssignedServer], exposed: str, *, several: bool) -> Resolved:
-    """Return the resource with this URI and its server. Raises OutOfScope, Refusal or UnknownFeature."""
+    """Return the resource with this URI and its server. Raises OutOfScope, Refusal or UnknownFeature.
+
+    `several` is True if the gateway has several servers. Then the URI may contain a server's alias.
+    """
     budget = MatchBudget()
     assigned, uri = _owner_of_uri(assignments, exposed, budget, several=several)
     if assigned is None:
@@ -427,10 +430,10 @@ def target_of(
     modern: bool = False,
     extensions: Object = NO_EXTENSIONS,
 ) -> Target:
-    """Return the server's address, credential, era and session for one request. Raises IdentityUnreadable.
+    """Return the server's address, credential, MCP era and session for one request. Raises IdentityUnreadable.
 
-    `authorize` must have allowed the identity. A `modern` client speaks MCP 2026-07-28 and sends its `extensions` with
-    each request.
+    Call `authorize` first, which refuses unusable identities. A `modern` client speaks MCP 2026-07-28 and sends its
+    `extensions` with each request.
     """
     session = grant.session
     told = assigned.upstream_key.rpartition(" ")[2]

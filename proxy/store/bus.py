@@ -269,7 +269,7 @@ class PendingRequests:
         )
 
     async def wait(self, uid: str) -> Object:
-        """Wait for the answer to a request that this worker has added, and return it.
+        """Wait for the answer to a request that this worker has added, and return the answer.
 
         Raises DatabaseUnavailable if the answer is encrypted with a key that this worker does not have.
         """

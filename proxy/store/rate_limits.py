@@ -76,9 +76,9 @@ class Limits(GroupCommit[list[RateLimited], None]):
         )
 
     async def wait(self, grant: AccessRow) -> tuple[RateLimited, float] | None:
-        """Return None if the call is allowed, otherwise the limit that refuses the call and a number of seconds.
+        """Return None if the call is allowed, otherwise the limit that refuses it and the seconds until a retry.
 
-        After these seconds, a retry may succeed. Raises DatabaseUnavailable.
+        Raises DatabaseUnavailable.
         """
         limited = subjects(grant)
         while True:

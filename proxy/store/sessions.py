@@ -122,9 +122,9 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 
 
 def _counted(table: str) -> str:
-    """Return SQL that selects the number of rows of `table`, followed by the columns of TOLD, for each row of TOLD.
+    """Return SQL that selects each row that TOLD selects, preceded by the number of rows of `table`.
 
-    If TOLD has no rows, the result is one row: the number, then NULLs.
+    If TOLD selects no rows, the result is one row: the number, then NULLs.
     """
     return f"SELECT (SELECT count(*) FROM {table}), told.* FROM (SELECT) one LEFT JOIN ({TOLD}) told ON true"  # noqa: S608
 
@@ -208,7 +208,7 @@ FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 
 
 class Taken(NamedTuple):
-    """A row of the statement TOLD: a session at a server, and data for messages to this server about the session."""
+    """A row that TOLD selects: a session at a server, and the data needed to send this server requests about it."""
 
     row: str
     sealed_id: bytes

@@ -22,9 +22,9 @@ KEPT = timedelta(minutes=15)
 
 
 class ReceivedAssertion(models.Model):
-    """A received assertion: its digest and its encrypted claims. The row is kept for KEPT.
+    """A received assertion: its digest and its encrypted claims. The row expires after KEPT.
 
-    `take` removes the claims from the row before that time, but the digest stays.
+    `take` removes the claims before that time, but leaves the digest.
     """
 
     digest = models.CharField(max_length=64, primary_key=True)

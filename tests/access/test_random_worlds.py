@@ -25,7 +25,7 @@ WORLDS = 200
 
 
 def reasons(host: Host, user: Any, gateway: Gateway, tool: str = "") -> set[str]:
-    """Return all reasons that concern the person or the tool for which the access statement refuses this call."""
+    """Return why the access statement refuses this call: only the reasons that concern the person or the tool."""
     decision = current_decision(Question(host, user, gateway, Named(TOOL, tool) if tool else None))
     found = {each.reason for each in decision.verdict.obstacles} - OTHERS
     return {reason for reason in found if not reason.startswith(IDENTITY)}

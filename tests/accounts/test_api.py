@@ -204,7 +204,7 @@ def test_a_person_is_changed(boss: User, ann: User) -> None:
 
 @pytest.mark.full
 def test_nobody_acts_against_who_may_do_more_or_grants_more(people: Rest, boss: User, ann: User) -> None:
-    """Changing an e-mail address allows a password reset, so the same rule applies as to deactivating a person."""
+    """Even changes of an e-mail address are refused, because a new address allows a password reset."""
     member = str(make.role(*MEMBER.capabilities).pk)
     acts: list[tuple[str, str, Any]] = [
         ("patch", f"/users/{boss.pk}", {"email": "mine@example.com"}),

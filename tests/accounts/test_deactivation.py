@@ -1,4 +1,4 @@
-"""Deactivating a person, and cutting a person off."""
+"""Deactivating a person, and stopping a person on the Incident page, which also revokes the person's access."""
 
 from typing import Any
 

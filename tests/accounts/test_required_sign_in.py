@@ -35,7 +35,7 @@ REQUIRED = "/accounts/required/"
 
 @pytest.fixture(autouse=True)
 def workspace(db: None) -> None:
-    """Somebody manages people, and nobody has tried to sign in."""
+    """A workspace with a person who manages people, and without counted sign-in attempts."""
     make.user(Capability.PEOPLE_MANAGE)
     cache.clear()
 

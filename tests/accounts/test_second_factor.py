@@ -49,7 +49,7 @@ def code_of(secret: str, ahead: int = 0) -> str:
 
 
 def confirm(client: Client, path: str) -> Any:
-    """Type the password again, and return the page at `path` that it leads to."""
+    """Confirm with the password, and return the page at `path`, which the confirmation opens."""
     return client.post("/accounts/reauthenticate/", {"password": make.PASSWORD, "next": path}, follow=True)
 
 

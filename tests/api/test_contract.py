@@ -112,7 +112,7 @@ def bearing(person: Any, *capabilities: Capability) -> dict[str, Any]:
 
 
 def caller(actor: str, door: Door) -> str:
-    """Return the entry of `credentials` for this actor and operation."""
+    """Return the key in `credentials` for this actor and operation."""
     if actor != "key for this":
         return actor
     enough = next(iter(sufficient(door.rule)), {Capability.HOSTS_READ})

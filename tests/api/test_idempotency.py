@@ -205,7 +205,7 @@ def test_one_of_many_concurrent_requests_wins_over_two_workers(owner: httpx.Clie
 
 
 class Crashing(BaseEmailBackend):
-    """A mail server at which the client's process crashes on connecting."""
+    """A mail backend that raises SystemError, as if the process crashed while it sends mail."""
 
     def send_messages(self, messages: Any) -> int:
         raise SystemError

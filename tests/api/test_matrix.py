@@ -1,7 +1,7 @@
 """Call every API route as an anonymous caller, as the owner, with no capability, and with one of several missing.
 
 The cases are generated from the rules that the views declare. A route without a rule, or without a URL here, fails.
-test_single_capabilities.py tries each capability alone, and all others together, according to its own table.
+test_single_capabilities.py tries each sufficient capability alone, and all others together, by its own table.
 """
 
 import re
@@ -245,9 +245,7 @@ def slugs(capabilities: Iterable[Capability]) -> str:
 def test_if_match_and_etag_are_described_where_they_are(
     world: World, people: People, subtests: pytest.Subtests
 ) -> None:
-    """A wrong version stops exactly the operations that document If-Match, and exactly the documented ones send an
-    ETag.
-    """
+    """An operation compares If-Match, or sends ETag, if and only if it documents the header."""
     for door in DOORS:
         with subtests.test(str(door)):
             statuses = set()

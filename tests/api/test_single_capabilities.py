@@ -1,7 +1,8 @@
-"""Every API operation on other people's objects, by people and API keys with one capability, and with all others.
+"""For operations on other people's objects, one of certain capabilities is enough, and all others together are not.
 
-This module lists the required capabilities, and whose objects they apply to, independently of the views. After each
-request it compares the database: no caller may grant or remove capabilities that the caller lacks.
+The callers are people and API keys. This module lists the required capabilities, and whose objects they apply to,
+independently of the views. After each request it compares the database: no caller may grant or remove capabilities
+that the caller lacks.
 """
 
 from __future__ import annotations
@@ -449,7 +450,7 @@ def wanted(name: str, *, key: bool) -> set[Capability]:
 
 
 def callers(name: str, *, key: bool) -> list[Held]:
-    """Return the capabilities of the callers to try: each that is enough alone, and all others together."""
+    """Return the capabilities of each caller to try: one that is enough alone, or all that are not enough together."""
     enough = wanted(name, key=key)
     if key and name in NO_KEYS:
         return [frozenset(C)]

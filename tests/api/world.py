@@ -200,5 +200,5 @@ def build() -> World:
 
 
 def alive(secret: str) -> bool:
-    """Return True if the secret is still that of the world's token."""
+    """Return True if the world's token still has this secret."""
     return Token.objects.get(prefix=secret[:12]).is_held_by(secret)

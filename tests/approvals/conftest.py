@@ -78,7 +78,7 @@ def counted(result: Any) -> int:
 
 @pytest.fixture
 def desk_of(transactional_db: None, run: Run) -> Iterator[Callable[..., Desk]]:
-    """Return a function that makes a desk: the number of workers, the server if not `counter`, changes to the rule."""
+    """Return a function that makes a Desk from a number of workers, a server (default: a counter), and rule fields."""
     Call.partitions.make_ahead()
     stack = ExitStack()
 

@@ -1,4 +1,4 @@
-"""A stand-in for the API of a model, for agents that need one: it calls one tool, and repeats what the tool answers."""
+"""A stand-in for the API of a model, for agents that need one: it calls one tool, and repeats the tool's answer."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Clients that open URLs are sent a hold's page once, and an approved call that asks for input continues."""
+"""A client that can open URLs gets a hold's page once. An approved call that asks for input continues."""
 
 import asyncio
 import json

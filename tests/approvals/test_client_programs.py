@@ -36,7 +36,7 @@ type Client = Callable[[Desk, Npm, Start], str]
 
 
 def printed(command: list[str], given: str = "", **environment: Any) -> str:
-    """Return what a program prints; it need not succeed, because some fail for a result with `isError`."""
+    """Return the output of a program. Failures are ignored, because some programs fail for a result with `isError`."""
     done = subprocess.run(
         command, input=given, capture_output=True, text=True, timeout=SECONDS, check=False, **environment
     )
@@ -108,7 +108,7 @@ CLIENTS: dict[str, Client] = {
 
 @pytest.fixture(params=CLIENTS, ids=str)
 def call(request: pytest.FixtureRequest, desk: Desk, npm: Npm, run: Start) -> Callable[[], str]:
-    """Return a function that makes one call with a client, and returns what the client prints."""
+    """Return a function that makes one call with a client, and returns the client's output."""
     desk.wait(None)
     return lambda: CLIENTS[request.param](desk, npm, run)
 

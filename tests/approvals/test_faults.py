@@ -64,7 +64,7 @@ class Recorder(Counter):
 
 
 def agents_at(both: Replicas, upstream_url: str, number: int) -> list[Agent]:
-    """Return so many agents at one gateway, each with a connection of its own."""
+    """Return `number` agents at one gateway, each with its own connection."""
     first = both.agent(upstream_url)
     code = MORE_AGENTS.format(slug=first.url.rsplit("/", 1)[1], number=number - 1)
     return [first, *(Agent(first.url, secret, first.headers) for secret in json.loads(both.shell(code)))]

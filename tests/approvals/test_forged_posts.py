@@ -56,7 +56,7 @@ LABEL: dict[str, Any] = {"effect": "label", "text": "seen"}
 
 @dataclass
 class Scene:
-    """A waiting, an approved and an expired hold of the requester's agent, a permission for a while, and two rules."""
+    """A waiting, an approved and an expired hold of the requester's agent, an allowance, and two rules."""
 
     hold: Hold
     approved: Hold

@@ -1,4 +1,4 @@
-"""Published servers with MCP Apps, behind a gateway that the pages of hosts may call."""
+"""Two published MCP Apps servers behind a gateway, which accepts calls from the pages of `Hosts`."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ for alias, url in {servers}.items():
 
 @contextmanager
 def running_gateway(folder: Path, hosts: Hosts) -> Iterator[Serve]:
-    """Run a workspace whose gateway “Apps” has both servers, until the block ends."""
+    """Run a workspace until the block ends. Its gateway “Apps” has both of SERVERS."""
     install(FOLDER)
     with ExitStack() as stack:
         urls = {}

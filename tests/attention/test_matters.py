@@ -55,7 +55,7 @@ def boss() -> User:
 
 @pytest.fixture
 def world(boss: User) -> Connection:
-    """Create a different number of rows for each matter, so that mix-ups fail, and rows that need no attention."""
+    """Create rows for each matter, in different numbers to detect mix-ups, and rows that need no attention."""
     for name in ("Asks", "Asks too", "Asks as well"):
         make.app(name, needs_approval=True)
     make.app("Works")

@@ -1,4 +1,4 @@
-"""Live lists of calls: each answer has what was recorded since the page was read, and nothing is missed."""
+"""Live lists of calls: each poll returns the calls recorded since the page was read, and misses none."""
 
 import html
 import re
@@ -24,7 +24,7 @@ def ago(**span: float) -> datetime:
 
 
 class OpenPage:
-    """A page with a live list, which asks for new rows at the address in its last answer, as the script does."""
+    """A page with a live list. Like the page's script, it asks for new rows at the address in the last answer."""
 
     def __init__(self, client: Client, path: str = "/logs/?live=1") -> None:
         self.client = client

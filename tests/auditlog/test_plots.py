@@ -24,7 +24,7 @@ HOUR = timedelta(hours=1)
 
 
 def plotted(page: str) -> dict[str, str]:
-    """Return the numbers of the plots on a page, and the target of each."""
+    """Return the number and link of each plot on a page, by the plot's label."""
     found = re.findall(r'<a class="plot" href="([^"]+)"><header><span>([^<]+)</span><b[^>]*>([^<]+)<', page)
     return {label: f"{value} {unescape(link)}" for link, label, value in found}
 

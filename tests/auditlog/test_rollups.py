@@ -231,7 +231,7 @@ def test_several_count_while_several_write(
 
 
 def test_row_older_than_an_hour_is_counted_with_the_next_stretch(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A call recorded more than an hour after it began is counted with the next stretch, and only once."""
+    """A call recorded more than an hour after it began is counted by the next `keep_up`, and only once."""
     now = timezone.now()
     keeping.keep_up(5)
     monkeypatch.setattr(keeping, "NEAR", -keeping.LATE_EVERY)  # Late calls are always due for counting.

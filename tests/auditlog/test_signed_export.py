@@ -165,7 +165,7 @@ def hidden_finding(lines: Lines) -> None:
 
 
 def impossible_time(lines: Lines) -> None:
-    """Give a row that cannot be compared with its digest a time before the year 1."""
+    """Set a time before the year 1 in a row that cannot be compared with its digest."""
     line = lines[nth(lines, "call")]
     row = json.loads(line["row"]) | dict.fromkeys(("created_at", "recorded_at"), "0001-01-01T00:00:00+14:00")
     line.update(row=json.dumps(row), without=["request_payload"], matches=True)

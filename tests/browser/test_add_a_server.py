@@ -77,7 +77,10 @@ class Clicks:
 
 
 def begun(live: workspace.Serve, page: Page, tile: str) -> tuple[Clicks, str, str]:
-    """Add the tile's server to a new gateway, and return the page that asks to authenticate."""
+    """Add the tile's server to a new gateway; ends on the page that asks the person to authenticate.
+
+    Return the clicks so far, the gateway's name, and the secret of a token.
+    """
     name = unique("forge")
     secret = live.manage("shell", "-c", MAKE.format(name=name)).split()[-1]
     page.goto(f"{live.url}/servers/add/")

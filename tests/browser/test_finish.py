@@ -1,4 +1,4 @@
-"""Visual details of pages that look unfinished when wrong."""
+"""Visual details that make a page look unfinished if they are wrong."""
 
 import pytest
 from playwright.sync_api import Page, expect

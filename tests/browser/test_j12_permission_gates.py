@@ -70,7 +70,7 @@ def offered(page: str, connection: str) -> list[str]:
 
 
 def attempts(browser: httpx.Client, connection: str) -> list[int]:
-    """Try to revoke, regenerate and disable by the pages, then by the API; return the statuses."""
+    """Try to revoke, regenerate and disable the connection on its pages, then by the API; return the statuses."""
     paths = [f"/connections/{connection}/{verb}/" for verb in ("revoke", "regenerate", "disable")]
     paths += [f"/api/connections/{connection}/{verb}" for verb in ("revoke", "regenerate", "disable")]
     return [browser.post(path, headers={"Referer": str(browser.base_url)}).status_code for path in paths]

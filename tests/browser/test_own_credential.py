@@ -65,7 +65,7 @@ def test_a_person_enters_a_key_on_my_identities_and_on_the_way_to_a_token(
 
 
 def enters(form: Locator, key: str) -> None:
-    """Fill the fields of a new credential, which a person must see."""
+    """Fill in a new credential. Fails if the fields are not visible."""
     form.get_by_label("Label").fill(unique("Key"))
     form.locator("[name=secret]").fill(key)
 

@@ -1,6 +1,7 @@
 """Every linked page, in light, in dark and on a phone: accessible, without errors, and small.
 
-A page whose address differs from an earlier one only by its query is checked in light only: its parts are the same.
+If the addresses of several pages differ only in the query, the pages have the same parts. Then only the first page is
+checked in all three looks, and the others in light only.
 """
 
 import gzip

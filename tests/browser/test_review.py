@@ -1,4 +1,4 @@
-"""A review of 200 people with 2,000 grants, by a reviewer with a mouse whose clicks are counted, verified offline."""
+"""A review of 200 people with 2,000 grants: the reviewer's clicks are counted, and the result is verified offline."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Each capability works alone, and changing includes viewing; the role editor lists actions that need two."""
+"""Each capability works alone; those to change also allow viewing. The role editor lists actions that need two."""
 
 import pytest
 

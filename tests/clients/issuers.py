@@ -104,7 +104,7 @@ class RealIssuer:
 
 @contextmanager
 def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0) -> Iterator[RealIssuer]:
-    """Run this authorization server, whose client `entered` redirects to `comes_back`.
+    """Run this authorization server. `comes_back` returns the redirect URIs of its client `entered`.
 
     The server keeps its data in memory: after a restart on the same port, it has no accounts or tokens.
     """

@@ -1,4 +1,4 @@
-"""fastmcp 4 with tasks of MCP 2026-07-28: `serve PORT`, or `use URL TOKEN OTHER`, which prints what a client got.
+"""fastmcp 4 with tasks of MCP 2026-07-28: `serve PORT`, or `use URL TOKEN OTHER`, which prints a client's results.
 
 Runs in the environment of `tests/matrix/fastmcp.lock`, because fastmcp's server part needs more packages.
 """

@@ -24,9 +24,9 @@ SUM = "everything__get-sum"
 
 @pytest.fixture(scope="module")
 def second(live: Serve, everything: str) -> dict[str, str]:
-    """Return URL and token of a gateway for server-everything: registered, assigned and opened on the pages.
+    """Return the URL and a token of a gateway for server-everything, all created on the pages.
 
-    Also makes a gateway “Both”, for this server and the Quickstart's.
+    Also creates a gateway “Both”, for this server and the Quickstart server.
     """
     with owner_at(live) as page:
         steps.add_server(page, live.url, "Everything", everything)

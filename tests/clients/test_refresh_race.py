@@ -24,7 +24,7 @@ def refresh_command(url: str, client_id: str, token: str) -> list[str]:
 
 
 def refresh_together(url: str, client_id: str, *tokens: str) -> list[tuple[int, dict[str, str]]]:
-    """Refresh concurrently, each in its own process; return status and body of each."""
+    """Refresh the tokens at the same time, one process each; return the status and body of each answer."""
     commands = [refresh_command(url, client_id, token) for token in tokens]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     answers = [process.communicate(timeout=30)[0].rpartition("\n") for process in processes]

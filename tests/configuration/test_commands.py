@@ -1,4 +1,4 @@
-"""The commands on this machine, as the how-to prints them, and the files it prints."""
+"""The commands and CI workflows that the how-to prints, run on this machine."""
 
 import re
 import subprocess

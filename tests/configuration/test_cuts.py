@@ -44,7 +44,7 @@ def owner() -> User:
 
 
 def said(text: str, owner: User) -> str:
-    """Return what the only change of a file cuts off."""
+    """Return the text on the access that the only change of a file ends."""
     (change,) = plan(document.read({"gateway.yaml": text}), owner).changes
     return change.cuts
 

@@ -1,4 +1,4 @@
-"""The published schema and the reference are those of the code, and the schema accepts what an export writes."""
+"""The published schema and reference match the code, and the schema accepts exported files."""
 
 from pathlib import Path
 

@@ -40,7 +40,7 @@ def parsed() -> argparse.Namespace:
 
 @contextlib.contextmanager
 def through_gateway(urls: dict[str, str]) -> Iterator[dict[str, str]]:
-    """Run the suite through the gateway, on a database that is dropped at the end."""
+    """Yield URLs that reach these servers through a gateway, on a database that is dropped at the end."""
     cluster.begin()
     # For imports only: `workspace` gives each process it starts an environment of its own.
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "gatewayadmin.settings")

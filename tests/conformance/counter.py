@@ -1,11 +1,11 @@
 """A server that counts calls per session and records session events, to test how the gateway handles them.
 
 Raw ASGI, so that no SDK is between the gateway's bytes and the record. Serve it with
-`tests.asgi_server.running(Counter())`; the test reads `counter.seen` from its own thread. On its own, in the session
-era: `python -m tests.conformance.counter PORT`.
+`tests.asgi_server.running(Counter())`; the test reads `counter.seen` from its own thread. To run it alone, in the
+session era: `python -m tests.conformance.counter PORT`.
 
-`count` answers `{"count": 3, "session": "..."}`, the calls of this session so far; without sessions (2026-07-28) of all
-calls.
+`count` answers `{"count": 3, "session": "..."}`: the number of calls so far in this session or, without sessions
+(2026-07-28), of all calls so far.
 
 `wait` takes `seconds` (default 30): reports progress twice a second if requested, and ends without an answer when
 cancelled by `notifications/cancelled` of its session or when its caller leaves.
@@ -46,7 +46,7 @@ def is_for_lists(params: Json) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A recorded event that a test can wait for, in order."""
+    """A recorded event. Tests can wait for it."""
 
     what: str
     """`initialize`, `initialized`, `get`, `delete`, `call`, `cancelled` (by notification), `left` (by disconnect)."""
@@ -207,7 +207,7 @@ def result_of(structured: Json, session: str | None) -> Json:
 
 
 def fresh(session: str | None) -> Json:
-    """Return the cache members of a 2026-07-28 list; empty for the session era."""
+    """Return the result members that only lists of 2026-07-28 have; empty for the session era."""
     return {} if session else {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 
 

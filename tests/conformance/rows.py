@@ -1,4 +1,4 @@
-"""Create the suite's rows in the database of a running gateway: a gateway without alias and a token per server.
+"""Create the suite's rows in the database of a running installation: for each server, a gateway and a token.
 
 Reads `{name: address}` as JSON, prints `{name: {"slug": ..., "token": ...}}`.
 """

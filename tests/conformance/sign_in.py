@@ -35,7 +35,7 @@ class Gateway:
         )
 
     def register(self, url: str) -> str:
-        """Return the slug of the server at this address, behind the scenario's gateway."""
+        """Register the server at `url`, assign it to the scenario's gateway, and return the server's slug."""
         name = f"c{uuid4().hex[:10]}"
         server = self._made("/api/servers", name=name, slug=name, url=url, auth_type="oauth")
         place = {"server_id": server["id"], "identity_scheme": "per_user"}

@@ -43,7 +43,7 @@ def gateway_before(
 
 
 def another(stack: contextlib.ExitStack, serve: Serve, directory: Path) -> int:
-    """Return the port of one more `serve` on the same database, until the stack ends."""
+    """Run one more `serve` on the same database until the stack closes, and return its port."""
     directory.mkdir(mode=0o700)
     more = Serve(directory, serve.database_url, free_port(), serve.settings)
     stack.callback(more.stop)

@@ -73,7 +73,7 @@ def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: Use
 
 @pytest.mark.full
 def test_reading_alone_shows_rows_without_a_button(viv: User, sign_in: SignIn) -> None:
-    """Includes the viewer's own rows, because on this page buttons need the capability."""
+    """Even the viewer's own rows have no button, because on this page buttons need the capability."""
     own, other = make.app_connection(viv, make.gateway()), make.app_connection(make.user(), make.gateway())
 
     page = sign_in(viv).get(PATH)

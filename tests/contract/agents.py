@@ -190,7 +190,7 @@ def result_of(answer: httpx.Response) -> Object:
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """Return the first true value of `fact`, asked less often the longer it takes; fails after `seconds`."""
+    """Call `fact`, with growing pauses, until it returns a true value; return this value. Fails after `seconds`."""
     began = time.monotonic()
     while not (found := fact()):
         waited = time.monotonic() - began

@@ -99,7 +99,7 @@ class Workspace:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop every `serve`, the newest first, and the process of commands."""
+        """Stop every `serve`, the newest first, and the process that runs management commands."""
         while self.processes:
             self.stop_newest()
         self._commands.stop()

@@ -36,7 +36,7 @@ def tool(name: str, description: str = "", **properties: Any) -> Object:
 
 @dataclass
 class Request:
-    """A received message, and how to answer it."""
+    """A received message, with methods to answer it."""
 
     message: Object
     headers: dict[str, str]

@@ -112,7 +112,7 @@ def new_token(browser: Browser, host: Object, gateway: Object, **fields: Any) ->
 
 
 def new_place(workspace: Workspace, server: Server, **gateway: Any) -> Place:
-    """Return a server without a credential, behind its own gateway."""
+    """Create a gateway with only this server, which gets no credential, and a token of a new host."""
     owner = workspace.owner
     row, place = new_server(owner, server), new_gateway(owner, **gateway)
     assignment = assign(owner, place, row)

@@ -43,7 +43,7 @@ class Machine:
         self._pulse = threading.Thread(target=self._ask_how_they_are, daemon=True)
 
     def run(self, script: str, **variables: str) -> str:
-        """Run a script as typed by a person, which must succeed; return its output."""
+        """Run a script as a person would type it, and return its output. Fails if the script fails."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,

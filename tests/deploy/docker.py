@@ -1,4 +1,4 @@
-"""Run `docker` commands of the documents by Debian's programs: buildah for builds, podman, and Compose.
+"""Run the `docker` commands of the docs with Debian's programs: buildah for builds, podman, and Compose.
 
 Images are built without a registry, so builds get the base Debian and this machine's certificates.
 """

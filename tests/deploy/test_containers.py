@@ -155,7 +155,7 @@ def calls_of(host: Machine, site: Site) -> Calls:
 
 
 def logged(host: Machine) -> int:
-    """Return the number of these agents' calls in the log."""
+    """Return the number of tool calls in the log by the agents of `calls_of`."""
     return int(psql(host, "SELECT count(*) FROM auditlog_call WHERE host_name = 'Load' AND method = 'tools/call'"))
 
 

@@ -1,4 +1,4 @@
-"""deploy/kubernetes: properties that kubernetes-validate does not check, and that check itself."""
+"""The manifests of deploy/kubernetes, checked by kubernetes-validate and for properties that it ignores."""
 
 import re
 from ipaddress import ip_address, ip_network

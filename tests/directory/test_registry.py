@@ -1,4 +1,4 @@
-"""The MCP registry API of the directory: what clients list without signing in, and what a person lists."""
+"""The MCP registry API of the directory: lists for clients that are not signed in, and for a person."""
 
 from __future__ import annotations
 

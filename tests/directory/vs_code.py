@@ -1,4 +1,4 @@
-"""The registry client of VS Code 1.10x: its requests, in its order, and what it needs in the answers.
+"""The registry client of VS Code 1.10x: its requests in their order, and the members it needs in the answers.
 
 Follows src/vs/platform/mcp/common/mcpGalleryManifestService.ts and mcpGalleryService.ts of microsoft/vscode.
 """

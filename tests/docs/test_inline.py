@@ -148,9 +148,7 @@ def help_of(module: str) -> set[str]:
 
 
 def of_pip(command: str) -> None:
-    """Check the argument of `pip install`: our package in this version with an existing extra, an extra's package, or
-    a lock.
-    """
+    """Check for a lock, a package of an extra, or this version of our package with an existing extra."""
     what = shlex.split(command)[-1]
     if found := re.fullmatch(r"(gateway-admin|dist/gateway_admin-(.*)-py3-none-any\.whl)\[(\w+)\]", what):
         assert found[2] in {None, VERSION}

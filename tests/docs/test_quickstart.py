@@ -69,7 +69,7 @@ def running(command: str, port: int, npm: Npm, folder: Path, **settings: str) ->
 def servers(npm: Npm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The addresses of the page's three servers.
 
-    Its downloads are installed already; its ports are replaced by free ones.
+    The page's downloads are installed already, and its ports are replaced by free ports.
     """
     folder = tmp_path_factory.mktemp("servers")
     (folder / "mcp-bridge").mkdir()
@@ -214,7 +214,7 @@ def invite(page: Page, newcomer: Newcomer) -> dict[str, str]:
 
 
 def join(window: BrowserContext, link: str) -> Page:
-    """Accept an invitation; ends on the person's first page."""
+    """Accept an invitation, and return the page that opens then."""
     page = window.new_page()
     page.goto(link)
     page.get_by_label("Your name").fill("Somebody New")

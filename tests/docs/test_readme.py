@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_the_first_call_works_as_printed(newcomer: Newcomer, terminal: Terminal, open_browser: Open) -> None:
-    """The first block is the start of the newcomer's workspace."""
+    """The README's first block has started the newcomer's workspace; its second block is the call."""
     start, call = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 
     answer = json.loads(terminal.run(call))

@@ -9,5 +9,5 @@ from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpHttpProto
 
 @pytest.fixture(params=[McpHttpProtocol, LimitedHttpProtocol], ids=["fast", "plain"])
 def http_protocol(request: pytest.FixtureRequest) -> type[LimitedHttpProtocol]:
-    """Return the protocol class for GATEWAY_FAST_HTTP on, then for off."""
+    """Return the HTTP protocol class. Tests run twice: with GATEWAY_FAST_HTTP on, and with it off."""
     return cast(type[LimitedHttpProtocol], request.param)

@@ -1,4 +1,4 @@
-"""Agents ask Gateway Admin through the gateway, and get what their person may see, in either era of MCP."""
+"""Agents call Gateway Admin through the gateway, and get only data their person may see, in either era of MCP."""
 
 import re
 import threading
@@ -50,7 +50,7 @@ def mounted() -> App:
 
 @dataclass
 class Desk:
-    """A proxy with Gateway Admin, as its button adds it."""
+    """A proxy, and the gateway that the button for adding Gateway Admin creates."""
 
     proxy: Proxy
     gateway: Gateway

@@ -264,7 +264,7 @@ def test_names_an_address_where_nothing_answers() -> None:
 
 
 def first_failure(url: str) -> CheckStep:
-    """Return the first failed step of a run that does not reach the database."""
+    """Run the check at `url`, where the first step must fail before it needs the database. Return this step."""
     steps = OAuthCheck(url, Gateway(slug="quickstart"), User()).run()
     assert [step.state for step in steps] == ["failed"] + ["not reached"] * (STEPS - 1)
     return steps[0]

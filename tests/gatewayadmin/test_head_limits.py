@@ -41,7 +41,10 @@ type AnswerTo = Callable[..., bytes]
 
 @pytest.fixture
 def answer_to(http_protocol: type[LimitedHttpProtocol]) -> AnswerTo:
-    """Return the first line of the response to some pieces; empty if the connection is closed without one."""
+    """Return a function that sends pieces of a request, and returns the first line of the response.
+
+    The line is empty if the connection is closed without a response.
+    """
 
     def answer(*pieces: bytes, pause: float = 0.01, seconds: float = 60) -> bytes:
         return asyncio.run(_exchange(http_protocol, list(pieces), pause, seconds)).partition(b"\r\n")[0]
@@ -50,7 +53,10 @@ def answer_to(http_protocol: type[LimitedHttpProtocol]) -> AnswerTo:
 
 
 async def _paused_and_kept(protocol: type[LimitedHttpProtocol], head: bytes, body: bytes) -> tuple[bool, int, int]:
-    """Return if reading was paused when the app began, the bytes read by then, and the bytes the app received."""
+    """Send a request; return whether reading was paused when the app began, and two numbers of bytes.
+
+    The first counts the body's bytes that were buffered when the app began; the second, those that the app received.
+    """
     seen: list[tuple[bool, int]] = []
     got, began = 0, asyncio.Event()
 

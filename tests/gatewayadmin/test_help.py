@@ -1,4 +1,4 @@
-"""The documentation inside the application: who reads it, what is linked, and what is found."""
+"""The documentation inside the application: access, links and search."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The runner that the environment names, and the runner of a clone."""
+"""Address and secret of the runner: from the environment, or from files if `serve` starts the runner in a clone."""
 
 from pathlib import Path
 

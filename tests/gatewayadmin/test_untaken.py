@@ -79,7 +79,7 @@ def test_a_stream_with_little_to_send_is_not_cut_off() -> None:
 
 @pytest.fixture
 def watched() -> tuple[Any, Mock, Mock]:
-    """Return a protocol that watches a client, a mocked transport that reports what the client read, and the loop."""
+    """Return a protocol that watches a client, and the mocks of its transport and its loop."""
     loop: Mock = Mock(asyncio.AbstractEventLoop, now=0.0)
     loop.time = lambda: loop.now
     transport = Mock(asyncio.Transport, get_extra_info=lambda *_: None, is_closing=lambda: False)

@@ -53,7 +53,7 @@ def lead() -> User:
 
 @pytest.fixture
 def work(boss: User) -> Gateway:
-    """Return a gateway for teams that takes requests, with two tools and a set of one of them."""
+    """Return a gateway that is open to teams and accepts access requests; it has two tools, one of them in a set."""
     gateway = make.gateway(slug="work", name="Work", description="Tickets and pages", reach="teams")
     assignment = make.assignment(gateway, make.server(slug="docs"))
     for name in ("get", "drop"):
@@ -80,7 +80,7 @@ def in_days(days: float) -> Any:
 
 
 def waited(request: AccessRequest, days: float) -> None:
-    """Make the request this old in the database, whose clock is not changed by `in_days`."""
+    """Backdate the request by `days`, because `in_days` does not change the clock of the database."""
     AccessRequest.objects.filter(pk=request.pk).update(created_at=timezone.now() - timedelta(days=days))
 
 
@@ -258,7 +258,7 @@ def test_what_a_person_may_not_see_is_404(
 
 
 def messages() -> list[tuple[str, list[str]]]:
-    """Send what is due; return the subject and the recipients of each mail since the last call."""
+    """Send all messages that are due; return the subject and the recipients of each mail."""
     mail.outbox.clear()
     telling.tell_at_once()
     telling.tell_daily()

@@ -380,7 +380,7 @@ def _server_gateways(ask: Ask) -> int:
 
 
 def _in_set(ask: Ask) -> int:
-    """Count the tool set's features: all of the gateway for “Everything”, its read-only tools for the other set."""
+    """Count the tool set's features: all features of the gateway for “Everything”, or its read-only tools."""
     features = Feature.objects.filter(assignment__gateway__slug="wide", missing_since=None, **PLACED)
     everything = ToolSet.objects.get(pk=ask.pk).name == "Everything"
     return features.count() if everything else features.filter(kind="tool", effect="read_only").count()
@@ -459,7 +459,7 @@ def _call(ask: Ask) -> Call:
 
 
 def _call_parts(ask: Ask) -> tuple[float, ...]:
-    """Return the call's duration, one part because none was measured, and the delay of writing the row, if any."""
+    """Return the call's duration, and the delay of writing the row, if any. No parts of the call were measured."""
     call = _call(ask)
     late = (call.recorded_at - call.created_at).total_seconds() * 1000 - call.duration_ms if call.recorded_at else -1
     return (call.duration_ms, *([float(ms(late).split()[0].replace(",", ""))] if 0 < late <= 60_000 else []))
@@ -611,7 +611,10 @@ OF: dict[str, "Callable[[Any], tuple[Q, Q]]"] = {
 
 
 def _cut(ask: Ask) -> tuple[float, ...]:
-    """Return hosts, people and identities cut off, if the viewer sees connections; then the calls of seven days."""
+    """Return how many hosts, people and identities lose access, followed by the numbers of `_lately`.
+
+    A viewer who may not see these connections gets only the numbers of `_lately`.
+    """
     thing, rows, calls = _links(ask)
     owner = getattr(thing, "user_id", None) or getattr(thing, "owner_id", None)
     lately = _lately(ask, calls, is_own=owner == ask.viewer.pk)
@@ -662,7 +665,7 @@ def _stops(number: int) -> tuple[float, ...]:
 
 
 def _ask_block(ask: Ask) -> tuple[float, ...]:
-    """Return the hosts and people cut off by blocking an app or agent on a gateway, then the calls of seven days."""
+    """Return the same numbers as `_cut`, for the page that blocks an app or agent on a gateway."""
     here = {"gateway_id": Gateway.objects.get(slug=ask.path[1]).pk, "host_id": ask.path[4]}
     rows = Connection.objects.filter(**here, **LIVE)
     people = (rows.values("host").distinct().count(), rows.values("user").distinct().count())
@@ -747,7 +750,10 @@ def _ask_stop(ask: Ask) -> tuple[float, ...]:
 
 
 def _act_effect(ask: Ask) -> tuple[float, ...]:
-    """Return how many connections, tokens, sessions, API keys and sign-ins end; for a server, its gateways."""
+    """Return how many connections, tokens, sessions, API keys and sign-ins end. Zeros are left out.
+
+    For a server, return the number of its gateways. For a token, return nothing.
+    """
     if ask.path[1] == "tokens":
         return ()
     if ask.path[1] == "servers":
@@ -772,7 +778,10 @@ def _stopped_column(ask: Ask) -> str:
 
 
 def _ask_narrow(ask: Ask) -> tuple[float, ...]:
-    """Return how many tools are used, exist and would be disabled, live connections, and names hidden after five."""
+    """Return the numbers of used tools, all tools, tools to disable, live connections, and hidden names of tools.
+
+    The page hides the names of tools to disable after the first five. Without hidden names, there is no last number.
+    """
     assignment = Assignment.objects.get(pk=ask.path[1])
     tools = Feature.objects.filter(assignment=assignment, kind="tool", missing_since=None)
     called = _went_on(ask).filter(gateway_id=assignment.gateway_id, server_id=assignment.server_id)
@@ -868,7 +877,7 @@ def _hours(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_steps(ask: Ask) -> tuple[float, ...]:
-    """Return 5 of 6 first steps: the world lacks only a mail server."""
+    """Return the numbers of done steps and of all first steps. The world lacks only a mail server."""
     return (5, 6)
 
 
@@ -1249,7 +1258,7 @@ def _endings_of(call: Call) -> set[tuple[str, str]]:
 
 
 def _at_gateway_badges(ask: Ask) -> set[tuple[str, str]]:
-    """Return whether the page's gateway blocks an app or agent; no gateway of the world has an allowlist of hosts."""
+    """Return the badge of an app or agent on the page's gateway. No gateway of the world has an allowlist."""
     blocked = HostAtGateway.objects.filter(host=ask.pk, gateway__slug=ask.path[1], allowed=False).exists()
     return {("disabled", "Blocked") if blocked else ("enabled", "Allowed")}
 

@@ -35,7 +35,7 @@ class Linked(NamedTuple):
 
 @dataclass
 class LinkedPage(Page):
-    """One parsed page with its menu: linked numbers, number of rows, and number of items per enclosing element id."""
+    """A parsed page with its menu: linked numbers, number of rows, and number of list items by enclosing element."""
 
     linked: list[Linked] = field(default_factory=list)
     listed: int = 0
@@ -81,7 +81,7 @@ class LinkedPage(Page):
             self.next_page = href
 
     def _together(self, element: Element) -> None:
-        """Link the numbers of a page part that ends here to its only link; ignore parts with several links."""
+        """At the end of a page part, link its numbers to its link. Ignore parts without a link or with several."""
         numbers, links = self._parts.pop(id(element), ([], []))
         if len({*links}) == 1:
             self.linked += [one._replace(href=links[0]) for one in numbers]

@@ -1,6 +1,6 @@
 """Read the numbers and states of a page from its markup.
 
-A number is in an element whose `data-count` names what was counted, or in a numeric column, which its header names. A
+A number is in an element whose `data-count` names the counted objects, or in a column whose header names them. A
 state is in a badge (`data-state`) or a switch. The object is named by an enclosing element (`data-of`, such as
 `gateway:<id>`), by the id of the row (`host-<id>`), or by the link of the row.
 """

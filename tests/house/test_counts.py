@@ -1,8 +1,8 @@
-"""Every page as each built-in role, and the pages that each capability opens alone: numbers and states are compared
-with the database.
+"""Numbers and states on pages agree with the database.
 
-A number without a key and a key without a query fail (see `page_numbers`); so do a page that is never visited, and a
-key that is never found.
+The test opens every page as each built-in role, and with each single capability the pages that require it. It fails
+for a number without a key, a key without a query, a page that is never visited, or a key that is never found
+(see `page_numbers`).
 """
 
 import re
@@ -272,7 +272,7 @@ class Walk:
         return {"boss": self.world.boss.pk, "asking": self.asking.pk, "since": since, **hosts}
 
     def acts(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the pages shown after creating a token of an agent with enrolment, an app and a new server."""
+        """Yield the pages of token creation, app connection and server test, and an overview without mail."""
         host = f"/connect/?host={self.world.hosts['idle'].pk}"
         gateway = self.client.get(host)["Location"]
         identity = self.client.post(gateway, {"gateway": "asking"})["Location"]

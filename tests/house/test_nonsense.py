@@ -305,10 +305,10 @@ def test_requests_that_once_failed_succeed(site: Site, subtests: pytest.Subtests
 
 
 def faults(walk: Walk, number: int | None = None) -> list[str]:
-    """Return the faults after sending invalid values in single fields, and in all fields.
+    """Send invalid values in one field at a time, then in all fields at once, and return the faults.
 
-    With a number, which selects the values, each field gets only one kind, and all fields together get two kinds. Many
-    fields share a class, so every kind of value reaches every class on some page.
+    With `number`, only some kinds of values, selected by the number, are sent: one kind in each field, then two kinds
+    in all fields. Because many fields share a class, every class still gets every kind of value on some page.
     """
     names, filled = sorted(walk.names()), walk.filled()
     nonsense = {**NONSENSE, "somebody else's": walk.foreign}

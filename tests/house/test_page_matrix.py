@@ -35,7 +35,7 @@ ENTERED, REFUSED, ASKED_WHO = "entered", "refused", "asked to sign in"
 def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
     """Create one world for all tests of this module; each request leaves it as it was.
 
-    Its servers are programs, of a runner that does not answer.
+    The servers of the world are programs of a runner that does not answer.
     """
     is_program = patch.object(programs, "program_name", return_value="time")
     has_runner = override_settings(RUNNER=Runner("http://127.0.0.1:9", "secret"))

@@ -1,9 +1,10 @@
 """The doors (pages and operations) that whole roles open: roles of the previous release, and the Auditor.
 
 Roles made before capabilities were split open the same doors after the migration. `earlier_doors.json` was written by
-the same walk over the previous release. For each permission, it has the doors that a role opens with this permission
-alone but not without any, and the doors that stay closed with all permissions but this one. Here the doors' rules
-decide; the matrices of pages and operations prove that each door enforces its rule.
+the same walk over the previous release. For each permission, it lists two sets of doors: `alone` has those that a role
+with only this permission opens, `without` has those that a role with all other permissions does not open. Doors that
+every role or no role opens are left out. Here the doors' rules decide; the matrices of pages and operations prove that
+each door enforces its rule.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ type Series = Callable[[int], float]
 def samples(
     actions: Series, *, leaks: float = 0.0, memory: Series = lambda _: 200.0, files: Series = lambda _: 60
 ) -> list[Sample]:
-    """Return samples in which two of 100 actions leave a row for five minutes, and `leaks` of them forever."""
+    """Return samples in which 2 % of the actions leave a row for five minutes, and the share `leaks` a row forever."""
     done = [int(actions(number)) for number in range(SAMPLES)]
     ever = list(accumulate(done))
     rows = [
@@ -79,7 +79,7 @@ def test_memory_and_files_that_go_on_growing_do() -> None:
 
 
 def leaking(number: int) -> float:
-    """Return a value that is reset every quarter of an hour and a little higher each time."""
+    """Return a value that drops every quarter of an hour, but each time to a higher value than before."""
     return 200 + number + number % 30
 
 

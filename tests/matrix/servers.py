@@ -26,7 +26,7 @@ type Ask = dict[str, Any]
 
 
 def asked(name: str, arguments: dict[str, Any] | None = None, says: str = "") -> Ask:
-    """Return a call or get of `name` whose answer must match the regular expression `says`."""
+    """Return a request to call or get `name`; its answer must match the regular expression `says`."""
     return {"name": name, "arguments": arguments or {}, "says": says}
 
 

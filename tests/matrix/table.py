@@ -47,7 +47,7 @@ def page(through: dict[str, Found], alone: dict[str, Found], date: dt.date) -> s
 
 
 def versions() -> str:
-    """Return the version of each client and server once, whatever the modes it ran in."""
+    """Return the version of each client and server as text. A client with several modes is listed once."""
     clients = {name.split(",")[0]: one.version() for name, one in CLIENTS.items()}
     servers = {name: one.version() for name, one in SERVERS.items()}
     parts = (("Clients", clients), ("Servers", servers))
@@ -72,7 +72,10 @@ def explained(through: dict[str, Found], alone: dict[str, Found]) -> str:
 
 
 def cell(through: dict[str, str], alone: dict[str, str]) -> str:
-    """Return a table cell: the letters of the features, each run of letters with the same mark inside one mark."""
+    """Return a table cell with the letters of the features; adjacent letters with the same mark share this mark.
+
+    Features that fail both through the gateway and directly are left out.
+    """
     letters = [
         (mark(through[name], alone[name]), letter)
         for name, letter in LETTERS.items()
@@ -83,14 +86,14 @@ def cell(through: dict[str, str], alone: dict[str, str]) -> str:
 
 
 def mark(through: str, alone: str) -> str:
-    """Return the Markdown mark around a letter: ~~ if it fails through the gateway, * if it fails only directly."""
+    """Return the Markdown mark for a feature: ~~ if it fails through the gateway, * if it fails only directly."""
     if through:
         return "~~"
     return "*" if alone else ""
 
 
 def broken(through: dict[str, Found], alone: dict[str, Found]) -> list[Failure]:
-    """Return what fails through the gateway but works directly."""
+    """Return the features that fail through the gateway but work directly."""
     return [
         Failure(client, server, ability, reason)
         for client, found in through.items()

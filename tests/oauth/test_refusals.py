@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.mark.full
 def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
-    """The start of a flow answers 403 and gives the reason, also by an enrolment link while enrolment is off."""
+    """The start of a flow answers 403 and gives the reason, also for an enrolment link while enrolment is off."""
     host = make.agent(by=ann)
     make.gateway()
 

@@ -1,4 +1,4 @@
-"""A server that records its calls, and answers each call as prescribed for the case that the call names."""
+"""A server that records its calls. Each call names a case, and gets the answer prescribed for this case."""
 
 import json
 from collections import defaultdict

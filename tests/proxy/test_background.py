@@ -48,7 +48,7 @@ AROUND = {"database watch", "replica lag", "chores", *(f"chore {name}" for name 
 
 @dataclass
 class Killer:
-    """Test double that lets each loop in `victims` fail once; `seen` has the resulting /readyz and metrics by loop."""
+    """Lets each loop in `victims` fail once. `seen` has the status and text of /readyz after each failure, by loop."""
 
     victims: set[str] = field(default_factory=set)
     begun: set[str] = field(default_factory=set)
@@ -102,7 +102,7 @@ def failures(name: str) -> float:
 
 
 def loops_in(*packages: str) -> set[str]:
-    """Return the loops started in the code, by the text of the modules."""
+    """Return each function of these packages that starts a loop, as `path:function`, found by parsing the code."""
 
     def begins(node: ast.AST) -> bool:
         return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "forever"

@@ -519,7 +519,7 @@ class Plain:
                 yield tool_set
 
     def has(self, tool_set: int, number: int) -> bool:
-        """Return whether the set has the tool `known` of this server."""
+        """Return whether the set has the tool with this number."""
         told, tool = self.drawn["ToolSet"][tool_set], self.rows["Tool"][number]
         effect = self.drawn["Tool"][number]["effect"].replace("unknown", "destructive")
         fits = not told["patterns"] or any(fnmatchcase(tool.exposed_name, each) for each in told["patterns"])
@@ -626,7 +626,7 @@ class Asker:
 
 
 def compared(plain: Plain, grants: Iterator[Any]) -> Iterator[tuple[str, str, Any]]:
-    """Yield the model's and the product's decision for each question of a world from each address, and the question."""
+    """Yield, for each question of a world from each address: the model's decision, the product's, and the question."""
     for question in plain.bones.questions:
         (n, slug, tool), grant = question, next(grants)
         for address in ADDRESSES:
@@ -635,7 +635,7 @@ def compared(plain: Plain, grants: Iterator[Any]) -> Iterator[tuple[str, str, An
 
 
 def test_the_decision_is_that_of_the_plain_model(transactional_db: None) -> None:
-    """`DECISION_WORLDS=20000 pytest -rP -n 0 -k plain_model` compares so many worlds."""
+    """`DECISION_WORLDS=20000 pytest -rP -n 0 -k plain_model` compares 20,000 worlds."""
     skeletons = [skeleton() for _ in range(AT_ONCE)]
     painter, reasons, differences = Painter(*skeletons), Counter[str](), []
 

@@ -34,7 +34,7 @@ LARGE = {
 
 
 def post(agent: Agent, arguments: Any) -> httpx.Response:
-    """Call the tool; lone surrogates are sent as JSON writes them."""
+    """Call the tool; lone surrogates are sent as JSON escapes."""
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "docs__echo", "arguments": arguments}}
     return agent.post(json.dumps(call).encode(), content_type="application/json")
 

@@ -139,7 +139,7 @@ def server(way: ForwardProxy) -> Server:
 
 
 def sign_in(ana: User) -> Any:
-    """Return the page's text after a person returns from the issuer."""
+    """Return the response to a person who returns from the issuer."""
     client = browser(ana)
     there = query(destination(client.post("/servers/far/authenticate/", {"next": NEXT})))
     back = there["redirect_uri"].partition("://")[2]

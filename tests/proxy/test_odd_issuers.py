@@ -100,14 +100,14 @@ class Place:
         self.issuer.clients[client_id] = OAuthClientInformationFull.model_validate(known)
 
     def enter(self, by: User, client_id: str, issuer: str, *, secret: str = "") -> Any:
-        """Enter a client on the page with the server's current issuer and endpoints."""
+        """Enter a client of `issuer` on the client page, and leave the server's endpoints unchanged."""
         self.server.refresh_from_db()
         shown = {name: getattr(self.server, name) for name in ("token_endpoint", "revocation_endpoint")}
         typed = {"client_id": client_id, "secret": secret, "issuer": issuer}
         return browser(by).post(f"/servers/{self.server.slug}/client/", typed | shown)
 
     def with_entered_client(self, by: User, *, method: str = "client_secret_post") -> dict[str, str]:
-        """Remove the issuer's metadata; enter its endpoints and a client known to it by hand; return the endpoints."""
+        """Remove the issuer's metadata, and enter its endpoints and a client that it knows. Return the endpoints."""
         self.set(**(endpoints := undescribed(self)))
         authorize = endpoints["authorization_endpoint"]
         secret = "" if method == "none" else "s3cret-of-ours"
@@ -733,7 +733,7 @@ def test_people_who_are_signing_in_at_once_are_no_sign_ins_without_an_end(github
 
 
 def during_renewal(issuer: Issuer, act: Callable[[], object]) -> None:
-    """Run `act` once at the issuer, before it refuses a renewal."""
+    """Run `act` when the issuer gets the next renewal, and then let the issuer refuse the renewal."""
     exchange = issuer.exchange_refresh_token
 
     def acting() -> None:

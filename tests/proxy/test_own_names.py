@@ -21,7 +21,7 @@ __all__ = ["work"]
 
 @pytest.fixture
 def clock(work: Work) -> Upstream:
-    """Add a server `docs` with the tools `it` and `both`, and `clock` with `now` and `both`; list all once."""
+    """Add a server `docs` with the tools `it` and `both`, and `clock` with `now` and `both`; list the tools once."""
     work.put(offering("it", "both"))
     clock = work.put(offering("now", "both"), "clock")
     assert {"docs__it", "clock__now"} <= set(work.agent.tools())

@@ -208,7 +208,7 @@ def test_an_issuer_that_nobody_describes_is_signed_in_to_by_the_endpoints_that_w
 
 
 def without_metadata(app: App) -> App:
-    """Return the same server without resource metadata."""
+    """Return `app` without its resource metadata."""
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and "well-known" in scope["path"]:

@@ -191,7 +191,7 @@ PIECES += ["--a ", "&quot;", "-u a:", "key =", "value: ", "Bearer ", "aB3+/", '"
 
 
 def of_backslashes(length: int) -> str:
-    """Return text with a quote, preceded by as many backslashes as follow it."""
+    """Return text with a quote between two equal runs of backslashes."""
     return f'token:{"\\" * (length // 2)}"{"\\" * (length // 2)}'
 
 

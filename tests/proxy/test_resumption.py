@@ -432,7 +432,7 @@ def test_a_client_that_is_too_many_bytes_behind_is_left() -> None:
 
 
 class Polling:
-    """A server that ends its streams on purpose, with ids, to be resumed (`retry` in ms)."""
+    """A server that ends a call's stream `ends` times. Before each end, it sends an event id and `retry` (in ms)."""
 
     def __init__(self, ends: int, *, knows_ids: bool = True) -> None:
         self.ends = ends

@@ -1,4 +1,4 @@
-"""Rules decide the next call: by tool, by arguments, by who calls; and the log says which rule did."""
+"""Rules decide the next call by its tool, arguments and caller, and the log names the rule that decided."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor

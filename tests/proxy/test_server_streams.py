@@ -142,7 +142,7 @@ def library_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Cal
 
 
 class Faulty(Library):
-    """A library that fails at some methods; `failed` counts them."""
+    """A library that answers 500 to the methods in `failing`; `failed` counts these answers."""
 
     def __init__(self) -> None:
         super().__init__(is_modern=False)
@@ -273,7 +273,7 @@ def test_the_stream_of_a_server_is_read_again_after_what_it_said_could_not_be_pa
 
 
 def held(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> tuple[threading.Event, threading.Event]:
-    """Block this method; return an event set when it is called, and an event that lets it continue when set."""
+    """Block this method. Return two events: a call of the method sets the first one; the second one unblocks it."""
     goes_on, begun, may_go_on = getattr(owner, name), threading.Event(), threading.Event()
 
     async def slowly(*given: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Server messages for a call on the session's standing stream, as SDKs send them without a related request."""
+"""Servers send messages for a call on the session's standing stream, as SDKs do without a related request."""
 
 import asyncio
 import re
@@ -33,7 +33,7 @@ ON_ITS_STREAM = {**NOTE, "params": {"level": "info", "data": "hello", "logger": 
 
 @dataclass
 class StandingAsker(Asker):
-    """A server that sends its requests on each session's standing stream; earlier messages are lost, as in SDKs.
+    """A server that sends its requests on the session's standing stream. Without a stream, they are lost, as in SDKs.
 
     `slow` sends `said` and then waits for `go`.
     """
@@ -364,7 +364,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
         assert "result" in person.call("docs__quick")
 
     def used_again() -> list[str]:
-        """Use the last two sessions again, because a stream cannot replace another one that is still opening."""
+        """Use the last two sessions again: a stream cannot replace one that is still opening. Return the open ones."""
         assert all("result" in person.call("docs__quick") for person in people[2:])
         return sorted(work.server.open)
 
@@ -376,7 +376,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
 def test_a_session_dropped_for_another_is_not_listened_to_again(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drop a session during a slow scan of all sessions, whose result still contains it."""
+    """Drop a session during a slow scan of all sessions: the result of the scan still contains the session."""
     looks: list[Sequence[str]] = []
     has_seen, go = threading.Event(), threading.Event()
     lease = SessionKeeper.lease_rows

@@ -37,7 +37,7 @@ NEXT = "/settings/identities"
 
 @dataclass
 class Github:
-    """The server `github`, protected by `issuer`, for each person at the gateway `work`."""
+    """The server `github` of the gateway `work`, protected by `issuer`, with per-user identities."""
 
     issuer: Issuer
     upstream: Upstream
@@ -347,7 +347,7 @@ def test_more_rights_are_asked_for_by_union_and_nothing_goes_in_a_circle(github:
 
 
 def while_renewing(issuer: Issuer, act: Callable[[], object]) -> list[OAuthToken]:
-    """Run `act` before the issuer answers a renewal; return the tokens it then issues."""
+    """Let the issuer run `act` before it answers renewals. Return a list, to which the issued tokens are added."""
     exchange, given = issuer.exchange_refresh_token, []
 
     def acting() -> None:

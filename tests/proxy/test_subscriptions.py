@@ -125,7 +125,7 @@ class Library:
 
 
 class LibraryWork(Work):
-    """A gateway with a library, already introduced, and another server, at two workers."""
+    """A gateway at two workers, with another server and a library whose capabilities the gateway already knows."""
 
     def __init__(self, start: Start, run: Run, *, is_modern: bool = False, library: Library | None = None) -> None:
         self.library = library or Library(is_modern=is_modern)

@@ -26,7 +26,7 @@ NOT_FOUND = -32601
 
 
 class Hasty(Asker):
-    """A server that answers `seconds` after it has sent its request, whatever the client answers."""
+    """A server that waits at most `seconds` for the client's answer, and then answers the call."""
 
     seconds = 0.0
 

@@ -50,7 +50,7 @@ def world(proxy: Proxy, run: Run, ana: User, ann: User) -> World:
 
 
 def outcome(response: httpx.Response) -> object:
-    """Return what an agent gets: a status with its reason, an error's reason, or that it worked."""
+    """Return the status of a response; for an error, a pair of the status and the reason."""
     body = response.json()
     if "error" in body:
         reason = body["error"].get("data", {}).get("reason", body["error"]["message"])
@@ -138,7 +138,7 @@ LAYERS = {
 
 
 def test_the_current_decision_equals_the_answer_to_the_next_call(world: World) -> None:
-    """Disable the layers one by one: calls get the reason of the last one, and the dry run lists all, last first."""
+    """Disable layer by layer: a call gets the reason of the layer disabled last; the dry run lists all, last first."""
     told: list[str] = []
     for table, reason in LAYERS.items():
         sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])

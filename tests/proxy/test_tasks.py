@@ -1,4 +1,4 @@
-"""Tasks: the gateway issues task ids, routes task requests to the server, and decides them as calls of the tool."""
+"""Tasks: the gateway issues task ids, routes task requests to the server, and checks them like calls of the tool."""
 
 import base64
 from collections.abc import Callable

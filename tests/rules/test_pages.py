@@ -135,7 +135,7 @@ def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> Non
 
 
 def test_whoever_only_looks_gets_the_names_of_the_rule(client: Client) -> None:
-    """A browser sends no fields that cannot be changed."""
+    """The request has no `tools`, because a browser sends no read-only fields."""
     assigned = make.assignment(make.gateway(), make.server(slug="pay"))
     for tool, argument in (("pay__charge", "amount"), ("pay__note", "remark")):
         schema = {"type": "object", "properties": {argument: {"type": "string"}}}
@@ -158,7 +158,7 @@ SEEING: dict[str, tuple[set[Capability], set[str]]] = {
 
 @pytest.mark.full
 def test_the_form_names_nothing_that_the_viewer_may_not_see_elsewhere(subtests: pytest.Subtests) -> None:
-    """Checked for the names of gateways and servers, and of arguments in the schemas of tools."""
+    """The names are those of gateways and servers, and of arguments in the schemas of tools."""
     for name, reach, argument in (("Ours", "everyone", "currency"), ("Theirs", "teams", "sort_code")):
         gateway = make.gateway(name=f"{name} gateway", reach=reach)
         assigned = make.assignment(gateway, make.server(name=f"{name} server"))
@@ -238,7 +238,7 @@ def test_whoever_may_not_read_arguments_tries_no_condition_on_them(client: Clien
 
 
 def test_whoever_may_not_read_arguments_writes_no_condition_on_them() -> None:
-    """A label on matching calls would reveal their values. Other fields of a rule on arguments can be changed."""
+    """Labels on matching calls would reveal the arguments' values. Other fields of such a rule can be changed."""
     person = make.user(Capability.RULES_MANAGE, Capability.LOGS_READ)
     client = Client()
     client.force_login(person)

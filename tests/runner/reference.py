@@ -30,7 +30,7 @@ def table(schema: dict[str, Any]) -> str:
 
 
 def written(page: str) -> str:
-    """Return the page with its tables of fields as the schema has them."""
+    """Return the page with its tables of fields rewritten from the schema."""
     for title, schema in PARTS.items():
         text = table(schema).replace("\\", "\\\\")
         page = re.sub(rf"(?ms)(^## {re.escape(title)}\n.*?)^\| field \|.*?(?=\n\n)", rf"\g<1>{text}", page, count=1)

@@ -46,7 +46,7 @@ def isolated() -> Iterator[Running]:
 
 
 def left(uid: int = 0) -> list[int]:
-    """Return the processes of these programs' users, or of one."""
+    """Return the ids of the processes of the user `uid`; by default, of all users in UIDS."""
     return [each.pid for each in running_processes() if (each.uid == uid if uid else each.uid in UIDS)]
 
 
@@ -143,7 +143,10 @@ def test_without_the_power_to_isolate_the_runner_refuses_to_start(tmp_path: Path
 @pytest.mark.full
 @needs_root
 def test_the_killer_of_a_program_has_no_capability_and_the_program_cannot_signal_it() -> None:
-    """The killer signals every process it may, so it gets only the program's rights; it must outlive the program."""
+    """The killer signals every process that it is allowed to signal, so it gets only the rights of the program's user.
+
+    The program must not be able to kill the killer.
+    """
     program, guard = FIRST + 200, FIRST + 201
     command = [sys.executable, "-S", "-c", KILLER, str(ROOT / "runner"), str(program), str(guard)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as killer:

@@ -1,4 +1,4 @@
-"""Programs that behave, and programs that do not, through the running command."""
+"""Well-behaved and misbehaving programs, run by `runner serve`."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ TOKEN = "the-token-of-the-program"
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    """A runner without isolation, which runs everywhere, with a program for each way to break."""
+    """A runner without isolation, which runs everywhere, with a program for each kind of failure."""
     servers = [
         hostile(name, limits=QUICK | HANGS if name == "hang" else QUICK, environment={"TOKEN": "env:TOKEN"})
         for name in BROKEN
@@ -371,7 +371,7 @@ async def test_a_program_that_starts_while_its_entry_is_removed_is_ended() -> No
 
 @pytest.mark.full
 async def test_cancelling_reaches_the_program(running: Running) -> None:
-    """A cancelled call ends at once, long before the limit, and its program serves on."""
+    """A cancelled call ends at once, long before the limit, and its program answers the next call."""
     async with running.client("good") as client:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(0.5):

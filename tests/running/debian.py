@@ -1,8 +1,8 @@
 """Separate servers of the PostgreSQL installed on this machine.
 
-`python -m tests.running.debian COMMAND...` runs a command, such as pytest, with one of them as `TEST_DATABASE_URL`. It
-must be the oldest supported PostgreSQL: so every statement of the product runs on the oldest before a release, and on
-the embedded one every day.
+`python -m tests.running.debian COMMAND...` runs a command, such as pytest, with such a server as `TEST_DATABASE_URL`.
+The installed PostgreSQL must be the oldest supported version, so that every statement of the product runs on this
+version before a release. Every day, the statements run on the embedded PostgreSQL.
 """
 
 import os

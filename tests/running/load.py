@@ -63,7 +63,7 @@ class Load(Agents):
 
 
 def on(served: Started) -> Load:
-    """Return load on the Quickstart gateway with its own token."""
+    """Return a Load that calls the Quickstart gateway with a new token."""
     words = ("issue_token", "--user", "admin@localhost", "--host", "Load", "--gateway", "quickstart")
     done = manage(served.home, *words)
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ def program_of(package: str) -> str:
 
 
 def documented() -> str:
-    """Return the `location` block of the page."""
+    """Return the `location` block that PAGE documents."""
     found = re.search(r"```nginx\n.*?( +location / \{\n.*?\n    \})\n", PAGE.read_text(), re.DOTALL)
     assert found, f"{PAGE} has no location for nginx"
     return found[1]

@@ -1,4 +1,4 @@
-"""A gateway with a server that needs its stored, encrypted credential, and its clients."""
+"""A gateway with two tokens, in front of a server that requires a credential, which the gateway stores encrypted."""
 
 import json
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def sealed_server() -> Iterator[Upstream]:
 
 
 def govern(serve: Serve, upstream: Upstream, *sinks: dict[str, str]) -> list[tuple[str, str]]:
-    """Create the gateway `sealed` in a workspace with PERSON and these sinks; return two tokens, each with its id."""
+    """Create PERSON, the gateway `sealed` and these sinks in the workspace; return the ids and texts of two tokens."""
     code = MAKE.format(
         person=PERSON, password=PASSWORD, url=upstream.url, credential=CREDENTIAL, sinks=json.dumps(list(sinks))
     )

@@ -42,7 +42,7 @@ def numbers(live: Serve) -> Numbers:
 
 
 def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
-    """Wait until the metrics have increased `enough` since `before`, and return the increase of each metric.
+    """Return the increase of each metric since `before`, once the increase is `enough`.
 
     Waiting is necessary because workers write metrics once a second.
     """
@@ -68,7 +68,7 @@ def test_open_files_are_told_with_the_limit_of_a_worker(live: Serve) -> None:
 
 
 def settled(live: Serve) -> Numbers:
-    """Return the metrics once all workers have written theirs: unchanged for more than a second."""
+    """Return the metrics once they are unchanged for 1.5 s, because all workers have then written theirs."""
     deadline = time.monotonic() + 2 * PATIENCE
     now = numbers(live)
     while True:

@@ -28,7 +28,7 @@ PUBLIC, NAMED = "93.184.215.14", "mcp.github.com"
 
 @contextmanager
 def started(directory: Path, proxy: str, **settings: str) -> Iterator[Serve]:
-    """Yield a `serve` started by the commands of the page."""
+    """Yield a `serve` started by the commands in docs/how-to/deploy.md."""
     serve = workspace.new(directory, "outbound", SSL_CERT_FILE=str(directory / "end.pem"), **settings)
     script = block("deploy.md", "outbound proxy: start")
     assert "http://gateway:secret@proxy.example.com:3128" in script

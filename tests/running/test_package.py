@@ -139,7 +139,7 @@ class Installed:
 
 
 def serves(installed: Installed) -> None:
-    """Serve pages, static files and calls, on its own database."""
+    """Check that the installed wheel serves pages and static files, on a new database."""
     port = free_port()
     database = cluster.fresh_database(f"package_{os.getpid()}", cluster.tables())
     settings = {"DATABASE_URL": database, "PORT": str(port), **cluster.keys()}

@@ -320,7 +320,7 @@ def migrating(roles: Roles, *words: str) -> subprocess.Popen[str]:
 
 
 def chores(manage: Callable[..., str]) -> str:
-    """Return the result of housekeeping, once no other process does it."""
+    """Run housekeeping once no other process is running it, and return the output."""
     while "doing this already" in (done := manage("housekeeping")):
         pass
     return done

@@ -43,7 +43,7 @@ def test_a_killed_worker_and_a_restart_lose_nothing_of_a_session(live_alone: Ser
     headers = {"Authorization": f"Bearer {made['token']}", "Accept": "application/json, text/event-stream"}
 
     def ask(method: str, params: dict[str, Any]) -> httpx.Response:
-        """Send a request over its own connection, so that any worker may get it; repeated while refused."""
+        """Send a request over a new connection, so that any worker may get it; retry if the connection fails."""
         body = {"jsonrpc": "2.0", "id": 1, "method": method, "params": params}
         for _ in range(200):
             try:

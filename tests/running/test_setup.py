@@ -195,7 +195,7 @@ def no_python(venv: Path) -> None:
 
 
 def lock_of(venv: Path) -> Path:
-    """Return the copy of the installed lock file; another test may have installed the development packages."""
+    """Return the lock file in `venv`: that of the development packages if another test has installed them."""
     installed = venv / "requirements-dev.lock"
     return installed if installed.exists() else venv / "requirements.lock"
 

@@ -113,7 +113,7 @@ def test_a_start_ended_before_it_serves_leaves_no_database_running(fresh: Path) 
 
 
 def test_commands_without_a_server_use_its_database_and_address_and_leave_no_database_running(home: Path) -> None:
-    """In a data directory whose path is too long for a socket, with variables for another PostgreSQL."""
+    """The data directory's path is too long for a socket, and variables for another PostgreSQL are set."""
     long = home.parent / ("long-" * 20) / "var"
     long.parent.mkdir()
     home.rename(long)

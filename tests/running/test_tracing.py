@@ -21,7 +21,7 @@ ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 def with_protobuf(serve: Serve) -> list[bool]:
-    """Return for each worker if it has imported protobuf, which the exporter needs."""
+    """Return, for each worker, True if it has imported protobuf, which the exporter needs."""
     assert serve.process is not None
     served_by = workers(serve.process.pid)
     return [any("_upb" in each.path for each in worker.memory_maps()) for worker in served_by]

@@ -25,7 +25,7 @@ LOCKED = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND objid = x'67776
 
 
 def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> None:
-    """Two processes serve, the tables are migrated, the processes are replaced by the next release, then put back."""
+    """Two processes serve, the tables are migrated, and the processes change to the next release and back again."""
     command = [sys.executable, "-m", "bench.upgrade", "--json", "--rows", "3000", "--seconds", "1"]
     done = subprocess.run(
         [*command, "--longest", str(PATIENCE), "--database-url", os.environ[cluster.ADDRESS]],

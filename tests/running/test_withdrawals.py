@@ -1,6 +1,6 @@
 """Access withdrawn at one of two replicas is refused at both, for every call that begins afterwards.
 
-`WITHDRAWAL_CALLS=10000 pytest -rP -n 0 tests/running/test_withdrawals.py` sends so many calls after each withdrawal.
+`WITHDRAWAL_CALLS=10000 pytest -rP -n 0 tests/running/test_withdrawals.py` sends 10,000 calls after each withdrawal.
 """
 
 import asyncio
@@ -121,7 +121,7 @@ class Load:
     lost: Counter[str] = field(default_factory=Counter)  # Requests without an answer, by error.
 
     async def run(self, withdraw: Callable[[], float]) -> None:
-        """Call continuously; call `withdraw`, which returns the time when access ends, after BEFORE accepted calls."""
+        """Call continuously. After BEFORE accepted calls, run `withdraw`, which returns the time when access ends."""
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         headers = HEADERS | {"Authorization": f"Bearer {self.secret}"}
         async with (

@@ -37,7 +37,7 @@ KNOWN_AS = "https://auth.example.com/tenant"
 
 @dataclass
 class Github:
-    """The server `github`, protected by `issuer`, for each person at the gateway `work`."""
+    """The server `github`, protected by `issuer`, with per-user identities on the gateway `work`."""
 
     issuer: Issuer
     upstream: Upstream

@@ -1,4 +1,4 @@
-"""Responses of hostile or broken servers: each ends in time, with a sentence and storable rows."""
+"""Hostile or broken servers: each contact ends in time, with a sentence for people and rows that can be stored."""
 
 import json
 import socket

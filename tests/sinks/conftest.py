@@ -1,4 +1,4 @@
-"""Sinks of this test, and their receivers."""
+"""Fixtures for sinks and their receivers."""
 
 import gzip
 import json

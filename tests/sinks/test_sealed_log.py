@@ -1,6 +1,6 @@
 """Two hundred attacks on a sealed log of four days: `verify_log` finds each attack, and names the unproved period.
 
-Each attack is tried with a public key stored elsewhere and a copy of a sink, and with only one of the two.
+Each attack is tried with a public key stored elsewhere and a sink's copy of the log, and with only one of the two.
 """
 
 import io
@@ -55,7 +55,7 @@ def named(ago: int) -> str:
 
 @contextmanager
 def clock(at: datetime) -> Iterator[None]:
-    """Seal with the clock set to this time."""
+    """Make the block's checkpoints as if it were this time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sealing, "timezone", SimpleNamespace(now=lambda: at))
         yield
@@ -156,7 +156,7 @@ def copy_call(ago: int) -> None:
 
 
 def copy_event(ago: int) -> None:
-    """Insert another row in place of a deleted one."""
+    """Give an event another uid, as if it had been deleted and a copy inserted."""
     one, other = event_of(ago), uuid4()
     must(by_hand("UPDATE auditlog_event SET uid = %s WHERE id = %s", other, one.pk))
 

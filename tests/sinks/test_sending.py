@@ -291,7 +291,7 @@ def refusing(status: int) -> Callable[[list[dict[str, Any]]], int]:
 
 @pytest.mark.full
 def test_receiver_that_refuses_everything_loses_no_row(to_hook: MakeSink, hook: Webhook) -> None:
-    """If even the test line is refused, the address is wrong. Statuses such as 401 and 429 never blame a row."""
+    """If even a test line is refused, the address is wrong. Statuses such as 401 and 429 say nothing about a row."""
     sink = to_hook(sends_events=False)
     made = {str(call().uid) for _ in range(5)}
     for status in (400, 404, 413, 401, 403, 408, 429):

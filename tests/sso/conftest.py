@@ -122,7 +122,7 @@ def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
 
 
 def twin(client: Client) -> Client:
-    """Return a browser with the same cookies, so that the first one keeps them when this one is signed out."""
+    """Return a browser with a copy of the cookies: signing out in one browser removes no cookie from the other."""
     other = Client()
     other.cookies.load({name: cookie.value for name, cookie in client.cookies.items()})
     return other

@@ -74,7 +74,7 @@ def encrypted(content: Any, **how: Any) -> Any:
 
 
 def brought(answer: Answer, build: Callable[[Answer], Any]) -> SamlVisit:
-    """Send the response around the assertion that `build` makes, to a request started in this browser."""
+    """Start a sign-in, send a response with the assertion that `build` makes, and return the outcome."""
     return tried(answer, lambda given: sent(given.around(build(given))))
 
 

@@ -252,7 +252,7 @@ def test_each_account_that_is_linked_is_an_event(provider: Provider) -> None:
 
 @pytest.mark.full
 def test_nobody_gets_more_by_groups_that_are_left_out(provider: Provider, subtests: pytest.Subtests) -> None:
-    """Missing groups remove the roles and teams given earlier; a loss without a groups claim is recorded."""
+    """Missing groups remove roles and teams given earlier; if the groups claim is missing, the loss is recorded."""
     roles = {
         "Wide": make.role(Capability.LOGS_READ, Capability.HOSTS_READ, name="Wide"),
         "Guest": make.role(Capability.LOGS_READ, name="Guest"),

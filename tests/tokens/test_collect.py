@@ -163,7 +163,7 @@ def test_the_owner_collects_by_rest_and_by_a_key_that_may_make_tokens(waiting: T
 def test_nothing_is_collected_behind_the_break_glass_or_after_the_end(
     waiting: Token, ann: User, boss: User, sign_in: SignIn
 ) -> None:
-    """Refused while the gateway is disabled or blocks the agent, and after the token has expired or been revoked."""
+    """The gateway is disabled or blocks the agent, or the token has expired or been revoked."""
     path, browser = f"/tokens/{waiting.pk}/collect", sign_in(ann)
     link = waiting.connection
     here = HostAtGateway.objects.at(link.gateway, link.host)

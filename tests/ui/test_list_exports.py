@@ -155,7 +155,7 @@ def test_each_row_comes_once_in_pieces_and_a_person_runs_two_exports(
 
 
 def aged(row: Any, **days: int) -> None:
-    """Move columns of the row so many days into the past."""
+    """Set each named column of the row to a time this many days before NOW."""
     type(row).objects.filter(pk=row.pk).update(**{name: NOW - timedelta(days=age) for name, age in days.items()})
 
 

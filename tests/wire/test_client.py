@@ -329,7 +329,7 @@ async def test_a_stream_that_breaks_again_and_again_is_gone_on_with_so_many_time
 
 
 class BreakingInTheAnswer(Script):
-    """A server whose stream breaks in the middle of the event with the answer; a resumption sends what is missing."""
+    """A server whose stream breaks in the middle of the event with the answer; a resumption sends that event again."""
 
     def __init__(self) -> None:
         super().__init__([[tool("it")]], sessions=True)

@@ -2,6 +2,6 @@
 
 Each listens on 127.0.0.1, path `/mcp`. The servers on Python SDK 2, TypeScript SDK 2 and FastMCP 4 use the library's
 public interface with its defaults: both eras, sessions, no event store. `everything.py` is shared by the two in Python.
-`python_v1.py` has the features that the others lack: the session era only, resumable streams, requests on the standing
-stream, and notifications of subscribed resources.
+`python_v1.py` speaks only the session era, and has the features that the others lack: resumable streams, requests on
+the standing stream, and notifications of subscribed resources.
 """

@@ -257,7 +257,7 @@ def offer_capabilities(server, Context, Refusal):  # noqa: N803
 
 
 def offer_either_era(server, Context, count):  # noqa: N803
-    """Register tools that the suite does not know: session state, and server requests of the client's version."""
+    """Register tools that the suite does not call: a counter per session, and tools that ask clients of either era."""
 
     @server.tool(name="count")
     async def count_calls(context: Context) -> str:
