@@ -8,9 +8,9 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol, Self
+from weakref import WeakValueDictionary
 
 from wire import jsonrpc, mcp, sse, versions
-from wire.background import Background, every
 from wire.definitions import CATALOGUES, Definition, ListMethod, read_items, usable
 from wire.errors import (
     BadAnswer,
@@ -44,7 +44,6 @@ from wire.mcp import (
 )
 from wire.sessions import OnSession, SessionsInMemory, SessionStore, SessionWire
 
-SWEEP_SECONDS = 60
 INITIALIZE_SECONDS = 5  # Time limit for `initialize` when a probe finds a server of MCP 2026-07-28.
 RETRY_SECONDS = 2  # Retry-After for callers of a busy server.
 
@@ -127,7 +126,7 @@ class QueueSlot:
         self._over = is_over
 
     def end(self) -> None:
-        """Release the slot: the call is over."""
+        """Release the slot at the end of the call."""
         self._over = True
         if not self._away:
             self._queue.leave(self._person, self._connection)
@@ -169,15 +168,12 @@ class McpClient:
         self._contradicted = contradicted
         self._workers = workers
         self._queue_seconds = queue_seconds
-        self._queues: dict[str, FairQueue] = {}
-        self._background = Background()
+        self._queues: WeakValueDictionary[str, FairQueue] = WeakValueDictionary()  # By server; running calls keep them.
 
     async def __aenter__(self) -> Self:
-        self._background.forever("idle queues", self._sweep, every(SWEEP_SECONDS))
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._background.stop()
         await self._sessions.close()
 
     async def ask(  # noqa: PLR0913 - the parts of one request
@@ -311,8 +307,8 @@ class McpClient:
         return answer.error is None
 
     def at_servers(self) -> dict[str, int]:
-        """Return the number of calls `under_way` at servers, and of calls `waiting` for a slot."""
-        queues = self._queues.values()
+        """Return two numbers of calls: `under_way` at servers, and `waiting` for a slot."""
+        queues = [*self._queues.values()]
         return {"under_way": sum(each.under_way for each in queues), "waiting": sum(each.waiting for each in queues)}
 
     async def probe(self, target: Target) -> Spoken:
@@ -415,10 +411,6 @@ class McpClient:
             return TimeLimit(target.timeout_s, target.total_s)
         left = max(ends - time.monotonic(), 0.001)
         return TimeLimit(min(target.timeout_s, left), min(target.total_s, left))
-
-    async def _sweep(self) -> None:
-        for server_id in [server_id for server_id, queue in self._queues.items() if queue.is_idle]:
-            del self._queues[server_id]
 
 
 def _contradicts(status: int, code: int | None, era: str) -> bool:

@@ -192,7 +192,7 @@ class FairQueue:
     and so do the connections of each person.
     """
 
-    __slots__ = ("_held", "_under_way", "_waiting", "_waiting_count", "bound")
+    __slots__ = ("__weakref__", "_held", "_under_way", "_waiting", "_waiting_count", "bound")
 
     def __init__(self, bound: int) -> None:
         self.bound = bound
@@ -244,7 +244,7 @@ class FairQueue:
             raise
 
     def come_back(self, person: str, connection: str) -> None:
-        """Take back a temporarily released slot without waiting, even above the limit: the call is still running."""
+        """Take back the slot that a running call released for a while. Does not wait, even above the limit."""
         self._start(person, connection)
 
     def leave(self, person: str, connection: str) -> None:

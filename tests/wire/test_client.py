@@ -1,6 +1,7 @@
 """The MCP client: it limits what it reads and how long it waits, and detects each server's era correctly."""
 
 import asyncio
+import gc
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -178,7 +179,7 @@ async def test_a_session_is_lost_only_when_a_ping_is_refused_for_it(code: int, i
 
 
 class OldLooking:
-    """A server that refuses POST; GET returns `stream`, then ends the response or, unless `ends`, keeps it open."""
+    """A server that refuses POST. GET sends `stream`, and ends the response if `ends`, otherwise keeps it open."""
 
     def __init__(self, stream: bytes, *, ends: bool = True) -> None:
         self.stream = stream
@@ -219,8 +220,7 @@ async def test_only_a_stream_that_begins_with_an_endpoint_is_of_the_old_transpor
 # State stored per server
 
 
-async def test_servers_nobody_calls_any_more_leave_nothing_behind(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wire.client.SWEEP_SECONDS", 0.01)
+async def test_servers_nobody_calls_any_more_leave_nothing_behind(run: Run) -> None:
     idle, busy = run(Script([[tool("it")]], modern=True).app()), run(upstreams.silent())
     async with client() as asking:
         await asking.list_features(target(idle.url, MODERN), "tool", seconds=PATIENCE)
@@ -230,7 +230,8 @@ async def test_servers_nobody_calls_any_more_leave_nothing_behind(run: Run, monk
         assert asking.at_servers()["under_way"] == 1
         under_way.cancel()
         await asyncio.gather(under_way, return_exceptions=True)
-        await until(lambda: not asking._queues)
+        del under_way
+        await until(lambda: gc.collect() and not asking._queues)
 
 
 # Sessions

@@ -1,6 +1,7 @@
 """Server requests without a handler, during our request: a ping is answered, others are refused."""
 
 import asyncio
+import gc
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
@@ -10,7 +11,7 @@ from tests.proxy.scripted import Object, Request, Script, tool
 from wire.client import McpClient
 from wire.guard import Guard
 from wire.http import Transport
-from wire.mcp import Target, ignore
+from wire.mcp import Answer, Target, ignore
 
 
 @dataclass
@@ -49,3 +50,21 @@ async def test_a_ping_is_answered_and_what_nobody_takes_is_refused(run: Run) -> 
             answered = await client.ask(target, "tools/call", {"name": "it"}, ignore)
 
         assert answered.document["result"]["told"] == {"jsonrpc": "2.0", "id": "q1", **outcome}
+
+
+async def test_a_server_keeps_its_queue_while_its_only_call_waits_for_the_client(run: Run) -> None:
+    """A new queue would not count this call against the server's limit."""
+    url = run(Asking([[tool("it")]], sessions=True, asks="sampling/createMessage").app()).url
+    target = Target("s", "docs", url, "session", 10, 1, "c", None, "", capabilities={"sampling": {}})
+    seen = []
+
+    async def reply(_: object, answer: Answer) -> None:
+        gc.collect()
+        seen.append(([*client._queues], client.at_servers()["under_way"]))
+        await answer({"jsonrpc": "2.0", "id": "q1", "result": {}})
+
+    guard = Guard((ip_network("127.0.0.0/8"),))
+    async with Transport(guard, limit=1 << 20) as transport, McpClient(transport) as client:
+        await client.ask(target, "tools/call", {"name": "it"}, ignore, on_request=reply)
+
+    assert seen == [(["s"], 0)]
