@@ -29,8 +29,8 @@ Results of {date} with real clients and unmodified servers behind one gateway; `
 
 **L** list tools, **C** call a tool, **P** get a prompt, **R** read a resource, **G** progress, **S** session state,
 **E** elicitation, **X** cancel, **M** sampling, **F** roots. A feature whose letter is missing was not tried, or fails
-both with and without the gateway. ~~Struck~~ features work only without the gateway. *Italic* features work only with
-the gateway. Servers built with an SDK or FastMCP use its default settings.
+even without the gateway. ~~Struck~~ features work only without the gateway, *italic* features only with it. Servers
+built with an SDK or FastMCP use its defaults.
 
 """
 
@@ -52,7 +52,7 @@ def versions() -> str:
     servers = {name: one.version() for name, one in SERVERS.items()}
     parts = (("Clients", clients), ("Servers", servers))
     listed = ("; ".join(f"{name}: {version}" for name, version in each.items()) for _, each in parts)
-    return "\n".join(f"{title}: {each}.\n" for (title, _), each in zip(parts, listed, strict=True))
+    return "\n".join(f"{title} (name: version): {each}.\n" for (title, _), each in zip(parts, listed, strict=True))
 
 
 def results(through: dict[str, Found], alone: dict[str, Found]) -> str:
