@@ -299,7 +299,7 @@ class UserResource(Resource):
 
 
 def _with_role(body: dict[str, Any]) -> dict[str, Any]:
-    """Remove the ending `_id` from field names: after validation, the value of `role_id` is a Role, not an id."""
+    """Remove the ending `_id` from field names, because validation has replaced the id in `role_id` by a Role."""
     return {name.removesuffix("_id"): value for name, value in body.items()}
 
 

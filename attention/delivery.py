@@ -160,7 +160,7 @@ def _webhook(parcel: Parcel) -> dict[str, Any]:
 
 
 def _slack(parcel: Parcel) -> dict[str, Any]:
-    """Return the body for Slack, with Slack's control characters escaped: names may contain `<!channel>`."""
+    """Return the body for Slack, with Slack's control characters escaped, because names may contain `<!channel>`."""
     subject, text = (_escaped(without_links(words)) for words in (parcel.subject, parcel.text))
     link = f"<{_escaped(parcel.link)}|Open>"
     return {"text": f"{subject}\n{text}\n{link}", "unfurl_links": False, "unfurl_media": False}
@@ -178,7 +178,7 @@ def _escaped(text: str) -> str:
 def _teams(parcel: Parcel) -> dict[str, Any]:
     """Return an adaptive card.
 
-    Names in it cannot become links: its text is not Markdown, and `without_links` breaks up addresses.
+    Names in the card cannot become links, because its text is not Markdown and `without_links` breaks up addresses.
     """
     runs = [("Bolder", without_links(parcel.subject)), ("Default", without_links(parcel.text))]
     card = {

@@ -59,7 +59,7 @@ class OpenMatter(NamedTuple):
 
 @dataclass(frozen=True)
 class Matter:
-    """A kind of things that need attention."""
+    """A kind of thing that needs attention."""
 
     name: str
     title: str

@@ -146,7 +146,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return `changes` for an event, with the part of the address that may be shown; {} if there is none."""
+        """Return the shown part of the address as an event's `changes`; {} if no part may be shown."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:

@@ -259,7 +259,7 @@ class CallFilter(forms.Form):
 
     @property
     def is_of_all_time(self) -> bool:
-        """True if the range is ignored: a search for one request, trace, session or id has no range."""
+        """True if the range is ignored, because a search for one request, trace, session or id has no range."""
         return any(self.values[name] for name in ("correlation", "trace", "session")) or bool(self.pasted_id)
 
     @property
@@ -282,7 +282,7 @@ class CallFilter(forms.Form):
         return lone_id(self.values["q"])
 
     def unknown(self) -> list[str]:
-        """Return a sentence for each name in the search that matches no object; shown when there are no results."""
+        """Return a sentence for each searched name that matches no object; shown when there are no results."""
         asked = [item for item in self.conditions if isinstance(item, Condition)]
         asked += [
             one for item in self.conditions if isinstance(item, Either) for each in item.alternatives for one in each

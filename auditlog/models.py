@@ -492,7 +492,7 @@ class Switchable(models.Model):
         return not self.enabled
 
     def disable(self, *, by: Actor | None) -> bool:
-        """Disable the row: requests that depend on it are refused. Returns False if the row was disabled already."""
+        """Disable the row; dependent requests are then refused. Returns False if the row was disabled already."""
         return bool(self._switch_all([self], on=False, by=by))
 
     def enable(self, *, by: Actor | None) -> bool:

@@ -139,7 +139,7 @@ class Gauging:
         return self._standing
 
     def measure(self) -> None:
-        """Measure the replica's lag once. A database error is not raised: it marks the replica as unusable."""
+        """Measure the replica's lag once. A database error is not raised, but marks the replica as unusable."""
         self._began = time.monotonic()
         try:
             fault, lag = self._measured()
@@ -258,7 +258,7 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """Return True if the replica, rather than the statement, may be at fault: the primary may then succeed."""
+    """Return True if the replica may be at fault rather than the statement, so that the primary may succeed."""
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
     # Connection errors, attempts to write, faults of the server, and conflicts with the replay of the write-ahead log.
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)

@@ -70,7 +70,7 @@ def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[Vi
     """Require any one of `capabilities` for a view; raise CapabilityRequired for users who have none of them.
 
     If a view has this decorator twice, the user needs one capability of each decorator. With `to_change`, GET and HEAD
-    need no capability: the view can show its page read-only.
+    need no capability, so that the view can show its page read-only.
     """
     name = "change_rule" if to_change else "rule"
 

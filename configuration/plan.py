@@ -105,7 +105,7 @@ def _all_changes(listed: ListedEntries, world: World) -> list[Change]:
 
 
 def _changes(kind: Kind, listed: ListedEntries, world: World) -> Iterator[Change]:
-    """Yield the changes of one kind. Removals come first: another object may get the name of a removed object."""
+    """Yield the changes of one kind. Removals come first, because another object may get the freed name."""
     entries = listed.entries.get(kind.id, [])
     places = kind.places(entries, world)
     if not kind.keeps_order:

@@ -32,7 +32,7 @@ LIVE = "live"  # All statuses but `revoked`.
 
 
 def connections_visible_to(viewer: User, *opening: Capability) -> ConnectionQuerySet:
-    """Return all connections if `viewer` has MCP_CONNECTIONS_READ or one of `opening`, else the viewer's own."""
+    """Return all connections if `viewer` has MCP_CONNECTIONS_READ or one of `opening`, otherwise the viewer's own."""
     rows = Connection.objects.all()
     return rows if any(map(viewer.has_perm, (Capability.MCP_CONNECTIONS_READ, *opening))) else rows.own(viewer)
 
@@ -52,7 +52,7 @@ def visible(viewer: User, *opening: Capability) -> ConnectionQuerySet:
 
 
 def counted_for(viewer: User) -> Q:
-    """Return a filter for `Count("connections")`: count only the connections that `viewer` may see."""
+    """Return a filter for `Count("connections")`, so that only connections that `viewer` may see are counted."""
     sees_all = viewer.has_perm(Capability.MCP_CONNECTIONS_READ)
     return Q(connections__isnull=False) if sees_all else Q(connections__user=viewer)
 
@@ -169,7 +169,7 @@ class ConnectionRow:
     def shows_tokens(self) -> bool:
         """True if tokens are listed below the row.
 
-        An agent's connection may have several tokens. An app's connection has one key: the row shows its prefix.
+        An agent's connection may have several tokens. An app's connection has one key, whose prefix is in the row.
         """
         return self.connection.is_live and self.connection.host.is_agent and bool(self.tokens or self.may_add_token)
 
@@ -254,7 +254,7 @@ def _of_person(words: str) -> Q:
 
 
 def connection_counts(rows: ConnectionQuerySet) -> dict[str, int]:
-    """Count `rows` by status, as a dict with the keys STATUSES."""
+    """Return the number of `rows` by status. The keys are STATUSES."""
     in_order = {  # By precedence: the first match counts.
         "revoked": Q(revoked_at__isnull=False),
         "disabled": Q(enabled=False),

@@ -1,4 +1,4 @@
-"""/api/gateways/{slug}/tool-sets and /grants: sets of tools, and who they are given to."""
+"""/api/gateways/{slug}/tool-sets and /grants: sets of tools, and the grants that give sets to people."""
 
 from __future__ import annotations
 

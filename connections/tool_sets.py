@@ -386,7 +386,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _filled(tool_set: ToolSet) -> dict[str, Any]:
-    """Return the values of a set's form."""
+    """Return the initial values of the form that edits `tool_set`."""
     told = tool_set.editable()
     return told | {name: "\n".join(told[name]) for name in ("patterns", "members")}
 

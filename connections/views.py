@@ -187,7 +187,7 @@ def _most_tokens(viewer: User, side: str, filters: ConnectionFilter) -> int | No
 
 
 def _comes_later(request: AppRequest, filters: ConnectionFilter, rows: ConnectionQuerySet) -> bool:
-    """Return whether the page loads its list with a second request, because the filter takes long for so many rows."""
+    """True if the page loads its list with a second request, because filtering this many rows takes long."""
     return filters.takes_long and may_follow(request) and rows.count() > FILTERED_AT_ONCE
 
 

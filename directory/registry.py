@@ -122,7 +122,7 @@ def server_list(gateways: GatewayQuerySet, query: QueryDict) -> dict[str, Any]:
 
 
 def versions_of(gateways: GatewayQuerySet, name: str) -> dict[str, Any] | None:
-    """Return all versions of the gateway with the registry name `name` as a ServerList; None if there is none."""
+    """Return all versions of the gateway with the registry name `name` as a ServerList; None if no gateway has it."""
     found = server_version(gateways, name, VERSION)
     return None if found is None else {"servers": [found], "metadata": {"count": 1}}
 

@@ -81,7 +81,7 @@ def renew_grants() -> None:
 
     A role that has since become a superuser or an owner of the tables is skipped with a warning.
 
-    After a rollback, do nothing: this version does not know which tables of the newer version are logs.
+    After a rollback, do nothing, because this version does not know which tables of the newer version are logs.
     """
     if Call.partitions.is_owner() and not schema_versions.newer_version():
         for role in serving_roles():

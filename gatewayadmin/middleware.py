@@ -292,7 +292,7 @@ def _to_directory(scope: Scope, status: int, text: str) -> Response | None:
 
 
 class _RequestLog:
-    """The id and the status of one request, and one log line at its end, without the query string."""
+    """Sets the id of one request, notes the status, and logs the request in one line without the query string."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope

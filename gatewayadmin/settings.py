@@ -246,7 +246,7 @@ SERVESTATIC_AUTOREFRESH = False
 
 
 def keep_fonts(headers: Headers, path: str, url: str) -> None:
-    """Let browsers cache fonts for a year: the name of a font contains a hash of its content."""
+    """Let browsers cache fonts for a year, because the name of a font contains a hash of its content."""
     if path.endswith(".woff2"):
         headers["Cache-Control"] = "public, max-age=31536000, immutable"
 

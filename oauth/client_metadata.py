@@ -73,7 +73,7 @@ def origins(uris: Iterable[str]) -> list[str]:
 
 
 def only_loopback(uris: Iterable[str]) -> bool:
-    """True if all URIs are loopback: then any program on the person's machine could receive the code."""
+    """True if all URIs are loopback, so that any program on the person's machine could receive the code."""
     return all(urlsplit(uri).hostname in LOOPBACK for uri in uris)
 
 

@@ -133,7 +133,7 @@ class Validator(OAuth2Validator):  # type: ignore[misc]
         raise errors.InvalidGrantError("The code was issued for another redirect URI.")
 
     def invalidate_authorization_code(self, client_id: str, code: str, request: Request, *_: Any, **__: Any) -> None:
-        """Do nothing: the code was deleted in the transaction that stored the tokens."""
+        """Do nothing, because the code was deleted in the transaction that stored the tokens."""
 
     # --- Tokens -----------------------------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 def _is_usable(connection: Connection) -> bool:
     """True if tokens may be issued.
 
-    Tokens are issued even for a disabled host, gateway or connection: each MCP request checks if these are enabled.
+    Tokens are issued even if the host, gateway or connection is disabled, because each MCP request checks these.
     """
     return connection.revoked_at is None and connection.user.is_active
 

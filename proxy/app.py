@@ -148,7 +148,7 @@ async def runtime(config: Config) -> AsyncIterator[Endpoint]:
 
 @asynccontextmanager
 async def _tracer(config: Traces | None) -> AsyncIterator[Tracer | None]:
-    """Yield the tracer. OpenTelemetry is imported only here: it takes 7 MB and a third of a second."""
+    """Yield the tracer. OpenTelemetry is imported only here, because it takes 7 MB and a third of a second."""
     if config is None:
         yield None
         return

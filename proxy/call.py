@@ -1094,7 +1094,7 @@ def _is_standing(request: McpRequest) -> bool:
 def _form_refusal(request: McpRequest, message: Message) -> Response | None:
     """Return the refusal of a request with malformed params, or None if the params are well-formed.
 
-    Only for methods that name a feature or a task. Raises UnknownTask.
+    The method of `message` must be one that names a feature or a task. Raises UnknownTask.
     """
     params = message.params
     if message.method in tasks.TASK_METHODS:

@@ -599,7 +599,7 @@ class Carrier:
     def give_waiting(self, session_id: str | None) -> None:
         """Send the stored messages of this session (None: of all sessions) on standing streams of this worker.
 
-        Must be called when a stream has begun: the bus announces only messages that are stored later.
+        Must be called when a stream has begun, because the bus announces only messages that are stored later.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
         if found := {each.owner: None for each in streams if each.is_listening}:

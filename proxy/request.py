@@ -124,7 +124,7 @@ class Origins:
     def allows(self, origin: str | None) -> bool:
         """Return whether this origin is allowed.
 
-        If `origin` is None, return True: clients other than browsers send no origin.
+        If `origin` is None, return True, because clients other than browsers send no origin.
         """
         try:
             return origin is None or hosts.origin_of(origin) in self._allowed

@@ -239,7 +239,7 @@ class Stream:
         await self._write(body, last=True)
 
     def close(self) -> None:
-        """Drop all messages that the call still sends: the response is sent as JSON, not on this stream."""
+        """Drop all messages that the call still sends, because the response is sent as JSON, not on this stream."""
         self._ended = True
 
     def forget(self) -> None:

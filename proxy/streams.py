@@ -144,7 +144,7 @@ class StandingStream:
 
     @property
     def is_listening(self) -> bool:
-        """True for an open stream of a session: messages of servers may be sent on it."""
+        """True for an open stream of a session, on which messages of servers may be sent."""
         return self.subscription is None and not self._over
 
     async def notify(self, message: Object) -> None:

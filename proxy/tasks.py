@@ -90,7 +90,10 @@ def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
 
 
 def open_task(cipher: Cipher, message: Message) -> Task | None:
-    """Return the task that a request of TASK_METHODS names; None if the gateway did not issue the id."""
+    """Return the task whose id is in `message`; None if the gateway did not issue this id.
+
+    The method of `message` must be one of TASK_METHODS.
+    """
     sealed = message.params.get("taskId")
     if not isinstance(sealed, str) or len(sealed) > LONGEST_SEALED:
         return None
@@ -104,7 +107,10 @@ def open_task(cipher: Cipher, message: Message) -> Task | None:
 def created(
     cipher: Cipher, assigned: AssignedServer, request: McpRequest, message: Message, answer: RpcResponse
 ) -> Task | None:
-    """Return the task that this result of a call announces; None if it announces no task. Raises BadAnswer."""
+    """Return the task that a server created, according to its `answer` to a call; None if it created none.
+
+    Raises BadAnswer.
+    """
     result, era = answer.document["result"], answer.era
     if era == MODERN:
         holder = result if result.get("resultType") == "task" else None

@@ -643,7 +643,7 @@ class OpenServerStream:
     handing_over: asyncio.Task[None] | None = None
 
     def has_begun(self) -> None:
-        """Wake all waiters: the stream is open, or will not be opened."""
+        """Wake all waiters, because the stream is open or will not be opened."""
         self.asked.set()
         self.begun.set()
 

@@ -1,6 +1,6 @@
 """Replay: the recorded calls that a rule would have touched, found without changing anything.
 
-The replay uses the person's current teams and role, and the tool's current effect: the log does not record them.
+The replay uses the person's current teams and role, and the tool's current effect. The log does not record them.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class OpenApiEndpoint:
         return False
 
     def stop_idle(self) -> None:
-        """Do nothing: no program runs."""
+        """Do nothing, because no program runs."""
 
     async def _server(self) -> FastMCP[Any]:
         fields = self.entry.fields

@@ -47,7 +47,7 @@ class MessageReceiver(Protocol):
 
 
 class ProgressRelay:
-    """Forwards progress to the client. All progress is sent before the result: nothing can be sent after the result."""
+    """Forwards progress to the client, always before the result, because nothing can be sent after the result."""
 
     def __init__(self, send: ProgressFnT | None) -> None:
         self._send = send

@@ -94,7 +94,7 @@ class SignInSettings:
         return str(self.cleaned_data.get("url", ""))
 
     def clean_expected_issuer(self) -> str:
-        """Check the issuer but do not change it: the issuer's metadata must contain exactly this text."""
+        """Check the issuer but do not change it, because the issuer's metadata must contain exactly this text."""
         issuer = str(self.cleaned_data["expected_issuer"])
         if issuer and not is_https(issuer, like=self.server_url):
             raise ValidationError("An issuer is a URL that begins with https://, spelled exactly as in its metadata.")

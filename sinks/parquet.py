@@ -1,4 +1,4 @@
-"""Rows of the logs as Parquet (zstd). Import this module only where needed: it requires pyarrow (extra `archive`)."""
+"""Rows of the logs as Parquet (zstd). Needs pyarrow (extra `archive`), so import this module only where needed."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def email_of(value: object) -> str:
 
 
 def groups_of(values: Iterable[object]) -> frozenset[str]:
-    """Return the names that are printable: a name with a hidden character might look like the name of another group."""
+    """Return only printable names, because a name with a hidden character might look like another group's name."""
     return frozenset(group for group in values if isinstance(group, str) and group.isprintable())
 
 

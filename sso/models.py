@@ -168,7 +168,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def known_as(self) -> str:
         """The issuer under which accounts are stored.
 
-        With SAML it has a prefix: some providers use one issuer for both protocols, but different subjects in each.
+        With SAML, it has a prefix, because some providers use one issuer for both protocols, but different subjects.
         """
         return f"saml:{self.issuer}" if self.speaks_saml else self.issuer
 

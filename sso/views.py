@@ -170,7 +170,7 @@ def saml_metadata(request: HttpRequest) -> HttpResponse:
 
 
 def _note(request: HttpRequest, provider: Provider, fault: SignInFailed) -> None:
-    """Record a refused answer, at most once a minute per reason and sender: anybody may post answers here."""
+    """Record a refused answer, at most once a minute per reason and sender, because anybody may post answers here."""
     if is_first_this_minute(request, f"saml refused {fault.reason}"):
         logger.warning("an answer of the identity provider was refused", extra={"error": str(fault)})
         changes = {"reason": fault.reason, "detail": str(fault)}
@@ -281,7 +281,7 @@ def _without_referrer(
 def confirm(request: AppRequest) -> HttpResponse:
     """Let a person confirm a sensitive change by signing in at the organisation.
 
-    For people who have neither a password nor a second factor here.
+    Only people with neither a password nor a second factor here can use this page.
     """
     onward = own_path(request.POST.get("next") or request.GET.get("next", ""), reverse("overview"))
     if not confirms_there(request.user):

@@ -63,7 +63,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Enable garbage collection after the imports: scanning the loaded modules repeatedly took a tenth of a run."""
+    """Enable garbage collection after the imports. Repeated scans of loaded modules took a tenth of a run."""
     gc.freeze()
     gc.set_threshold(*GARBAGE)
     gc.enable()
@@ -212,7 +212,7 @@ def state_of_the_code(root: Path = ROOT, today: date | None = None) -> str:
 
 @contextmanager
 def once(what: str) -> Iterator[bool]:
-    """Yield True in the run's first process to enter; others wait until that block ends, and then get False."""
+    """Yield True to the first process of the run. Others wait until its block ends, and then get False."""
     mark = Path(os.environ[HOME]) / f"{what}.made"
     with mark.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

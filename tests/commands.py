@@ -20,7 +20,7 @@ class Commands:
         self._turn = threading.Lock()
 
     def run(self, *arguments: str) -> dict[str, Any]:
-        """Return a command's output as `printed`, its errors as `told`, and its exit status as `code`."""
+        """Run a command; return its output as `printed`, its errors as `told`, and its exit status as `code`."""
         with self._turn:
             if self._process is None or self._process.poll() is not None:
                 self._process = subprocess.Popen(

@@ -194,7 +194,7 @@ def sign_in() -> SignIn:
 
 @pytest.fixture
 def within_one_minute(db: None) -> Iterator[None]:
-    """Freeze the clock: attempts are counted per minute, and the next minute could begin during a test."""
+    """Freeze the clock, because attempts are counted per minute, and the next minute could begin during a test."""
     with time_machine.travel(datetime.now(UTC), tick=False):
         yield
 

@@ -49,7 +49,7 @@ class AccessEnded(KeyRefused):
 
 
 class IssuedApiKey(NamedTuple):
-    """A new API key and its secret, which is not stored: it can be shown only now."""
+    """A new API key and its secret, which can be shown only now, because it is not stored."""
 
     key: ApiKey
     secret: str

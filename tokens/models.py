@@ -80,7 +80,7 @@ __all__ = [
 
 
 class Issued(NamedTuple):
-    """A token and its new secret, which is not stored: it can be shown only now."""
+    """A token and its new secret. The secret is not stored, so it can be shown only now."""
 
     token: "Token"
     secret: str

@@ -73,7 +73,7 @@ def _arguments(schema: Any) -> dict[str, Any]:
 
 
 def _required(schema: Any) -> list[str]:
-    """Return the names of required arguments in a schema, which may be malformed: a server can send anything."""
+    """Return the names of required arguments in a schema, which may be malformed because servers can send anything."""
     names = schema.get("required") if isinstance(schema, dict) else None
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 

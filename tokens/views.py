@@ -154,7 +154,7 @@ def dismiss(request: AppRequest) -> HttpResponse:
 def create(request: AppRequest) -> HttpResponse:
     """Choose the agent for a new token.
 
-    If there are no agents, a viewer who may add agents names the first agent here.
+    If there are no agents, a viewer who may add agents enters a name for the first agent here.
     """
     words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))

@@ -35,7 +35,7 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 
 @requires_csrf_token
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Return 404 to an MCP client. Otherwise return 403: the form came over http, is too old, or is not ours."""
+    """Return 404 to an MCP client, otherwise 403, because the form came over http, is too old, or is not ours."""
     if _is_mcp_client(request):
         return _no_gateway()
     if settings.CSRF_COOKIE_SECURE and request.headers.get("Origin", "").startswith("http://"):

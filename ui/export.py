@@ -277,7 +277,7 @@ def _csv(rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> Any:
-    """Escape formulas, so that spreadsheets do not run them: tool names and addresses are untrusted."""
+    """Escape formulas in untrusted text, such as tool names, so that spreadsheets do not run them."""
     if isinstance(value, str):
         value = _NEW_CELL.sub(r"\1'", value)
         return f"'{value}" if _is_formula(value) else value

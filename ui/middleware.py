@@ -46,7 +46,7 @@ def deep_calls(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 
 
 def htmx_redirects(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Turn redirects into HX-Redirect: htmx would follow a redirect and insert the new page into the old one.
+    """Turn redirects into HX-Redirect, because htmx would follow them and insert the new page into the old one.
 
     This middleware must come after HtmxMiddleware and before SignInFirst.
     """

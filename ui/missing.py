@@ -14,7 +14,7 @@ class CreateMissing(Operation):
         self.models = models
 
     def state_forwards(self, app_label: str, state: Any) -> None:
-        """Change nothing: the initial migration already has the models."""
+        """Change nothing, because the initial migration already has the models."""
 
     def database_forwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
         with schema_editor.connection.cursor() as cursor:
@@ -32,7 +32,7 @@ class CreateMissing(Operation):
                         schema_editor.add_field(model, field)
 
     def database_backwards(self, app_label: str, schema_editor: Any, from_state: Any, to_state: Any) -> None:
-        """Keep the tables and columns: in newer databases, the initial migration has created them."""
+        """Keep the tables and columns, because in newer databases the initial migration has created them."""
 
     def describe(self) -> str:
         return f"Create what is missing of {', '.join(self.models)}"

@@ -294,7 +294,7 @@ def page_of[M: Model](
     """Return the page requested by `?page=`, or the nearest one.
 
     The joins and counts of `detail` run only for the rows of the page. `count` is the number of rows, if known. Use
-    `at_once` if the conditions of `rows` take long to check: the database then checks them once instead of twice.
+    `at_once` if the conditions of `rows` take long to check, so that the database checks them once instead of twice.
     """
     keys = rows if detail is None else rows.values_list("pk", flat=True)
     # Usually, one query counts the rows, and another gets the keys of the page.

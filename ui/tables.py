@@ -144,7 +144,7 @@ class Table:
         _TABLES[self.key] = self
 
     def seen(self, request: HttpRequest) -> TableView:
-        """Return the order and the columns that this request shows. Repeated calls return the same object."""
+        """Return the table with the requested order and columns. Repeated calls return the same object."""
         known: dict[str, TableView] = request.__dict__.setdefault("lists", {})
         if self.key not in known:
             known[self.key] = self._seen(request)

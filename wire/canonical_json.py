@@ -58,7 +58,7 @@ def _items(items: list[Any]) -> Iterator[Any]:
 
 
 def _utf16(name: str) -> bytes:
-    """Return the sort key of a name: RFC 8785 compares UTF-16 code units."""
+    """Return the sort key of a name: its UTF-16 code units (RFC 8785)."""
     return name.encode("utf-16-be", "surrogatepass")
 
 
@@ -103,7 +103,7 @@ def _decimal(value: float) -> tuple[str, str, int]:
 
 
 def check_unambiguous(text: bytes) -> None:
-    """Raise Ambiguous if an object in this JSON text has a duplicate key: parsers pick different values for it.
+    """Raise Ambiguous if an object in this JSON text has a duplicate key, as parsers pick different values for it.
 
     Also raise Ambiguous if a key has NUL or a lone surrogate, or if the text is nested too deeply.
     """

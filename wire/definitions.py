@@ -1,6 +1,6 @@
 """Definitions of tools, prompts, resources and templates: parse, validate, compare and store them.
 
-A definition is stored as the JSON text its server sent: clients get its numbers and duplicate keys unchanged.
+A definition is stored as the JSON text its server sent, so clients get its numbers and duplicate keys unchanged.
 """
 
 import hashlib
@@ -58,7 +58,7 @@ def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
     """Return the valid definitions, and only the first for each name. Clients and pages get these definitions.
 
-    With `annotated=False`, header annotations are not checked: the definitions have none, or were checked before.
+    Pass `annotated=False` if the definitions have no header annotations, or if these were checked before.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:
@@ -94,7 +94,7 @@ def rows(kind: str, alias: str, definitions: Iterable[Definition]) -> list[Objec
 
 
 def row(kind: str, alias: str, definition: Definition) -> Object:
-    """Return the columns for a definition. The definition is untrusted: any member may have any type."""
+    """Return the columns for a definition. Any member may have any type, because the definition is untrusted."""
     value = definition.value
     annotations, schema, description = (value.get(key) for key in ("annotations", "inputSchema", "description"))
     annotations = annotations if isinstance(annotations, dict) else {}
@@ -114,7 +114,7 @@ def row(kind: str, alias: str, definition: Definition) -> Object:
 
 
 def exposed(kind: str, alias: str, name: str) -> str:
-    """Return the name clients use for a tool or prompt. URIs are returned unchanged: the proxy maps them later."""
+    """Return the name clients use for a tool or prompt. URIs are returned unchanged, as the proxy maps them later."""
     return exposed_name(alias, name) if kind in (TOOL, PROMPT) else name
 
 

@@ -86,7 +86,7 @@ class OutboundProxy:
         return f"{host}:{self.port}"
 
     def resolves(self, host: str) -> bool:
-        """Return whether the proxy resolves this host: the proxy then gets the name of the host, not an IP address."""
+        """Return whether the proxy resolves this host. If so, the proxy gets the host's name, not its IP address."""
         return self.resolved.has_name(host) and not self.direct.has_name(host)
 
     def for_hosts_of_others(self) -> OutboundProxy:

@@ -240,7 +240,7 @@ class SessionWire:
         return answer
 
     def _doubt(self, session: SessionHandle, target: Target, status: int) -> None:
-        """After a 400 or 404, ping in the background to check if the session is lost: the status alone is no proof."""
+        """After a 400 or 404, ping in the background to check if the session is lost. The status alone is no proof."""
         if status in (400, 404) and session.id and (key := _key(target)) not in self._doubted:
             self._doubted.add(key)
             self.start_background(self._check(session, target, key))

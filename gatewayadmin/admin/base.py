@@ -302,7 +302,7 @@ class CapabilityAdmin(ModelPages):
         return [name for name in self.fields or () if name not in self.editable]
 
     def lookup_allowed(self, lookup: str, value: Any, request: HttpRequest) -> bool:
-        """Allow filters on shown columns only: filters on hidden columns would disclose values letter by letter."""
+        """Allow filters on shown columns only. Filters on hidden columns would disclose values letter by letter."""
         first, *further = lookup.split(LOOKUP_SEP)
         if first not in self._shown or PATTERNS.intersection(further) or "\x00" in str(value):
             return False

@@ -37,7 +37,7 @@ def every_capability_is_a_permission(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("security", deploy=True)
 def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
-    """Warn if the public URL is not https: clients send bearer tokens to it."""
+    """Warn if the public URL is not https, because clients send bearer tokens to it."""
     if settings.PUBLIC_URL.startswith("https://"):
         return []
     hint = "Set GATEWAY_PUBLIC_URL to the https address your proxy serves."
@@ -46,7 +46,7 @@ def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("mail", deploy=True)
 def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
-    """Warn if the sender is not set or is local: other servers refuse such mail or treat it as spam."""
+    """Warn if the sender is not set or is local, because other servers refuse such mail or treat it as spam."""
     if not settings.MAIL_SERVER:
         return []
     hint = "Set GATEWAY_EMAIL_FROM to an address your mail server accepts as sender."
@@ -232,7 +232,7 @@ def _look_at_replica(report: DatabaseReport, direct: psycopg.Connection[Any]) ->
 
 
 def look_at_distance(report: DatabaseReport, direct: psycopg.Connection[Any]) -> None:
-    """Warn if the database is slow to reach: each call waits for several round trips."""
+    """Warn if the database is slow to reach, because each call waits for several round trips."""
     times = []
     for _ in range(TRIPS):
         began = time.perf_counter()

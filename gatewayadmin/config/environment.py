@@ -66,7 +66,7 @@ def email(name: str, default: str) -> str:
 
 
 def password(name: str) -> str:
-    """Return a password and remove it from the environment: no child process needs it."""
+    """Return a password and remove it from the environment, because no child process needs it."""
     value = secret(name)
     forget(name)
     if value and len(value) < SHORTEST_PASSWORD:

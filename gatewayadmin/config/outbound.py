@@ -1,7 +1,7 @@
 """Settings of outbound traffic: mail (GATEWAY_EMAIL_URL, GATEWAY_EMAIL_FROM), the outbound proxy and OpenTelemetry.
 
-Without a mail server, mails are discarded. They are not printed: their links give access to accounts, and printed
-output is stored in logs.
+Without a mail server, mails are discarded. They are not printed, because their links give access to accounts, and
+printed output is stored in logs.
 """
 
 from base64 import b64encode

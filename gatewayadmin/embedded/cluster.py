@@ -169,7 +169,7 @@ class Cluster:
         fcntl.flock(self._place, fcntl.LOCK_SH)  # Waits while another process is stopping the server.
 
     def _forget(self) -> None:
-        """Reset the state in a forked child: the lock on the file belongs to the parent."""
+        """Reset the state in a forked child, because the lock on the file belongs to the parent."""
         if self._place is not None:
             os.close(self._place)
         self._place, self._server, self._guard = None, None, threading.Lock()

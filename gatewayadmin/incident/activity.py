@@ -42,7 +42,7 @@ BY_ROLLUP = ("host_id", "user_id", "server_id")
 
 
 class CallTally(NamedTuple):
-    """Calls with the same `tool`, `ip`, `recent` and `denied`, counted together. `recent`: in the last 24 hours."""
+    """The number of calls with equal `tool`, `ip`, `recent` and `denied`. `recent` is True for the last 24 hours."""
 
     tool: str
     ip: str | None

@@ -147,7 +147,7 @@ class Chosen:
 
     @cached_property
     def not_given(self) -> int:
-        """The number of features not listed: no grant gives them to the user, or the Playground cannot use them."""
+        """The number of features left out: not given to the user by a grant, or not usable by the Playground."""
         return self.listed.count() - self._given(self.listed).count()
 
     @property

@@ -200,7 +200,7 @@ def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
 
 
 def _busy(*, is_program: bool) -> HttpResponse:
-    """Answer 503: no database connection was free in time, or the database does not answer."""
+    """Answer 503, because no database connection was free in time, or the database does not answer."""
     status = HTTPStatus.SERVICE_UNAVAILABLE
     if is_program:
         response: HttpResponse = _problem(status, "busy", "The database is busy. Try again in a few seconds.")

@@ -205,7 +205,7 @@ def _chores(now: datetime) -> dict[str, int]:
 
 
 def _clocks_agree() -> bool:
-    """Return whether our clock agrees with the database's: roll-ups and checkpoints use our time."""
+    """Return whether our clock agrees with the database's clock. Roll-ups and checkpoints use our clock."""
     return databases.clock_difference() < MOST_APART
 
 

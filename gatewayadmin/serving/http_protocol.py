@@ -130,7 +130,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return is_first or (self._in_head and self._withheld > 0)
 
     def note_authenticated(self) -> None:
-        """Mark the connection as authenticated: a call was accepted."""
+        """Mark the connection as authenticated, because a call was accepted."""
         self.is_authenticated = True
         self.unauthenticated.pop(self, None)
 
@@ -474,7 +474,7 @@ class McpCycle(RequestResponseCycle):
             self._finish()
 
     def _write_large(self, body: bytes, more: bool) -> None:
-        """Write a large body without copying it: a copy would delay other calls."""
+        """Write a large body without copying it, because a copy would delay other calls."""
         before = b"%x\r\n" % len(body) if self.chunked_encoding else b""
         if first := self._head + before:
             self.transport.write(first)

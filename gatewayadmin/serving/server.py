@@ -330,7 +330,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 
 
 def load_application() -> Any:
-    """Return the ASGI application. Called before workers are forked: the workers then share the imported code.
+    """Return the ASGI application. Called before workers are forked, so that they share the imported code.
 
     The application is imported only here, because its import reads the environment that `serve` sets.
     """

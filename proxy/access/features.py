@@ -104,7 +104,7 @@ class Refusal(UpstreamError):
 
 
 def escaped(text: str) -> str:
-    """Escape braces: the sentence of an UpstreamError is a format string."""
+    """Escape braces, because the sentence of an UpstreamError is a format string."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
@@ -381,7 +381,7 @@ def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:
 
 
 def refusal_now(grant: AccessRow, feature: Named | None) -> UpstreamError | None:
-    """Return why a running call of this feature may not continue under its current grant; None if it may continue."""
+    """Return the error that ends a running call of `feature` under the current `grant`; None if it may continue."""
     if feature is None:
         return None
     try:

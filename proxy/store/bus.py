@@ -112,7 +112,7 @@ class Bus:
                 await asyncio.wait_for(self._gone.wait(), BEAT_SECONDS)
 
     async def _stay_connected(self) -> None:
-        """Check the connection. If it is lost, reconnect and call every handler with None: messages may be missing."""
+        """Check the connection. If lost, reconnect, and call every handler with None, as messages may be missing."""
         self._gone.clear()
         async with self._one:
             if self._listener.connected:

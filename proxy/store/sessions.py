@@ -122,9 +122,9 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 
 
 def _counted(table: str) -> str:
-    """Return SQL that selects each row that TOLD selects, preceded by the number of rows of `table`.
+    """Return SQL for the rows of the query TOLD, with the number of rows in `table` as an additional first column.
 
-    If TOLD selects no rows, the result is one row: the number, then NULLs.
+    If TOLD returns no rows, the result is one row: the number, then NULLs.
     """
     return f"SELECT (SELECT count(*) FROM {table}), told.* FROM (SELECT) one LEFT JOIN ({TOLD}) told ON true"  # noqa: S608
 
@@ -208,7 +208,7 @@ FROM (SELECT owner_id FROM released UNION SELECT owner_id FROM dropped) r
 
 
 class Taken(NamedTuple):
-    """A row that TOLD selects: a session at a server, and the data needed to send this server requests about it."""
+    """A row of the query TOLD: a session at a server, and the data for requests to the server about this session."""
 
     row: str
     sealed_id: bytes
@@ -294,7 +294,7 @@ class StoredSessions:
             await self._state.fetch(LOSE if target.has_own_session else FORGET, {"row": session.row})
 
     def take_all(self) -> list[tuple[Target, SessionHandle]]:
-        """Return an empty list: no stored session has to end with this process."""
+        """Return an empty list, because no stored session has to end with this process."""
         return []
 
 

@@ -172,7 +172,7 @@ class Identity(Versioned, Switchable):
 
     @property
     def is_usable(self) -> bool:
-        """True if calls use the identity. Refused identities are used too: the server may accept them again."""
+        """True if calls use the identity. Refused identities are used too, as the server may accept them again."""
         return self.status in ("active", "refused")
 
     @property

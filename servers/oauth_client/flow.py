@@ -268,7 +268,7 @@ def _endpoints(metadata: AuthorizationServerMetadata) -> dict[str, str | bool]:
 
 
 def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
-    """Return a page that forwards the browser to `url`. A redirect cannot do this: our CSP blocks it after a form."""
+    """Return a page that forwards the browser to `url`. Our CSP would block a redirect after a form."""
     # After several unfinished sign-ins, the page explains the likely cause, and waits for a click.
     waits = unfinished_sign_ins(sign_in.server) >= MANY_UNFINISHED
     context = {"server": sign_in.server, "registration": sign_in.registration, "url": url, "waits": waits}
@@ -276,7 +276,7 @@ def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
 
 
 def take_sign_in(request: AppRequest) -> SignIn:
-    """Return the sign-in of this callback, and delete it: a sign-in works once, for this person in this browser.
+    """Return and delete the sign-in of this callback. A sign-in works once, for this person in this browser.
 
     Raises SignInRefused.
     """

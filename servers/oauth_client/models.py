@@ -90,7 +90,7 @@ class ClientRegistration(models.Model):
         return RegisteredClient(self.client_id, cipher().open(bytes(sealed)) if sealed else "", self.auth_method)
 
     def use_other_auth_method(self) -> None:
-        """Switch to the other auth method: the issuer refused the current method, but accepted the other method."""
+        """Switch to the other auth method, which the issuer accepted after it refused the current method."""
         before, self.auth_method, self.other_auth_method = self.auth_method, self.other_auth_method, ""
         rows = type(self).objects.filter(pk=self.pk, auth_method=before)
         rows.update(auth_method=self.auth_method, other_auth_method="")

@@ -25,7 +25,7 @@ WORLDS = 200
 
 
 def reasons(host: Host, user: Any, gateway: Gateway, tool: str = "") -> set[str]:
-    """Return why the access statement refuses this call: only the reasons that concern the person or the tool."""
+    """Return the access statement's reasons to refuse this call, but only reasons about the person or the tool."""
     decision = current_decision(Question(host, user, gateway, Named(TOOL, tool) if tool else None))
     found = {each.reason for each in decision.verdict.obstacles} - OTHERS
     return {reason for reason in found if not reason.startswith(IDENTITY)}

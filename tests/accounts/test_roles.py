@@ -237,7 +237,7 @@ def test_the_reference_is_for_everybody_signed_in_and_takes_few_queries(
 
 @pytest.mark.full
 def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: SignIn) -> None:
-    """Pages, REST operations, directory keys and single sign-on rules that can give a role all refuse."""
+    """Everything that gives roles refuses: pages, REST operations, directory keys and single sign-on settings."""
     looker, bo = make.user(*Capability), make.user()
     Role.objects.filter(users=looker).update(uses_gateways=False)
     using, looking = make.role(), make.role()

@@ -182,7 +182,7 @@ class People:
         self._keys = {one: make.api_key(holder(*ALL), *one).secret for one in enough}
 
     def holding(self, capabilities: Iterable[Capability], *, csrf: bool = True) -> Rest:
-        """Return the browser of a person with exactly these capabilities, which sends the CSRF token only if `csrf`."""
+        """Return the browser of a person with exactly these capabilities. Without `csrf`, it fails the CSRF check."""
         rest = Rest(browser(self._sessions[frozenset(capabilities)]))
         rest.client.handler.enforce_csrf_checks = not csrf
         return rest
@@ -229,7 +229,7 @@ def sessions(door: Door, people: People) -> Expected:
 
 
 def programs(door: Door, world: World, people: People) -> Expected:
-    """Yield the expected statuses of API keys: only the key's capabilities count, even for the owner's objects."""
+    """Yield the expected statuses of API keys. Only the key's capabilities count, even for the owner's objects."""
     for_people = not door.operation.api_keys
     for enough in several_for(door):
         yield f"a key for {slugs(enough)}", people.key(enough), {403} if for_people else door.let_in

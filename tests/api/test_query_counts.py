@@ -67,7 +67,7 @@ def one_more_of_everything(boss: User) -> None:
 
 
 def counted(boss: User, path: str) -> tuple[int, int]:
-    """Return the number of statements and the number of rows of a list, asked for in a session that has just begun."""
+    """Request a list in a new session; return the number of statements and the number of rows."""
     rest = Rest.of(boss)
     with CaptureQueriesContext(connection) as queries:
         rows = results(rest.get(path))

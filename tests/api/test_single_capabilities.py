@@ -538,7 +538,7 @@ def client_of(person: User, held: Held | None) -> Rest:
 
 
 def faults(door: Door, held: Held, target: Target, world: World, rest: Rest, *, key: bool) -> Iterator[str]:
-    """Yield the requests with a wrong answer. Only allowed requests are rolled back: others must change nothing."""
+    """Yield the requests with a wrong answer. Allowed requests are rolled back; refused ones must change nothing."""
     allowed = opens(str(door), held, target, key=key)
     for body in bodies(door, target, world, held):
         with for_a_moment() if allowed else nullcontext():

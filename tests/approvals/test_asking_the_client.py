@@ -31,7 +31,7 @@ PAGE = "gateway-approval"
 
 
 def opening(desk: Desk, mode: ConnectMode, action: str, opened: list[str]) -> Any:
-    """Return the result of one call of the Python SDK, whose person answers each URL with `action`."""
+    """Return the result of one call by the Python SDK. The client answers each request to open a URL with `action`."""
 
     async def answer(context: Any, params: Any) -> ElicitResult:
         opened.append(params.url)

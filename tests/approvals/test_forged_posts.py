@@ -82,7 +82,7 @@ class Visitor(NamedTuple):
 
 
 class Door(NamedTuple):
-    """A request; it passed if it changed something or, with `tells`, if the answer has this text."""
+    """A request. It has passed if it changed something, or if the answer contains the text `tells`."""
 
     name: str
     may: set[str]

@@ -50,7 +50,7 @@ def readers() -> int:
 
 @pytest.fixture
 def days(transactional_db: None) -> list[str]:
-    """The uids of calls on each of twenty days, two of them at the same time, newest first."""
+    """The uids of two simultaneous calls on each of twenty days, newest first."""
     moments = [NOON - timedelta(days=number) for number in range(20) for _ in range(2)]
     made = [call(at, feature_name=f"tool{number}") for number, at in enumerate(moments)]
     made.sort(key=lambda one: (one.created_at, one.pk), reverse=True)

@@ -81,7 +81,7 @@ async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]
 
 @pytest.mark.full
 def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -> None:
-    """Each round kills one backend of three busy connections, so the others are reset in the middle of statements."""
+    """Each round kills the backend of one of three busy connections, which resets the others during statements."""
 
     async def scene() -> list[Exception]:
         connections = [PgConnection(server, SETUP, timeout=3 * PATIENCE) for _ in range(3)]

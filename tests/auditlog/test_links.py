@@ -1,4 +1,4 @@
-"""Links in lists with many filters preserve all of them, and compression keeps the page small."""
+"""Links in lists with many filters preserve all filters, and compression keeps the page small."""
 
 import gzip
 import html

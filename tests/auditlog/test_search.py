@@ -353,7 +353,7 @@ def test_a_value_counts_what_it_would_leave_of_what_is_filtered(ana: User, sign_
 
 
 def test_bars_and_the_times_below_them_end_now(db: None, subtests: pytest.Subtests) -> None:
-    """The last bar ends now for any range: a bar in the future would always be empty."""
+    """The last bar ends now for any range, because a bar in the future would always be empty."""
     for minutes in (0.6, 29, 31, 60, 61, 24 * 60, 7 * 24 * 60 + 1):
         now = ago(minutes=0)
         make.call(at=ago(seconds=1))

@@ -180,7 +180,7 @@ def drawer(page: Any) -> str:
 
 
 def everything(by: User) -> dict[str, Any]:
-    """Create an object with a page of each kind, and an event about each object."""
+    """Create an object of each kind that has a page, and events about the objects; return the objects by kind."""
     host, gateway = make.agent(by=by), make.gateway(by=by)
     server = make.server(by=by, auth_type=AuthType.BEARER)
     assigned = make.assignment(gateway, server, identity_scheme="per_user")

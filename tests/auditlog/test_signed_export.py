@@ -47,7 +47,7 @@ class Downloaded:
         (folder / "key.pem").write_bytes(get("/logs/proof/checkpoint-key.pem"))
 
     def verify(self, export: bytes | None = None, *more: str, key: bool = True) -> tuple[int, str]:
-        """Return exit code and output for the export, or another one."""
+        """Return the verifier's exit code and output for `export`; None means the downloaded export."""
         (self.folder / "export.jsonl").write_bytes(self.export if export is None else export)
         keys = ["--public-key", "key.pem"] if key else []
         command = [sys.executable, "-I", "verify_export.py", "export.jsonl", *keys, *more]
@@ -70,7 +70,7 @@ def download(client: Client, folder: Path) -> Downloaded:
 
 @pytest.fixture
 def auditor(transactional_db: None, sign_in: SignIn) -> Client:
-    """Some checkpoints of calls and events, and somebody who may read both logs and nothing else."""
+    """Create checkpoints of calls and events; return the browser of a person who may only read both logs."""
     person = make.user(Capability.LOGS_READ, Capability.AUDIT_READ)
     sealing.keep_up()
     for number in range(3):

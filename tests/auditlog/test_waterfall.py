@@ -28,7 +28,7 @@ def text(response: Any) -> str:
 
 
 class Talk:
-    """A session of a connection in the log, which starts with the session's first call."""
+    """A session of `connection` in the log. At first, it has only the call that opened it."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

@@ -14,7 +14,7 @@ PHONE: ViewportSize = {"width": 380, "height": 800}
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A window size and colour scheme, with the axe rules that depend on them; no rules means all rules."""
+    """A window size and colour scheme, with the axe rules to check; if `rules` is empty, all rules are checked."""
 
     size: ViewportSize
     scheme: Literal["light", "dark"]

@@ -106,7 +106,7 @@ def ids(cast: Cast) -> dict[str, str]:
 
 
 def by_api(cast: Cast, boss: httpx.Client, toggle: Toggle, ids: dict[str, str]) -> Callable[[bool], None]:
-    """Set the switch as an administrator; the change is recorded with its actor."""
+    """Return a function that sets the switch as an administrator, and checks the recorded event."""
 
     def flip(on: bool) -> None:
         path = toggle.path.format(**ids)
@@ -124,7 +124,7 @@ def by_api(cast: Cast, boss: httpx.Client, toggle: Toggle, ids: dict[str, str]) 
 
 
 def by_sql(cast: Cast, toggle: Toggle, ids: dict[str, str]) -> Callable[[bool], None]:
-    """Set the switch by SQL, which tells no cache about the change."""
+    """Return a function that sets the switch by SQL, so that no cache is notified."""
 
     def flip(on: bool) -> None:
         statement = f"UPDATE {toggle.table} SET {toggle.column} = %s WHERE id = %s"

@@ -77,7 +77,7 @@ def a_log_row_leads_to_its_page_and_has_no_form(page: Page, live: Serve) -> None
 
 
 def revoked_by_the_verb(page: Page, live: Serve, issued: dict[str, str]) -> None:
-    """Revoke a token in the admin: a confirmation, 401 for the next call, and one event that names the Django admin."""
+    """Revoke a token in the admin. Check the confirmation, the 401 for the next call, and the recorded event."""
     page.goto(f"{live.url}/admin/tokens/token/?q={issued['prefix']}")
     steps.row(page, issued["prefix"]).get_by_role("checkbox").check()
     page.get_by_label("Action:").select_option(label="Revoke selected")

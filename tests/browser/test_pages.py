@@ -26,7 +26,7 @@ LARGEST = 30 * 1024  # Maximum compressed size in bytes.
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """A workspace of this module only: the size of a page depends on the names in it."""
+    """A workspace of this module only, because the size of a page depends on the names on the page."""
     served = workspace.new(tmp_path_factory.mktemp("pages"), "pages")
     with secrecy.keeping_secrets(served):
         yield served

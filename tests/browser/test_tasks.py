@@ -22,7 +22,7 @@ MOST_CLICKS, MOST_FIELDS = 29, 5  # For all eight tasks together.
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """A workspace of this module only: gateways of other tests would add steps to the tasks."""
+    """A workspace of this module only, because gateways of other tests would add steps to the tasks."""
     served = workspace.new(tmp_path_factory.mktemp("tasks"), "tasks")
     with secrecy.keeping_secrets(served):
         yield served

@@ -1,4 +1,4 @@
-"""Each capability works alone; those to change also allow viewing. The role editor lists actions that need two."""
+"""Each capability works alone; changing includes viewing. The role editor lists actions that need two capabilities."""
 
 import pytest
 
@@ -30,7 +30,7 @@ def test_what_takes_several_capabilities_is_named_beside_one_of_them() -> None:
 
 
 def least(capabilities: frozenset[Capability]) -> frozenset[Capability]:
-    """Return the capabilities without those that another one includes."""
+    """Return `capabilities` without those that another of them includes."""
     return frozenset(one for one in capabilities if not (including([one]) - {one}) & capabilities)
 
 

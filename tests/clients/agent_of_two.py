@@ -1,7 +1,8 @@
 """An agent that serves two people at once: `python agent_of_two.py URL CALLS`, with their tokens on standard input.
 
-The input is {"ann": {"token": ..., "hears": ...}, ...}. Each connection alternates between the people, call by call.
-Prints how many calls of each person were answered with the right credential, and how many were not.
+The input is {"ann": {"token": ..., "hears": ...}, ...}. `hears` is the expected answer: the credential that the server
+gets for this person. Each connection alternates between the people, call by call. Prints the number of calls with the
+expected answer for each person, and the number of each wrong answer.
 """
 
 import http.client
@@ -15,7 +16,10 @@ CONNECTIONS = 8
 
 
 def work(url: str, people: dict[str, dict[str, str]], calls: int) -> Counter[str]:
-    """Make `calls` calls for each person, over one connection."""
+    """Make `calls` calls for each person over one connection.
+
+    Return the number of right answers by person, and the number of each wrong answer.
+    """
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
     body = json.dumps(

@@ -1,6 +1,6 @@
 """The npm clients and servers of package.json: installed once, run as separate processes.
 
-Without npm, or without a registry to install from, these tests fail: a skipped check proves nothing.
+Without npm, or without a registry to install from, these tests fail, because a skipped check proves nothing.
 """
 
 import contextlib

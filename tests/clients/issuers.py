@@ -104,9 +104,9 @@ class RealIssuer:
 
 @contextmanager
 def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0) -> Iterator[RealIssuer]:
-    """Run this authorization server. `comes_back` returns the redirect URIs of its client `entered`.
+    """Run the authorization server `name`. `comes_back` returns the redirect URIs for its client ID `entered`.
 
-    The server keeps its data in memory: after a restart on the same port, it has no accounts or tokens.
+    The server keeps its data in memory, so after a restart on the same port, it has no accounts or tokens.
     """
     port = port or free_port()
     issuer = RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")

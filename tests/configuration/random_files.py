@@ -94,7 +94,7 @@ def _assignment(random: Random, server: dict[str, Any], *, is_sole: bool) -> dic
 
 
 def _keep_aliases(gateway: dict[str, Any]) -> None:
-    """Give each server the alias that it has in all files: another one is refused unless the file says `moved`."""
+    """Give each server the same alias in all files, because a changed alias is refused without `moved`."""
     for one in gateway["servers"]:
         one["alias"] = one["server"] + "-x" * (len(gateway["slug"] + one["server"]) % 2)
 

@@ -44,7 +44,7 @@ def owner() -> User:
 
 
 def said(text: str, owner: User) -> str:
-    """Return the text on the access that the only change of a file ends."""
+    """Plan a file with one change; return the plan's text about the access that this change ends."""
     (change,) = plan(document.read({"gateway.yaml": text}), owner).changes
     return change.cuts
 

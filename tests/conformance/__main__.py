@@ -1,4 +1,4 @@
-"""Print the fixture servers' results in the conformance suite: scenario by server, checks passed and failed."""
+"""Print tables of the conformance suite's results: the checks passed and failed, by scenario and fixture server."""
 
 import argparse
 import contextlib

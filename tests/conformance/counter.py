@@ -7,8 +7,8 @@ session era: `python -m tests.conformance.counter PORT`.
 `count` answers `{"count": 3, "session": "..."}`: the number of calls so far in this session or, without sessions
 (2026-07-28), of all calls so far.
 
-`wait` takes `seconds` (default 30): reports progress twice a second if requested, and ends without an answer when
-cancelled by `notifications/cancelled` of its session or when its caller leaves.
+`wait` answers after `seconds` (default 30), and reports progress twice a second if requested. It ends without an
+answer if its session cancels it (`notifications/cancelled`) or its caller leaves.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ TOOLS = [
 
 
 def is_for_lists(params: Json) -> bool:
-    """Return True if the gateway opened this session for a list: the gateway then declares all capabilities."""
+    """Return True if the gateway opened this session for a list. For a list, it declares all capabilities."""
     return "io.modelcontextprotocol/ui" in params.get("capabilities", {}).get("extensions", {})
 
 

@@ -1,8 +1,8 @@
 """A loopback proxy that adds a bearer token, for programs that cannot send one.
 
 The proxy does not parse messages, but copies bytes. Host, Origin and repeated headers keep their spelling and white
-space, and each byte of an answer is passed on when it arrives. The proxy only adds Authorization and replaces
-Connection: with one request per connection, there is only one header block to change.
+space, and each byte of an answer is passed on when it arrives. The proxy adds the header Authorization and replaces
+the header Connection, so that each connection has only one header block to change.
 """
 
 import asyncio

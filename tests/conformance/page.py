@@ -1,7 +1,7 @@
 """A browser-like server with one page per session: `python -m tests.conformance.page PORT`.
 
-On Python SDK 1, in its virtual environment; session era only, like most such servers. A lost or mixed-up session is
-visible at once: the page is blank, or is another session's.
+Runs on Python SDK 1 in a separate environment, and speaks only the session era, like most such servers. A lost or
+mixed-up session is visible at once: the page is blank, or is another session's.
 """
 # mypy: ignore-errors
 

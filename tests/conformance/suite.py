@@ -22,7 +22,7 @@ SECONDS = 300
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The checks of one scenario. `failed` includes warnings: our servers should follow recommendations too."""
+    """The checks of one scenario. `failed` includes warnings, as our servers should follow recommendations too."""
 
     passed: int = 0
     failed: int = 0

@@ -29,7 +29,7 @@ def row(response: object, connection: Connection) -> str:
 
 
 def number(response: object, client: Client) -> str:
-    """Return the number of connections in the header, with the numbers by status, which the browser loads later."""
+    """Return the header's text: the number of connections, and the numbers by status, which are loaded separately."""
     found = re.findall(r'id="connection-number"[^>]*><span[^>]*>([^<]*)</span><span hx-get="([^"]*)"', text(response))
     ((listed, url),) = found
     return f"{listed}{text(client.get(unescape(url)))}"

@@ -74,8 +74,8 @@ class Request:
 class Server:
     """A server with tools, which records its requests.
 
-    `echo` returns its text, `whoami` the received credential, `fail` an error that quotes it; `slow` answers when
-    `release` is called, and `ask` and `ask_twice` ask the client for input first.
+    `echo` returns its text, `whoami` returns the received credential, and `fail` returns an error that quotes the
+    credential. `slow` answers when `release` is called. `ask` and `ask_twice` ask the client for input first.
     """
 
     tools: list[Object] = field(default_factory=lambda: [tool(name) for name in TOOLS])

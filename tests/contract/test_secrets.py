@@ -72,7 +72,7 @@ def test_secret_of_a_token_is_told_to_its_owner_only(workspace: Workspace, place
 
 
 def test_field_of_an_event_that_names_a_secret_is_masked_on_the_page(workspace: Workspace, place: Place) -> None:
-    """Insert an event whose secret fields were never masked: the page masks them. No existing row is changed."""
+    """Insert an event whose secret fields were never masked. The page masks them. No existing row is changed."""
     value, uid = secrets.token_urlsafe(24), str(uuid4())
     (event, *_) = results(workspace.owner, "/admin-events", target_id=place.host["id"])
     listed = workspace.sql("SELECT column_name FROM information_schema.columns WHERE table_name = 'auditlog_event'")

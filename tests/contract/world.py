@@ -38,7 +38,7 @@ def within_a_minute[T](act: Callable[[], T]) -> T:
 
 @dataclass
 class Place:
-    """A gateway with one server, a host, and the owner's token for it."""
+    """A gateway with one server, a host, and the owner's token for this host at this gateway."""
 
     workspace: Workspace
     server: Object

@@ -44,7 +44,7 @@ class Images:
         return self.run("bud", *BUILD_OPTIONS, *trust, "--build-arg", f"PYTHON={BASE}", *arguments, cwd=cwd)
 
     def debian(self, packages: str) -> str:
-        """Return a Debian container with these packages."""
+        """Create a Debian container with these packages, and return its id."""
         system = self.home / "debian.tar"
         command = ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={packages}", "trixie", str(system)]
         subprocess.run(command, check=True)

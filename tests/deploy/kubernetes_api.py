@@ -1,7 +1,7 @@
-"""The part of the Kubernetes API that kubectl uses, on objects in memory, which are validated.
+"""The part of the Kubernetes API that kubectl uses. Objects are validated and stored in memory; nothing runs.
 
-Waiting clients trigger what controllers do elsewhere: a Job completes once it is watched or its log is followed, and a
-Deployment is rolled out once it is watched, after the Job. Nothing runs.
+Waiting clients replace the controllers: a Job completes once it is watched or its log is followed, and a Deployment is
+rolled out once it is watched, after the Job.
 """
 
 import base64
@@ -278,7 +278,7 @@ def _place(version: str) -> str:
 
 
 def where(path: str) -> tuple[Key, str]:
-    """Return the object or list that a path names, and the subresource."""
+    """Return the key of the object or list at `path`, and the subresource, if any."""
     parts = path.strip("/").split("/")
     version, rest = (parts[1], parts[2:]) if parts[0] == "api" else ("/".join(parts[1:3]), parts[3:])
     namespace = ""

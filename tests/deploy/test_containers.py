@@ -1,7 +1,7 @@
 """The commands of docs/how-to/deploy.md, back-up.md and upgrade.md, run in containers.
 
-A whole installation by Compose behind its nginx, and its upgrade; the image with other extras; and the image with its
-own database. PostgreSQL and nginx are Debian's, started like the images of a registry (tests/deploy/standins).
+The tests run and upgrade a whole Compose installation behind its nginx. They also run the image with other extras, and
+with its own database. PostgreSQL and nginx are Debian's, started like images of a registry (tests/deploy/standins).
 """
 
 import json
@@ -141,7 +141,7 @@ def upgrade_under_load(host: Machine, site: Site) -> None:
 
 
 def said_by_nginx(host: Machine) -> str:
-    """Return nginx's errors, except about unreachable replicas for which nginx used another replica."""
+    """Return nginx's errors, except failed connections to a replica, after which nginx tries another replica."""
     (nginx,) = host.containers("nginx")
     lines = host.run(f"docker logs {nginx['Id']} 2>&1").splitlines()
     return "\n".join(line for line in lines if "[error]" in line and "while connecting to upstream" not in line)

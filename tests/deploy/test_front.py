@@ -41,7 +41,7 @@ class Replica:
 
 @dataclass
 class Names:
-    """A name server: its addresses, and the error code of the next query of each type."""
+    """A name server. It answers with `addresses`; `fails` has the error code for the next query of each type."""
 
     port: int
     addresses: tuple[str, ...] = ("127.0.0.1",)

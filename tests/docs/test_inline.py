@@ -148,7 +148,7 @@ def help_of(module: str) -> set[str]:
 
 
 def of_pip(command: str) -> None:
-    """Check for a lock, a package of an extra, or this version of our package with an existing extra."""
+    """Check that pip gets a lock file, a package of an extra, or this version of our package with a known extra."""
     what = shlex.split(command)[-1]
     if found := re.fullmatch(r"(gateway-admin|dist/gateway_admin-(.*)-py3-none-any\.whl)\[(\w+)\]", what):
         assert found[2] in {None, VERSION}

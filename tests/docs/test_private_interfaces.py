@@ -1,4 +1,4 @@
-"""The list of private interfaces names existing files and their uses."""
+"""Every import of a private interface is listed, and each listed file uses the interface listed for it."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The numbers in the navigation count what waits for the viewer, limited to objects the viewer may see and act on."""
+"""The numbers in the navigation count the objects that wait for the viewer, and that the viewer may see and act on."""
 
 import re
 from typing import Any

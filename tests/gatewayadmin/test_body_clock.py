@@ -58,7 +58,7 @@ class Client:
 
 
 def talk(app: Any, conversation: Any, protocol: type[LimitedHttpProtocol]) -> Any:
-    """Run a server and the coroutine `conversation`, which receives a function that connects; return its result."""
+    """Run a server, and return the result of the coroutine `conversation`, which gets a function that connects."""
 
     async def main() -> Any:
         config = Config(app, log_config=None, ws="none")

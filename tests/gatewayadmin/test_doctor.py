@@ -34,7 +34,7 @@ class Clinic:
     owner: Person
 
     def report(self) -> str:
-        """Return the page after a run, through the gateway's own port."""
+        """Run the doctor on its page, opened at the gateway's own port; return the page with the result."""
         page = self.owner.http.get("/settings/oauth-doctor/")
         return html.unescape(self.owner.submit(page, gateway="quickstart").text)
 

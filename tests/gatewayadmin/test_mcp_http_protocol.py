@@ -199,7 +199,7 @@ def test_repeated_headers_are_parsed_once() -> None:
 
 
 def test_a_cached_head_is_not_changed_through_a_scope() -> None:
-    """Changes to a scope last for one call; only notes about the headers are reused."""
+    """Changes to a scope last for one call. Only notes in the extension SAME_HEAD stay for equal headers."""
     seen: list[object] = []
 
     async def careless(scope: Scope, receive: Receive, send: Send) -> None:

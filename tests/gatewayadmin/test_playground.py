@@ -250,7 +250,7 @@ class Held:
         await request.answer({"content": [{"type": "text", "text": "here it is"}]})
 
     def asks(self, *people: User, leaving: bool = False) -> list[tuple[int, str]]:
-        """Start these runs concurrently, and return their responses; `leaving` disconnects before the answers start."""
+        """Let `people` run a tool concurrently; return statuses and pages. `leaving` disconnects before any answer."""
 
         async def main() -> list[tuple[int, str]]:
             async with runtime(config()) as endpoint:

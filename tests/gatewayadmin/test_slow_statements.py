@@ -79,7 +79,7 @@ def test_an_exhausted_pool_is_told_in_words_and_when_to_come_again(
 
 @pytest.fixture
 def sleepers(db: None) -> Iterator[None]:
-    """After the test, end its running statements: their transactions would block concurrent index creation."""
+    """After the test, end its running statements, because their transactions would block concurrent index creation."""
     yield
     with psycopg.connect(database.conninfo(), autocommit=True) as other:
         other.execute(

@@ -240,7 +240,7 @@ def _asked_kind(ask: Ask) -> str:
 
 
 def _usable(ask: Ask, kind: str, **of: Any) -> int:
-    """Count features a call can reach: offered, visible to clients, enabled, on enabled objects."""
+    """Count enabled features that clients see, on an enabled assignment and server, and not blocked by its policy."""
     rows = _features(ask, missing_since=None, enabled=True, state__in=("approved", "held"), **of)
     rows = rows.filter(assignment__enabled=True, assignment__server__enabled=True)
     rows = rows.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
@@ -404,7 +404,10 @@ def _role_users(ask: Ask) -> int:
 
 
 def _lacking(held: set[str], ask: Ask) -> int:
-    """Count the capabilities in `held` that the viewer lacks, without included ones and the three the page names."""
+    """Count the capabilities in `held` that the viewer lacks, except the three that the page names.
+
+    Capabilities that another missing capability includes do not count.
+    """
     missing = {one for one in Capability if one.slug in held and not ask.viewer.has_perm(one)}
     return max(len(missing - {included for one in missing for included in one.includes}) - 3, 0)
 
@@ -459,7 +462,7 @@ def _call(ask: Ask) -> Call:
 
 
 def _call_parts(ask: Ask) -> tuple[float, ...]:
-    """Return the call's duration, and the delay of writing the row, if any. No parts of the call were measured."""
+    """Return the call's duration, and the delay if its row was written late. The world has no measured parts."""
     call = _call(ask)
     late = (call.recorded_at - call.created_at).total_seconds() * 1000 - call.duration_ms if call.recorded_at else -1
     return (call.duration_ms, *([float(ms(late).split()[0].replace(",", ""))] if 0 < late <= 60_000 else []))
@@ -530,7 +533,10 @@ def _same_request(ask: Ask) -> int:
 
 
 def _refused_since(ask: Ask) -> str:
-    """Return "Refused … times since": calls of the event's object refused for the given reason since the event."""
+    """Return a text such as "Refused 2 times since".
+
+    It counts the calls of the event's object that were refused for the given reason since the event.
+    """
     uid, _, reason = ask.pk.partition(":")
     event = Event.objects.get(uid=uid)
     named = {"feature": "feature_name", "assignment": "server_id"}.get(event.target_type, f"{event.target_type}_id")
@@ -660,7 +666,7 @@ def _distinct(*found: "QuerySet[Identity]") -> int:
 
 
 def _stops(number: int) -> tuple[float, ...]:
-    """Return the number; empty if zero, because the page then leaves the number out."""
+    """Return the number in a tuple; an empty tuple for zero, because the page leaves a zero out."""
     return (number,) if number else ()
 
 
@@ -752,7 +758,7 @@ def _ask_stop(ask: Ask) -> tuple[float, ...]:
 def _act_effect(ask: Ask) -> tuple[float, ...]:
     """Return how many connections, tokens, sessions, API keys and sign-ins end. Zeros are left out.
 
-    For a server, return the number of its gateways. For a token, return nothing.
+    For a server, return the number of its gateways. For a token, return an empty tuple.
     """
     if ask.path[1] == "tokens":
         return ()
@@ -1251,7 +1257,7 @@ def _carried_badges(ask: Ask) -> set[tuple[str, str]]:
 
 
 def _endings_of(call: Call) -> set[tuple[str, str]]:
-    """Return how a call ended, and the reason shown in the list of calls."""
+    """Return both badges that may show how a call ended: without the reason, and with it."""
     label = str(call.get_outcome_display())
     why = call.deny_reason.replace("_", " ")
     return {(call.outcome, label), (call.outcome, f"{label}: {why}" if why else label)}

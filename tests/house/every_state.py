@@ -409,7 +409,7 @@ def _calls(world: World) -> None:
 
 
 def _refusals(world: World) -> None:
-    """Add calls refused because of an object disabled since then, and changes and calls that share one request."""
+    """Add calls refused because their host is disabled, and changes and calls that share one request."""
     halted = world.hosts["halted"]
     row = halted.connections.get()
     refused: dict[str, Any] = {

@@ -29,7 +29,7 @@ NUMBER = re.compile(r"\b\d[\d,]*(?:\.\d+)?")  # The digits of p95 are not a coun
 
 
 class Counted(NamedTuple):
-    """A counted number on a page: its key, the object it is about, and the text with all numbers of the sentence."""
+    """One or more counted numbers on a page: their key, the object they are about, and the text with the numbers."""
 
     key: str
     of: str

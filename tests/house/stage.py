@@ -133,7 +133,7 @@ def command(name: str, /, **options: Any) -> Step:
 
 
 def _filled(value: Any, stage: Stage) -> Any:
-    """Return `value` with the names of objects replaced."""
+    """Return `value` with placeholders such as `{host}` replaced from `stage.things`."""
     match value:
         case str():
             return value.format(**stage.things)

@@ -1,4 +1,4 @@
-"""Confirmations: irreversible actions are red, and those with a large impact must be typed."""
+"""Confirmations: irreversible actions have red buttons, and those with a large impact require typing a text."""
 
 import re
 from collections.abc import Iterator

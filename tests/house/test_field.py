@@ -1,4 +1,4 @@
-"""The page of complaints names existing tests."""
+"""Each test named on the page of complaints (tests/field.md) exists."""
 
 import re
 from pathlib import Path

@@ -21,7 +21,7 @@ CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 
 
 def test_no_module_imports_itself_in_the_end() -> None:
-    """Check cycles across all packages; import-linter's acyclic_siblings compares only modules with the same parent."""
+    """Find cycles across packages; import-linter's acyclic_siblings compares only modules with the same parent."""
     graph = grimp.build_graph(
         *PACKAGES, exclude_type_checking_imports=True, cache_dir=str(ROOT / ".import_linter_cache")
     )

@@ -1,4 +1,4 @@
-"""Confirmations say what they will stop, and empty pages how to begin."""
+"""Confirmations say what an action will stop, and empty pages say how to begin."""
 
 import html
 import re

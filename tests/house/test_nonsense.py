@@ -1,4 +1,4 @@
-"""Every form of every page with invalid values in each field: a clear error, and the input is kept.
+"""Submit every form of every page with invalid values. Each page must show a clear error and keep the input.
 
 The fields of a page are found by submitting a form and watching which are read, so new forms are included.
 tests/api/test_contract.py and tests/api/test_nonsense.py do the same for the API.
@@ -251,7 +251,7 @@ def resetting(site: Site) -> tuple[Client, str]:
 
 
 def halfway(site: Site) -> tuple[Client, str]:
-    """Return a browser after a correct password, of a person with a security key."""
+    """Return the browser of a person with a security key, after a correct password, and the page."""
     client, person = Client(), make.user()
     added(person)
     client.post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})

@@ -1,4 +1,4 @@
-"""A number with a link is the number of rows of the list it leads to: on every page, for two viewers.
+"""On every page, each number with a link equals the number of rows of the linked list. Checked for two viewers.
 
 A list that a number leads to needs an entry in LISTS. A number whose link leads to no list needs one in APART.
 """
@@ -80,7 +80,7 @@ CHARTED = {"calls.ok": "ok", "calls.error": "error", "calls.denied": "refused", 
 
 
 def leads(page: LinkedPage, address: str) -> Iterator[Linked]:
-    """Yield the numbers of a page with the addresses of the rows they count, including facets and charts."""
+    """Yield each number of a page with the address of the rows that it counts, including facets and charts."""
     for one in page.linked:
         yield one._replace(href=MENU.get(one.key, urljoin(address, one.href)))
     place = urlsplit(address)

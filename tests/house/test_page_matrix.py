@@ -1,4 +1,4 @@
-"""Open every page as an anonymous visitor, as the owner, and with none, exactly or all but the needed capabilities.
+"""Open every page as an anonymous visitor, as the owner, and with no capability, only the needed ones, or all others.
 
 The cases are generated from the rules that the views declare. A page without a rule, or whose address needs an unknown
 object, fails. tests/api/test_matrix.py does the same for the API.
@@ -71,7 +71,7 @@ def test_a_page_opens_to_whom_its_rule_names(site: Site, step: int, subtests: py
 
 
 def without_csrf(door: Door, site: Site) -> Client:
-    """Return a user who may open the page, in a browser that sends no CSRF token."""
+    """Return the browser of a user who may open the page; the browser sends no CSRF token."""
     client = site.owning() if door.is_for_owners else site.holding(ALL)
     client.handler.enforce_csrf_checks = True
     return client

@@ -1,4 +1,4 @@
-"""Every route declares who may enter: here or at its view."""
+"""Every route declares who may open it, in a list of this module or at its view."""
 
 from collections.abc import Iterator
 from typing import Any

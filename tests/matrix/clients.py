@@ -1,4 +1,4 @@
-"""The clients of the table: their environments and their invocation."""
+"""The clients in the compatibility table: their environments, and the commands that run them."""
 
 import json
 import os
@@ -25,7 +25,7 @@ type Found = dict[str, dict[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """One client of the table."""
+    """One client in the compatibility table."""
 
     run: Callable[[Targets], Found]
     version: Callable[[], str]

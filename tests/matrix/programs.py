@@ -1,4 +1,4 @@
-"""The Python clients of the table: `python -m tests.matrix.programs NAME`, in the environment of that client.
+"""The Python clients in the compatibility table: `python -m tests.matrix.programs NAME`, in that client's environment.
 
 Standard input is {"mode": ..., "targets": {server: {"url", "token", "asks"}}}; prints {server: {ability: reason}}, with
 "" as the reason for success. Abilities the client lacks are left out.
@@ -219,8 +219,8 @@ class Langchain(Session):
         return str(await (await self.tool(name)).ainvoke(arguments))
 
     async def tool(self, name):
-        """Wait until the tool is listed: some servers add tools only once a client with the right capabilities has
-        connected.
+        """Wait until the tool is listed, because some servers add tools only once a client with the right capabilities
+        has connected.
         """
         async with asyncio.timeout(SECONDS):
             while True:

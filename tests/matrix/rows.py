@@ -1,6 +1,6 @@
-"""Create the table's rows in a running workspace: per server a gateway without tool prefix, and a token per client.
+"""In a running workspace, create a gateway without tool prefix for each server, with a token for each client.
 
-Reads `{"servers": {name: address}, "clients": [name]}` as JSON, prints `{server: {"slug", "tokens"}}`.
+The argument is `{"servers": {name: address}, "clients": [name]}` as JSON. Prints `{server: {"slug", "tokens"}}`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The servers of the table: their commands, and the requests to each.
+"""The servers in the compatibility table: their commands, and the requests to each.
 
 A stdio server runs behind a bridge that makes it an HTTP server, as a user would run it.
 """

@@ -49,7 +49,7 @@ def test_a_registration_somebody_is_about_to_connect_stays(app: App, member: Use
 
 @pytest.mark.full
 def test_a_connected_app_stays_and_so_do_the_tokens_it_used_up(app: App, member: User, gateway: Gateway) -> None:
-    """Used refresh tokens stay: using one a second time reveals a theft, and ends the token family."""
+    """Used refresh tokens stay, because using one a second time reveals a theft, and ends the token family."""
     first = connect(app, member, gateway)["refresh_token"]
     second = app.refresh(first).json()["refresh_token"]
     assert Registration.objects.get().last_used_at is not None

@@ -163,7 +163,7 @@ def serving(method: str, handler: Handler, *, modern: bool = False) -> App:
 
 
 def returning(result: Object | bytes) -> Handler:
-    """Return a handler that sends this result, or this text in which `ID` is the request's id."""
+    """Return a handler that sends this result, or these bytes with `ID` replaced by the request's id."""
 
     async def answer(request: Request) -> None:
         if isinstance(result, bytes):

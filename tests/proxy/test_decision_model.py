@@ -234,7 +234,7 @@ class Painter:
                 model._default_manager.bulk_create(rows)
 
     def tidy(self) -> None:
-        """Remove dead rows: many worlds leave many of them, and they slow every statement down."""
+        """Remove dead rows, because many worlds leave many dead rows, which slow every statement down."""
         painted = {type(row) for brush in self.brushes for kind in (*PAINTED, "ToolSet") for row in brush.rows[kind]}
         with connection.cursor() as cursor:
             for model in (*TIES, *painted):
@@ -254,7 +254,7 @@ TIES: tuple[type[Model], ...] = (
 
 
 def _write(rows: Sequence[tuple[Any, dict[str, Any]]]) -> None:
-    """Update these rows of one model: faster than bulk_update, whose statement has a CASE branch for each row."""
+    """Update these rows of one model. Faster than bulk_update, whose statement has a CASE branch for each row."""
     model, names = type(rows[0][0]), sorted(rows[0][1])
     fields = [model._meta.get_field(name) for name in names]
     columns = ", ".join(f'"{one.column}" = %s' for one in fields)
@@ -467,7 +467,7 @@ class Plain:
         return opens and not user["looks"]
 
     def at_gateway(self, link: Connection) -> dict[str, Any]:
-        """Return the values of the row for this connection's host at this connection's gateway."""
+        """Return the values of the HostAtGateway row for the connection's host and gateway."""
         pairs = self.rows["HostAtGateway"]
         return self.drawn["HostAtGateway"][pairs.index((link.host, link.gateway))]
 
@@ -611,7 +611,7 @@ class Asker:
         self.runner.run(self.access.stop())
 
     def grants(self, skeletons: Iterable[Skeleton]) -> Iterator[Any]:
-        """Yield the grant of each question, of one skeleton after the other."""
+        """Yield the grant for each question, skeleton by skeleton."""
         find = self.access.find_grant
 
         async def ask() -> list[Any]:
@@ -626,7 +626,7 @@ class Asker:
 
 
 def compared(plain: Plain, grants: Iterator[Any]) -> Iterator[tuple[str, str, Any]]:
-    """Yield, for each question of a world from each address: the model's decision, the product's, and the question."""
+    """Yield the model's decision, the product's decision and the question, for each question and each address."""
     for question in plain.bones.questions:
         (n, slug, tool), grant = question, next(grants)
         for address in ADDRESSES:
@@ -723,7 +723,7 @@ def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactio
 
 
 def _follows(plain: Plain, token: Token, slug: str, tool: str, address: str, verdict: Verdict | None) -> bool:
-    """Remove the first obstacle and compare the second with the model's; return False if there is none to compare."""
+    """Remove the first obstacle, and compare the next with the model's. Return False if no obstacle can be removed."""
     assert verdict is not None
     number = next((n for n, one in enumerate(plain.rows["Assignment"]) if tool.startswith(f"{one.alias}__")), 0)
     if verdict.reason not in MENDED:

@@ -118,7 +118,7 @@ def test_two_workers_that_meet_a_server_at_once_probe_it_once(work: Work, start:
 
 @dataclass
 class Overloaded(Script):
-    """A server of both eras that answers `refused` with a temporary error."""
+    """A server of both eras that returns a temporary error for the method `refused`."""
 
     sessions: bool = True
     refused: str = ""
@@ -348,7 +348,7 @@ def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identitie
 
 @pytest.mark.full
 def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: Identities) -> None:
-    """Force other people's identities into the rows by SQL: the access statement ignores them."""
+    """The access statement ignores other people's identities that SQL has written into the rows."""
     ben = identities.users["ben"].identities.get()
     sql("ALTER TABLE connections_connectionidentity DISABLE TRIGGER USER")
     sql("ALTER TABLE gateways_assignment DISABLE TRIGGER USER")

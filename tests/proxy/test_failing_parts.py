@@ -38,7 +38,7 @@ def failing(error: Exception) -> Any:
 
 
 def fail_statements(monkeypatch: pytest.MonkeyPatch, *failed: str) -> None:
-    """Let these statements fail as if the database did not answer; others work."""
+    """Make these statements fail as if the database did not answer; other statements work."""
     fetch = StatePool.fetch
 
     async def fails(state: StatePool, sql: str, params: Any = ()) -> list[tuple[Any, ...]]:

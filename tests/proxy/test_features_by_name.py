@@ -1,4 +1,4 @@
-"""Resolution of a tool name to a server: lists and calls use one function, and agree for every order of servers."""
+"""Tool lists and calls find the server of a tool name by one function, and agree for every order of servers."""
 
 from itertools import permutations, product
 

@@ -1,4 +1,4 @@
-"""Responses of hostile or broken servers: a clear error, a row, and the next call works."""
+"""A call of a hostile or broken server gets a clear error and a row in the log, and the next call works."""
 
 import asyncio
 import gzip
@@ -59,7 +59,7 @@ class Peer:
         self.send(b"\r\n".join([*head, b"", body]))
 
     def forever(self, data: bytes, pause: float = 0) -> None:
-        """Send this repeatedly until the gateway disconnects."""
+        """Send `data` repeatedly until the gateway disconnects, for at most 20 seconds."""
         ends = time.monotonic() + 20
         while time.monotonic() < ends:
             self.send(data)

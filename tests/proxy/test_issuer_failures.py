@@ -177,7 +177,7 @@ def test_sign_ins_ask_for_the_scopes_that_the_server_names_and_for_lasting_acces
 
 
 def greeting(app: App, status: int) -> App:
-    """Return `app` with this status for `initialize`, and 401 for everything else without a token."""
+    """Return `app` with `status` for `initialize`. All other requests without a token still get 401."""
 
     async def door(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != "/mcp":

@@ -1,4 +1,4 @@
-"""Lists show stored, approved definitions: fast, also while a server is down, and pinned against changes."""
+"""Lists show stored, approved definitions, so they are fast, work while a server is down, and hide later changes."""
 
 import json
 from collections.abc import Iterator

@@ -22,7 +22,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 
 
 async def log(request: Request) -> None:
-    """Log at every level, then answer; includes a message that belongs to no call."""
+    """Send a log message at every level and one at an invalid level, then answer."""
     await request.open_stream()
     for level in LEVELS:
         params = {"level": level, "logger": "db", "data": level}

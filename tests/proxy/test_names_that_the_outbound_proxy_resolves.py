@@ -51,7 +51,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @dataclass
 class Elsewhere:
-    """The server at OURS, and the hosts its metadata name; `at` has the addresses of its issuer and endpoints."""
+    """The server at OURS, and the hosts in its metadata; `at` has the addresses of its issuer and endpoints."""
 
     at: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)

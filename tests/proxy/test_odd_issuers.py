@@ -94,7 +94,7 @@ class Place:
         return make.connection(make.agent(by=person), self.gateway, person)
 
     def knows(self, client_id: str, *redirect_uris: str, secret: str = "", method: str = "client_secret_basic") -> None:
-        """Let the issuer know this client, as if registered by hand."""
+        """Make this client known to the issuer, as if it was registered by hand."""
         known = {"client_id": client_id, "redirect_uris": redirect_uris, "token_endpoint_auth_method": method}
         known |= {"client_secret": secret} if secret else {}
         self.issuer.clients[client_id] = OAuthClientInformationFull.model_validate(known)
@@ -530,7 +530,7 @@ def test_a_registration_says_what_the_standard_knows_and_names_only_wanted_scope
 
 
 def refuse_method(github: Place, method: str) -> None:
-    """Let the issuer accept only this client authentication method, whatever its metadata state."""
+    """Make the issuer accept only the client authentication `method`, even if its metadata lists other methods."""
     clients = github.issuer.clients
     for key, known in [*clients.items()]:
         clients[key] = known.model_copy(update={"token_endpoint_auth_method": method})

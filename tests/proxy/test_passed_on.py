@@ -1,4 +1,4 @@
-"""Names, extensions, dots in tool names and cache times are passed between client and server."""
+"""The gateway passes client names, extensions, tool names with dots and cache times between client and server."""
 
 from typing import Any
 

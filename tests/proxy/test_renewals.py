@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("loopback_is_allowed")
 
 @pytest.fixture
 def agent(issuer: Issuer, proxy: Proxy, run: Run) -> Agent:
-    """An agent of a person who has signed in and called once."""
+    """An agent that has called once, for a person who has signed in at the issuer."""
     agent = signed_in(issuer, proxy, run, make.user(email="ann@example.com"))
     assert "Bearer" in said(agent.call("github__whoami"))
     return agent

@@ -1,4 +1,4 @@
-"""Resources: every listed URI can be read, under the same rules as tools, by the server's own URI."""
+"""Every listed resource can be read, under the same rules as tools, and the server gets its own URI for it."""
 
 from typing import Any
 from urllib.parse import quote
@@ -21,7 +21,7 @@ def work(proxy: Proxy, run: Run) -> Work:
 
 
 async def echo(request: Request) -> None:
-    """Return the requested resource, whose text is its URI."""
+    """Answer with a resource whose text is the requested URI."""
     uri = request.message["params"]["uri"]
     await request.answer({"contents": [{"uri": uri, "text": uri}]})
 
@@ -277,7 +277,7 @@ def test_an_error_that_says_no_more_than_its_code_has_the_code_of_the_clients_er
 
 @pytest.mark.parametrize("code", ["5\t6\n7", 1 << 40, [1]], ids=["text", "large", "list"])
 def test_an_error_code_that_is_no_number_is_logged_as_0(work: Work, code: Any) -> None:
-    """The code of a server never reaches the log unchecked."""
+    """A server's error code is checked before it is logged."""
     put(work, resources_read=failing(code, "no", {"uri": "docs://a"}))
     put(work, "other")
     uri = mapped("docs", "docs://a")

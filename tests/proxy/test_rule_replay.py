@@ -1,4 +1,4 @@
-"""A replay judges recorded calls as rules judged them when they were made, for random arguments and conditions."""
+"""A replay gives recorded calls the labels that the live calls got, for random arguments and conditions."""
 
 import os
 from collections.abc import Iterator

@@ -90,7 +90,7 @@ class HttpConnection:
 
 @dataclass
 class Case:
-    """A call, and the answer to its client."""
+    """A call: the server's answer (`said`), and the gateway's reply to the client."""
 
     said: Said
     reply: Reply | None = None
@@ -164,7 +164,7 @@ def put(work: Work, server: Counting) -> None:
 
 
 def answer_to(said: Said, *, is_lost: bool, sessions: bool) -> tuple[str, int | None, str]:
-    """Return the expected outcome in the log, the error code for the client, and words of its message."""
+    """Return the expected outcome in the log, the error code for the client, and words of the error message."""
     if is_lost and not sessions:
         return "ok", None, ""
     if is_lost:

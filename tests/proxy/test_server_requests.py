@@ -57,7 +57,7 @@ class Work:
         return Person(self.worker(**changes), capabilities).initialize()
 
     def elsewhere(self, person: Person) -> Agent:
-        """Return the client's token at another worker."""
+        """Return a client with the person's token at another worker."""
         return Agent(self.start().url(self.gateway.slug), person.agent.secret)
 
 
@@ -71,7 +71,7 @@ def work(start: Start, run: Run) -> Work:
 
 
 def answering(person: Person, result: Object, agent: Agent | None = None) -> Reply:
-    """Return a `reply` that gives this result, through `agent` (default: the client's own)."""
+    """Return a `reply` function that sends `result`, through `agent` (default: the person's own)."""
     return lambda asked: person.say({"id": asked["id"], "result": result}, agent)
 
 
@@ -330,7 +330,7 @@ def test_answers_are_sealed_where_they_wait(work: Work) -> None:
 
 @pytest.mark.full
 def test_two_requests_of_one_server_are_open_at_once(work: Work) -> None:
-    """Answer two open requests in either order: each has an id of its own."""
+    """Two open requests have different ids, so they can be answered in either order."""
     work.server.asks = [FORM]
     person = work.person()
     other = Person(person.agent).initialize()

@@ -118,7 +118,7 @@ class StandingWork(Work):
 
 @pytest.fixture
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> StandingWork:
-    """Return a gateway whose calls wait for the server's stream for as long as a busy machine may need."""
+    """Return a gateway with a StandingAsker. Its calls wait up to PATIENCE for the server's stream to open."""
     monkeypatch.setattr("proxy.upstream_streams.READY_SECONDS", PATIENCE)
     monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", PATIENCE)
     return standing_work(StandingAsker(asks=[FORM]), start, run)
@@ -364,7 +364,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
         assert "result" in person.call("docs__quick")
 
     def used_again() -> list[str]:
-        """Use the last two sessions again: a stream cannot replace one that is still opening. Return the open ones."""
+        """Call again in two sessions; return all open sessions. No stream can replace one that is still opening."""
         assert all("result" in person.call("docs__quick") for person in people[2:])
         return sorted(work.server.open)
 
@@ -376,7 +376,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
 def test_a_session_dropped_for_another_is_not_listened_to_again(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Drop a session during a slow scan of all sessions: the result of the scan still contains the session."""
+    """Drop a session during a slow scan of all sessions, so that the result of the scan still contains the session."""
     looks: list[Sequence[str]] = []
     has_seen, go = threading.Event(), threading.Event()
     lease = SessionKeeper.lease_rows
@@ -432,7 +432,7 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
 def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Make a recent call in each session: below the limit, such a call keeps the session's stream open."""
+    """Make a recent call in each session, because below the limit such a call keeps the session's stream open."""
     monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 1)
     monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.05)
     first = work.person()

@@ -85,7 +85,7 @@ def error(response: Any) -> dict[str, Any]:
 
 
 def expire(identity: Identity) -> None:
-    """Expire the token of this identity, for us and for the server."""
+    """Change the identity's row as if its token had expired."""
     sql(
         "UPDATE servers_identity SET expires_at = now() - interval '1 s', renew_at = now() WHERE id = %s",
         identity.pk,

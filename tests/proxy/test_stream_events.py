@@ -118,7 +118,7 @@ async def test_messages_of_sessions_without_streams_are_all_written_and_few_held
 
 
 def locked() -> psycopg.Connection:
-    """Lock the table of stream events until the returned connection is closed: no event can be stored."""
+    """Lock the table of stream events, so that no event can be stored until the returned connection is closed."""
     connection = psycopg.connect(database.conninfo())
     connection.execute("LOCK TABLE proxy_streamevent")
     return connection

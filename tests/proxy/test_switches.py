@@ -138,7 +138,7 @@ LAYERS = {
 
 
 def test_the_current_decision_equals_the_answer_to_the_next_call(world: World) -> None:
-    """Disable layer by layer: a call gets the reason of the layer disabled last; the dry run lists all, last first."""
+    """Disable layer by layer: a call gets the newest layer's reason; a dry run returns all reasons, newest first."""
     told: list[str] = []
     for table, reason in LAYERS.items():
         sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])

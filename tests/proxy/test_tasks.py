@@ -32,7 +32,7 @@ def related(task: object) -> Object:
 
 @dataclass
 class Tasks(Asker):
-    """A session-era server with one task; `tasks/result` sends the requests `asks` before it answers."""
+    """A session-era server with one task. Before it answers `tasks/result`, it sends the requests in `asks`."""
 
     status: str = "working"
     said: list[Object] = field(default_factory=list)

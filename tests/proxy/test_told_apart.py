@@ -1,4 +1,4 @@
-"""Metric labels of gateways and servers: the number of names is limited, whatever is called."""
+"""Metric labels have a limited number of gateway and server names, however many gateways and servers are called."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_the_first_names_are_told_apart_and_all_others_are_one(tmp_path: Path) -
 
 
 def test_workers_agree_upon_the_names(tmp_path: Path) -> None:
-    """Let two workers use up a limit of two names: both know both names, and a third counts as other."""
+    """Two workers use up a limit of two names. Both then know both names, and count a third as OTHER."""
     first, second = names(2, tmp_path), names(2, tmp_path)
 
     assert first.label("one\nline") == "one\nline"

@@ -88,7 +88,7 @@ def huge(arguments):
 
 
 def look(arguments):
-    """Try to read the data of others (/proc and the given files); return the readable part and own privileges."""
+    """Try to read other processes' environments and the given files; return the sizes and this program's rights."""
     seen = {}
     for folder in Path("/proc").glob("[0-9]*"):
         if folder.name != str(os.getpid()):

@@ -64,7 +64,7 @@ class Running:
     def post(
         self, name: str, method: str, params: Any = None, *, person: str = "", session: str = ""
     ) -> httpx.Response:
-        """Send a request of a session."""
+        """Send a request, with the person and the session id if these are given."""
         headers = self.headers | {"Accept": "application/json, text/event-stream"}
         headers |= {"X-Gateway-User": person} if person else {}
         headers |= {"Mcp-Session-Id": session, "Mcp-Protocol-Version": "2025-11-25"} if session else {}

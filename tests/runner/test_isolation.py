@@ -120,7 +120,7 @@ async def test_the_home_of_a_shared_program_lasts_and_a_stopped_runner_leaves_no
 
 @pytest.mark.full
 def test_without_the_power_to_isolate_the_runner_refuses_to_start(tmp_path: Path) -> None:
-    """Root without CAP_SETUID is refused like another user, unless the file says `isolation: none`."""
+    """Root without CAP_SETUID is refused like any other user, unless the file says `isolation: none`."""
     (tmp_path / "runner.yaml").write_text("version: 1\n")
     prctl = ctypes.CDLL(None).prctl
     done = subprocess.run(

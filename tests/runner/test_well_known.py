@@ -121,7 +121,7 @@ async def test_a_person_is_asked_by_a_program_with_a_session_alone(running: Runn
 
 
 async def until_listed(client: Any, tool: str) -> None:
-    """Wait until server-everything lists a tool, which it does after it knows the client."""
+    """Wait until server-everything lists `tool`. The server lists some tools only once it knows the client."""
     while tool not in {each.name for each in (await client.list_tools()).tools}:
         pass
 

@@ -54,7 +54,7 @@ def started(home: Path, http: str) -> subprocess.Popen[bytes]:
 
 
 class Nginx:
-    """nginx in front of `ports`: `port` uses them in turn, each of `doors` only the port with the same index."""
+    """nginx in front of `ports`: `port` leads to them in turn, each of `doors` only to the one with its index."""
 
     def __init__(self, port: int, ports: list[int]) -> None:
         self.doors = [free_port() for _ in ports]

@@ -49,7 +49,7 @@ def version() -> tuple[int, int]:
 
 @contextmanager
 def pooler(url: str, mode: str = "transaction", size: int = 3, more: str = "") -> Iterator[str]:
-    """Yield the URL of the same database through PgBouncer, for the role of that URL."""
+    """Yield a URL that leads through PgBouncer to the database of `url`, with the role of `url`."""
     there, listen = urlsplit(url), free_port()
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-pooler-"))
     user, secret = unquote(there.username or ""), unquote(there.password or "")

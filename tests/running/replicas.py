@@ -99,7 +99,7 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 class Troubled(Counter):
     """A counting server that can also send requests to its client (tool `ask`; on the session's stream if `standing`).
 
-    The tool `bad` misbehaves in the manner that its argument `how` names (FAULTS).
+    The tool `bad` misbehaves: its argument `how` selects one of FAULTS.
     """
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ async def pour(send: Send) -> None:
 
 @dataclass
 class Replicas:
-    """Two `serve` with two workers each, `front` before them, and an upstream server."""
+    """Two `serve` processes with two workers each, behind `front`, and an upstream server."""
 
     serves: list[Serve]
     front: RoundRobin | Nginx
@@ -240,7 +240,7 @@ class Replicas:
         return self.serves[0].manage("shell", "--no-imports", "-c", begin + code)
 
     def at(self, number: int, agent: Agent) -> Agent:
-        """Return the same client at this `serve` only."""
+        """Return a copy of `agent` that calls only the `serve` process with this number."""
         door = f"http://localhost:{self.front.doors[number]}"
         return Agent(agent.url.replace(self.url, door), agent.secret, agent.headers)
 

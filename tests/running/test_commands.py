@@ -258,7 +258,7 @@ def test_housekeeping_asks_the_servers_nobody_has_heard_of(run: Run, monkeypatch
 
 
 def test_no_command_judges_the_code_again() -> None:
-    """No command runs Django's system checks: `make check` runs them, and they would double most commands' time."""
+    """No command runs Django's system checks, which would double most commands' time; `make check` runs them."""
     names = [name for name, app in get_commands().items() if app == "gatewayadmin"]
     commands = {name: load_command_class("gatewayadmin", name) for name in names}
     parsers = {name: command.create_parser("manage.py", name) for name, command in commands.items()}

@@ -34,7 +34,7 @@ class Installation:
         self.both, self.folder = both, folder
 
     def run(self, mark: str) -> str:
-        """Run a block of the page, which must succeed, and return its output."""
+        """Run the page's block `mark`, which must succeed, and return its output."""
         script = block(PAGE, mark).replace(".venv/bin/python manage.py", f"{sys.executable} {ROOT}/manage.py")
         settings = self.both.serves[0].environment()
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Metrics of a running gateway: of every worker, all documented; and the trace of a call."""
+"""Metrics of a running gateway cover every worker and are all documented. Also tests the trace of a call."""
 
 import re
 import socket

@@ -56,7 +56,7 @@ def outcomes(both: Replicas, agent: Agent) -> list[str]:
 
 
 def each_takes_some(both: Replicas) -> bool:
-    """Return True if each replica gets one of a few requests."""
+    """Send a few requests; return True if each replica gets at least one."""
     taken = len(both.front.taken)
     for _ in range(4):
         httpx.get(f"{both.url}/livez", trust_env=False)
@@ -240,7 +240,7 @@ def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> Non
 
 
 def test_a_server_request_is_answered_through_any_replica(both: Replicas) -> None:
-    """The server asks within the call or on the session's standing stream; the client is asked on its call."""
+    """The server sends its request on the call's or the standing stream; the client gets it on the call's stream."""
     agent = in_session(both.agent(), ELICITATION)
     for here, there, is_standing in ((0, 1, False), (1, 0, True), (0, 0, True)):
         with listening(both.at(here, agent), "POST", call("ask", standing=is_standing)) as answer:

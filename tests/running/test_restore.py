@@ -68,7 +68,7 @@ class Drill:
         return serve
 
     def run(self, mark: str, serve: Serve, **variables: str) -> str:
-        """Run a block of the page, which must succeed, and return its output."""
+        """Run the page's block `mark`, which must succeed, and return its output."""
         path = f"{programs()}:{os.environ['PATH']}"
         settings = {**serve.environment(), "OWNER_URL": serve.database_url, "PATH": path, **variables}
         script = block(PAGE, mark).replace(".venv/bin/python manage.py", f"{sys.executable} {ROOT}/manage.py")
@@ -115,7 +115,7 @@ def seal_and_send(drill: Drill, serve: Serve) -> None:
 
 
 class Before(NamedTuple):
-    """State of the old installation: two tokens, the second revoked after the backup, and its calls."""
+    """State of the old installation: two tokens, the second revoked after the backup, and the answered calls."""
 
     secret: str
     revoked: str

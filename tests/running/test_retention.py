@@ -1,4 +1,4 @@
-"""Old partitions are dropped during calls: no answered call is lost or delayed."""
+"""Dropping old partitions during calls loses no answered call and delays none."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing

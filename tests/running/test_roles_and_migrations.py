@@ -67,7 +67,7 @@ class Roles(NamedTuple):
     by_owner: Serve
 
     def manage(self, *words: str) -> str:
-        """Run a command as the owner, which must succeed, and return its output."""
+        """Run a command, which must succeed, as the database's owner; return its output."""
         return self.by_owner.manage(*words)
 
     def refusal_of(self, *words: str, as_runner: bool = False) -> str:

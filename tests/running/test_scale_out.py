@@ -65,7 +65,7 @@ def block(language: str, number: int = 0) -> str:
 
 
 def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
-    """Return the variables that the page's block `export {beginning}` sets, with printed addresses replaced."""
+    """Return the variables that `export {beginning}` on the page sets; `places` maps printed texts to replacements."""
     (script,) = re.findall(rf"```bash\n(export {beginning}.*?)```", PAGE.read_text(), re.DOTALL)
     for printed, place in places.items():
         assert printed in script
@@ -275,7 +275,7 @@ def test_pages_have_connections_of_their_own_what_decides_goes_direct_and_no_rep
 
 
 def server_of(url: str, server: str) -> str:
-    """Return the superuser's URL of the same database."""
+    """Return the URL of the database in `url`, for the superuser in `server`."""
     return urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path))
 
 
@@ -284,7 +284,7 @@ def server_of(url: str, server: str) -> str:
 
 @contextmanager
 def beside(server: str, directory: Path, limit: int) -> Iterator[tuple[Serve, Standby]]:
-    """Yield a `serve` that reads logs from a replica, unless it is more than `limit` seconds behind."""
+    """Yield a `serve` that reads logs from a replica, unless the replica is more than `limit` seconds behind."""
     with database(server) as url, standby(programs(), url, server) as replica:
         words = documented("DATABASE_READ_URL", {REPLICA_URL: replica.url, "SECONDS=10": f"SECONDS={limit}"})
         assert words == {READ: replica.url, "GATEWAY_READ_LAG_SECONDS": str(limit)}
@@ -370,7 +370,7 @@ def people_read_what_they_have_written(served: Serve, replica: Standby, one: htt
 
 
 def a_replica_that_dies_costs_no_page(served: Serve, replica: Standby, browser: httpx.Client) -> None:
-    """Kill the replica, and start it again, whereupon it is read again."""
+    """Kill the replica, then start it again. Pages work throughout, and read the replica again at the end."""
     replica.kill()
     for _ in range(3):
         for page in ("/", LOGS, "/logs/groups/"):
@@ -422,7 +422,7 @@ def fails_over(directory: Path, primary: Standby, replica: Standby, left_behind:
 
 
 def two_hosts(first: str, second: str) -> str:
-    """Return the page's URL for both servers, which selects the one that accepts writes."""
+    """Return the page's database URL with both servers. libpq picks the server that accepts writes."""
     one, other = urlsplit(first), urlsplit(second)
     places = {"gateway:secret@db-a.internal:5432": one.netloc, "db-b.internal:5432": f"{other.hostname}:{other.port}"}
     return documented('DATABASE_URL="', places | {"/gateway?": f"{one.path}?"})["DATABASE_URL"]

@@ -57,7 +57,7 @@ def no_environment_shows(secret: str, started: Started) -> None:
 
 
 def issue_a_token_beside(served: Started) -> None:
-    """Issue tokens by command, which disturbs nothing."""
+    """Issue a token by command, without disturbing the running server."""
     arguments = ("issue_token", "--user", "admin@localhost", "--host", "CI bot", "--gateway", "quickstart")
     before = postmaster(served.home)
 

@@ -59,7 +59,7 @@ class Callers(Agents):
 
 
 def test_a_stopping_worker_or_process_answers_connected_clients_and_then_refuses_new_ones(home: Path) -> None:
-    """Nothing was sent over a refused connection, so a proxy can retry even a call at once."""
+    """Nothing was sent over a refused connection, so a proxy can retry at once, even a tool call."""
     with (
         serving(home, {"GATEWAY_DRAIN_SECONDS": "5"}, workers=2) as served,
         Callers(served.port) as quick,

@@ -51,7 +51,7 @@ def is_waiting() -> bool:
 
 @pytest.fixture
 def team(directory: Directory) -> Team:
-    """Create a team of two by a directory."""
+    """Create a team of two through the directory."""
     members = [directory.make(f"{name}@example.com")["id"] for name in ("ana", "ben")]
     return Team.objects.get(pk=directory.make_group("Finance", *members)["id"])
 

@@ -64,7 +64,7 @@ class Busy(Issuer):
 
 @dataclass
 class Github:
-    """The server `github`, protected by `issuer`, for each person at the gateway `work`."""
+    """The server `github`, protected by `issuer`; at the gateway `work`, each person signs in to it."""
 
     issuer: Busy
     upstream: Upstream
@@ -408,7 +408,7 @@ def test_a_subject_that_cannot_be_stored_does_not_fail_a_sign_in(github: Github,
 
 @pytest.fixture
 def evil(github: Github, run: Run) -> Github:
-    """Return a server of the same gateway whose issuer tries to get GitHub's tokens."""
+    """Return a second server of github's gateway. Its issuer tries to get GitHub's tokens."""
     issuer = Busy()
     upstream = run(issuer.app())
     server = make.server(slug="evil", name="Evil", url=upstream.url, auth_type=AuthType.OAUTH)

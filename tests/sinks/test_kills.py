@@ -47,7 +47,7 @@ def sender(**more: str) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def writing(chance: random.Random) -> Iterator[set[str]]:
-    """Write continuously in several transactions of any length, some rolled back; yields the committed rows."""
+    """Write in concurrent transactions, some of them rolled back; yield the growing set of committed row ids."""
     over, committed = threading.Event(), set[str]()
 
     def one(own: random.Random) -> None:
@@ -78,7 +78,7 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
 def test_killed_senders_leave_out_no_row(
     to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Senders are killed before an acknowledgement or after losing rows on the way; duplicates are recognised by id."""
+    """Senders are killed at any time, even before an answer about rows that arrived or got lost. Ids show repeats."""
     chance = random.Random(request.node.name)
     Call.partitions.make_for(datetime.now(UTC).date())
     to_hook()

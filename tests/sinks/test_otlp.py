@@ -246,7 +246,7 @@ def test_a_collector_is_where_servers_may_be() -> None:
 
 
 def test_headers_are_not_shown_to_another_place_than_they_were_entered_for(collector: Collector) -> None:
-    """A new address requires entering the secret again: people who edit sinks must not learn the stored secret."""
+    """A new address requires entering the secret again, so that people who edit sinks cannot learn the stored one."""
     sink = to(collector, secret=HEADERS)
     with pytest.raises(BadSinkSecret, match="Enter the secret again"):
         sink.edit(address="http://127.0.0.1:9/v1/logs", by=None)

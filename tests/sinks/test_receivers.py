@@ -1,4 +1,4 @@
-"""The other kinds of receivers, allowed addresses, and who may set sinks up."""
+"""Syslog and standard output as receivers, allowed addresses, and permission to set up sinks."""
 
 import json
 import os

@@ -49,7 +49,7 @@ def day(ago: int) -> datetime:
 
 
 def named(ago: int) -> str:
-    """Return the name of the partition of a day."""
+    """Return the name of the partition of the day `ago` days ago."""
     return f"auditlog_call_{day(ago):%Y_%m_%d}"
 
 

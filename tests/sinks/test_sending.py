@@ -336,7 +336,7 @@ def test_waiting_for_a_receiver_holds_no_connection(to_hook: MakeSink, hook: Web
     held: list[int] = []
 
     def look(request: Request) -> None:
-        """Note the connections that are left; PostgreSQL ends a closed connection shortly afterwards."""
+        """Note how many connections of the sink are open. A closed one disappears from PostgreSQL after a moment."""
         with psycopg.connect(database.conninfo(), autocommit=True) as other:
             for _ in range(100):
                 found = other.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'gateway sink'")

@@ -122,7 +122,7 @@ def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
 
 
 def twin(client: Client) -> Client:
-    """Return a browser with a copy of the cookies: signing out in one browser removes no cookie from the other."""
+    """Return a browser with a copy of the cookies, so signing out in one browser removes no cookie from the other."""
     other = Client()
     other.cookies.load({name: cookie.value for name, cookie in client.cookies.items()})
     return other
@@ -178,7 +178,7 @@ type SignIn = Callable[..., Visit]
 
 @pytest.fixture
 def sign_in(provider: Provider) -> Iterator[SignIn]:
-    """Yield a function that presses the sign-in button, signs in at the provider under a name, and returns."""
+    """Yield a function that presses the sign-in button, signs in at the provider, and follows the redirect back."""
     open_visitors: list[Visitor] = []
 
     def visit(name: str, client: Client | None = None, path: str = "/accounts/organisation/", **fields: Any) -> Visit:

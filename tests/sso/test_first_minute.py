@@ -78,7 +78,7 @@ def allows_after_signing_in(page: Page, asked: str, organisation: Organisation) 
 
 
 def breaks_glass(owner: Page, workspace: Serve) -> None:
-    """Make the owner break-glass, as enforcing requires."""
+    """Make the owner a break-glass owner, because enforced sign-in requires one."""
     owner.goto(f"{workspace.url}/settings/second-factor/")
     owner.get_by_role("link", name="Enable").click()
     secret = owner.locator("#totp-secret").input_value()

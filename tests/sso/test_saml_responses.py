@@ -243,7 +243,7 @@ def bomb_in_another_alphabet(answer: Answer) -> dict[str, str]:
 
 
 def commented_name(answer: Answer) -> dict[str, str]:
-    """Put a comment into the name: comments are not signed, and some parsers end the name at the comment."""
+    """Put a comment into the name, because comments are not signed, and some parsers end the name at the comment."""
     text = etree.tostring(answer.around(answer.signed()))
     return sent(text.replace(b">mia@example.com<", b">owner@example.com<!-- -->.evil.example<"))
 

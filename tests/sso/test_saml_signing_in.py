@@ -359,7 +359,7 @@ def test_the_organisation_is_asked_anew_and_that_confirms(visit: SamlVisit) -> N
 def test_without_signed_requests_nothing_is_confirmed_there_and_the_page_says_what_is(
     visit: SamlVisit, saml: Provider, saml_organisation: SamlOrganisation
 ) -> None:
-    """Without a signature, a person at the browser can remove ForceAuthn from the request, so it confirms nothing."""
+    """Anybody at the browser can remove ForceAuthn from an unsigned request, so its answer confirms nothing."""
     away = confirmation(visit)
     Provider.edit(by=None, signs_requests=False)
 

@@ -1,4 +1,4 @@
-"""Create Token on a fresh installation: people who may add agents name the first agent and continue with its token."""
+"""Create Token on a fresh installation: a person with the right to add agents names one and gets its token."""
 
 from typing import Any
 

@@ -60,7 +60,7 @@ def file(client: Client, path: str, kind: str = "jsonl") -> list[dict[str, Any]]
 @pytest.mark.full
 @pytest.mark.django_db
 def test_each_list_is_a_file_with_all_its_columns_and_no_secret() -> None:
-    """Walks all pages, so a new list is checked without an entry here."""
+    """The test visits all pages, so a new list is checked without an entry here."""
     pages = [door for door in doors() if door.method == "GET"]
     site, found = Site(pages), set()
     client = site.holding(ALL)

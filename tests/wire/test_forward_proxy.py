@@ -44,7 +44,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLCont
 
 @pytest.fixture
 def server(end: ssl.SSLContext) -> Iterator[int]:
-    """A TLS server on a loopback port that answers {}; the proxy leads every host to it."""
+    """A TLS server on a loopback port that answers {}. The proxy connects every host name to this server."""
     with (
         upstreams.running(upstreams.garbage(b"{}", kind="application/json")) as upstream,
         internet(upstream.port, end) as port,

@@ -217,7 +217,7 @@ def _date(moment: datetime) -> str:
 
 
 def _time(moment: datetime, text: str) -> SafeString:
-    """Return a time element. Nothing is escaped: `text` must be made of numbers and our own words."""
+    """Return a time element. Nothing is escaped, so `text` must be made of numbers and our own words."""
     exact = moment.astimezone(UTC)
     date, time = exact.isoformat(timespec="seconds")[:19].split("T")
     return SafeString(f'<time datetime="{date}T{time}Z" title="{_date(exact)} {time} UTC">{text}</time>')

@@ -7,7 +7,7 @@ from typing import Any
 class Events:
     """Stores every event of every stream in order.
 
-    Has the two methods both SDKs call; `event` is the SDK's own EventMessage.
+    Both SDKs call its two methods. `event` is the SDK's class EventMessage.
     """
 
     def __init__(self, event: Callable[..., Any]) -> None:

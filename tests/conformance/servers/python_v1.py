@@ -1,6 +1,6 @@
 """The catalogue on the Python SDK 1, low-level server: the session era only.
 
-Runs in its own virtual environment (`requirements-v1.lock`), where the SDK has other names. Renew the lock with `echo
+Runs in its own virtual environment (`requirements-v1.lock`), because SDK 2 uses other names. Renew the lock with `echo
 'mcp<2' | .venv/bin/uv pip compile --universal --python-version 3.12 --generate-hashes --no-header -`.
 """
 # mypy: ignore-errors
