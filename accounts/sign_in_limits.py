@@ -116,7 +116,7 @@ def try_code(request: HttpRequest, person: User) -> Tries:
 
 
 def try_as(person: User, action: str) -> Tries:
-    """Count an attempt of the kind `action` by a signed-in person; return its counters. Raises TooManyTries."""
+    """Count an attempt of the kind `action` by a signed-in person; return the counters. Raises TooManyTries."""
     tries = Tries()
     tries.count(action, str(person.pk))
     return tries

@@ -42,7 +42,7 @@ PARTS = ("assignment", "feature", "toolset", "toolgrant", "hostatgateway")
 
 
 class ManagedByFile(Exception):
-    """A file governs the object, and the person has not confirmed that they change it by hand."""
+    """A file governs the object, and the person has not confirmed the change by hand."""
 
     def __init__(self, row: Model, managed: ManagedObject) -> None:
         super().__init__(f"{row} is managed by {managed}.")

@@ -138,7 +138,7 @@ def app(name: str = "Claude Desktop", **fields: Any) -> Host:
 def app_connection(
     user: User, gateway: Gateway, *, name: str = "Claude Desktop", host: Host | None = None
 ) -> Connection:
-    """Return a live connection of an app, whose key is never shown."""
+    """Return a live connection of an app. Nobody knows the secret of the connection's key."""
     made = connection(host or app(name), gateway, user)
     Token.objects.provide_key(made, by=user)
     return made

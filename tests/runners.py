@@ -32,7 +32,7 @@ def program(name: str, **facts: Any) -> dict[str, Any]:
 
 @dataclass
 class Runner:
-    """A runner with one MCP server behind all its programs; `lines` has each program's standard error."""
+    """A gateway-admin-runner whose programs are all the same MCP server; `lines` has each program's standard error."""
 
     programs: list[dict[str, Any]]
     mcp: App

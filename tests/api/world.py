@@ -48,7 +48,7 @@ class World:
 
 
 def build() -> World:
-    """Create the rows behind every route; the servers are unreachable, so no test waits for the network."""
+    """Create the rows behind every route; requests to the servers fail at once, so no test waits for the network."""
     holder(Capability.PEOPLE_MANAGE)  # A second person who manages people.
     owner, boss = holder(), holder(*Capability)
     server = make.server(slug="docs", url="https://127.0.0.1:9/mcp", auth_type=AuthType.BEARER)

@@ -65,7 +65,7 @@ class Agent:
         return agent
 
     def call_modern(self, tool: str, capabilities: Object, /, **more: Any) -> httpx.Response:
-        """Call a tool in 2026-07-28; `more` are further params."""
+        """Call a tool as a client of MCP 2026-07-28; `more` are further params."""
         params = {"name": tool, "arguments": {}, **more, "_meta": meta(capabilities)}
         headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "tools/call", "Mcp-Name": tool, "Accept": BOTH}
         return self.post({"id": 1, "method": "tools/call", "params": params}, headers)

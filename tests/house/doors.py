@@ -183,7 +183,7 @@ class Site:
         self.things = self._things()
 
     def knock(self, door: Door, client: Client) -> Any:
-        """Return the response to this client on the page; all changes are rolled back."""
+        """Request the door's page as `client`, and return the response; all changes are rolled back."""
         with undone():
             kind, fields, address = "application/x-www-form-urlencoded", FIELDS.get(door.name, ""), self.address(door)
             if fields and door.method == "GET":

@@ -32,7 +32,7 @@ ON: dict[str, Any] = {"mode": "on", "by": None}
 
 @dataclass
 class World:
-    """An agent of ana on the gateway `work`, which has the server docs and a server without an alias."""
+    """Ana's agent on the gateway `work`, which has the server `docs` and a server without an alias."""
 
     agent: Agent
     connection: Connection

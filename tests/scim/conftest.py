@@ -79,7 +79,7 @@ class InProcess(httpx2.BaseTransport):
 
 
 def key_for(role: Role, *capabilities: Capability, name: str = "") -> IssuedProvisioningKey:
-    """Return a provisioning key created by a person with every capability."""
+    """Create a provisioning key that gives `role` and can change people with `capabilities`; return it."""
     maker = make.user(*Capability)
     held = capabilities or tuple(role.capabilities)
     return ProvisioningKey.objects.issue(name=name or make.unique("Okta"), role=role, capabilities=held, by=maker)

@@ -143,7 +143,7 @@ def test_asking_again_with_a_credential_lists_the_tools_and_keeps_what_was_typed
 def test_a_server_takes_its_own_name_with_its_first_answer_unless_somebody_typed_one(
     run: Run, ana: User, sign_in: SignIn
 ) -> None:
-    """The server was added without its required credential, so the gateway did not know its name yet."""
+    """The server was added without its required credential, so the gateway did not know the server's name yet."""
     client = sign_in(ana)
     for typed, names in (("", ("Server", "github")), ("Ours", ("Ours", "Ours"))):
         url = run(upstreams.github()).url
