@@ -214,11 +214,6 @@ class FairQueue:
         """Number of calls with a slot."""
         return self._under_way
 
-    @property
-    def is_idle(self) -> bool:
-        """True if no call is running or waiting."""
-        return not self._under_way and not self._waiting_count
-
     def enter_now(self, person: str, connection: str) -> bool:
         """Take a slot if one is available now. Return whether it was taken."""
         if not self._may_start(person, connection):

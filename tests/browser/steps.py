@@ -131,14 +131,14 @@ def check_server(page: Page, url: str, address: str) -> Locator:
     """Check an address in *Add a server*, again if a busy machine makes the server too slow; return the form."""
     flow = page.locator("#add-form")
     said = flow.get_by_role("status")
+    too_slow = "did not (finish|answer) within"
     for _ in range(9):
         page.goto(f"{url}/servers/")
         press(page, "Add a server")
         page.get_by_label("URL").fill(address)
         press(page, "Check")
-        too_slow = re.compile("did not (finish|answer) within")
-        expect(said).to_contain_text(re.compile(f"tool|{too_slow.pattern}"))
-        if not too_slow.search(said.inner_text()):
+        expect(said).to_contain_text(re.compile(f"tool|{too_slow}"))
+        if not re.search(too_slow, said.inner_text()):
             break
     expect(said).to_contain_text("tool")
     return flow

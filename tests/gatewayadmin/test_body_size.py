@@ -222,7 +222,7 @@ async def test_a_look_up_whose_request_is_gone_keeps_its_place_until_it_ends(mon
 
     assert not await next_one
     assert looked_up.most == 2
-    await until(lambda: middleware._lookups.is_idle)
+    await until(lambda: not middleware._lookups.under_way and not middleware._lookups.waiting)
 
 
 async def test_a_look_up_that_waited_too_long_is_refused_and_others_pass(

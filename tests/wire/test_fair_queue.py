@@ -53,7 +53,7 @@ def test_no_more_than_the_bound_are_under_way_and_nothing_is_lost(bound: int, ca
             queue.leave(person, connection)
 
         await asyncio.wait_for(asyncio.gather(*(call(p, p + c) for p, c in callers)), 20)
-        assert (ended, queue.is_idle) == (len(callers), True)
+        assert (ended, queue.under_way, queue.waiting) == (len(callers), 0, 0)
         assert most <= bound
 
     asyncio.run(main())
@@ -94,7 +94,7 @@ def test_a_caller_who_gives_up_leaves_no_slot_taken() -> None:
         queue.leave("ann", "a")
         late.cancel()  # The task has been given its slot, but has not run since.
         await asyncio.gather(gone, late, return_exceptions=True)
-        return queue.is_idle
+        return not queue.under_way and not queue.waiting
 
     assert asyncio.run(main())
 
@@ -110,7 +110,7 @@ def test_a_caller_who_gives_up_as_a_slot_gets_free_is_skipped() -> None:
         await asyncio.gather(gone, next_one, return_exceptions=True)
         entered = not next_one.cancelled() and next_one.exception() is None
         queue.leave("bob", "b")
-        return entered, queue.is_idle
+        return entered, not queue.under_way and not queue.waiting
 
     assert asyncio.run(main()) == (True, True)
 

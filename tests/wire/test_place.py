@@ -40,7 +40,7 @@ def test_a_call_that_ends_while_somebody_is_asked_gives_its_place_back_once() ->
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
-        assert queue.is_idle
+        assert (queue.under_way, queue.waiting) == (0, 0)
 
     asyncio.run(work())
 
