@@ -31,9 +31,7 @@ run: ## set up whatever is missing, start everything, print where to sign in (PO
 setup: ## the environment with the development packages; starts nothing
 	@.ci/setup dev
 
-# One process more than there are cores, because tests wait for programs that they started.
-PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(($$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)) \
-	--durations=10 $(2) $(TESTS)
+PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n logical --durations=10 $(2) $(TESTS)
 
 install: ## what production needs and nothing more; EXTRAS="scim otel" adds optional packages
 	@.ci/setup install $(EXTRAS)
@@ -47,7 +45,7 @@ test-all: setup ## every test without containers, on the oldest PostgreSQL; befo
 
 test-images: TESTS = tests/deploy
 test-images: setup ## the tests that build images and run containers, as root; before a release
-	@$(call PYTEST,$(BIN)/python -m,-m image)
+	@$(call PYTEST,$(BIN)/python -m,-m image -n 0)
 
 coverage: TESTS = $(addprefix tests/,approvals contract oauth proxy rules servers sinks tokens wire)
 coverage: setup ## that the tests of calls run enough lines and branches of proxy, wire, oauth and tokens; before a release

@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -27,12 +28,19 @@ from accounts.models import Role, User
 from auditlog import over_time
 from capabilities import Capability
 from capabilities.catalogue import MEMBER
-from tests import cluster, emptying, groups, make, secrecy, upstreams, workspace
+from tests import cluster, emptying, make, secrecy, upstreams, workspace
 from tests.eventually import PATIENCE
 from tests.upstreams import App, Upstream
 from tests.workspace import TRUSTED_PROXY
 
 pytest_plugins = ["tests.browser.fixtures", "tests.browser.cast", "tests.clients.fixtures", "tests.clients.apps"]
+
+
+HERE = Path(__file__).resolve().parent
+# These take minutes, so a process that began them late would still run when the others have ended.
+LONGEST = ("browser/test_pages.py", "house/test_nonsense.py", "house/test_counts.py")
+# Some tests in these folders take many seconds, tests in other folders a second at most.
+LONG = ("api", "apps", "browser", "clients", "conformance", "contract", "deploy", "docs", "house", "matrix", "running")
 
 
 class AtOnce:
@@ -67,10 +75,16 @@ DatabaseCreation._destroy_test_db = emptying.drop  # type: ignore[attr-defined]
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None]:
-    """Run long modules first."""
+    """Run the modules of LONGEST first, then the folders of LONG, each by descending number of tests."""
     yield
     if hasattr(config, "workerinput"):
-        groups.put_long_ones_first(items)
+        counts = Counter(item.path for item in items)
+
+        def order(item: pytest.Item) -> tuple[bool, bool, int, Path]:
+            path = item.path.relative_to(HERE)
+            return str(path) not in LONGEST, path.parts[0] not in LONG, -counts[item.path], path
+
+        items.sort(key=order)
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -83,11 +97,6 @@ def pytest_testnodedown(node: Any) -> None:
     """Report the number of deselected tests in the summary; all workers deselect the same tests."""
     left_out = getattr(node, "workeroutput", {}).get("deselected", 0)
     node.config.pluginmanager.getplugin("terminalreporter").stats["deselected"] = [node] * left_out
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> groups.LoadGroups:
-    """Run the modules of an `xdist_group` in one process."""
-    return groups.LoadGroups(config, log)
 
 
 type SignIn = Callable[[User], Client]

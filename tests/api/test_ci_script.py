@@ -10,8 +10,6 @@ from tests import curl
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 # Copied from the documentation of another product, except for the host name.
 SCRIPT = r"""#!/bin/bash
 set -euo pipefail

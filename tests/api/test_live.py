@@ -13,7 +13,7 @@ from tests.exported import rows_of
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 ROWS = """
 INSERT INTO auditlog_call (uid, created_at, correlation_id, method, feature_type, feature_name, outcome, deny_reason,

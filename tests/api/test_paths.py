@@ -8,7 +8,7 @@ import pytest
 
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 PATHS = [
     "/api/",

@@ -23,7 +23,7 @@ from tests.conformance.fixtures import FASTMCP_HOME, FASTMCP_LOCK, install_envir
 from tests.eventually import eventually
 from tests.matrix.servers import HERE, python_of
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.full
 
 MODERN = "2026-07-28"
 AGENTS_HOME, AGENTS_LOCK = Path(sys.prefix) / "matrix-agents", HERE / "agents.lock"

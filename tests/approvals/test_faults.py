@@ -27,7 +27,7 @@ from tests.running.processes import workers
 from tests.running.replicas import Replicas, replicas
 from tests.workspace import OWNER
 
-pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 HELD = int(os.environ.get("HELD_CALLS", "40"))
 REPEATS = 4

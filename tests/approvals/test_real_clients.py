@@ -14,7 +14,7 @@ from mcp.shared.exceptions import MCPError
 from approvals.models import Hold, HoldState
 from tests.approvals.conftest import TOOL, Desk
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 MODES = ("legacy", "2026-07-28")
 
 

@@ -338,7 +338,6 @@ def test_the_page_says_what_is_sealed_and_refuses_wrong_days(auditor: Client, si
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("clients")
 def test_an_export_of_a_running_workspace_is_verified(live: workspace.Serve, tmp_path: Path) -> None:
     # The first checkpoint covers no calls made before it.
     eventually(lambda: bool(live.rows("SELECT 1 FROM auditlog_checkpoint LIMIT 1")), seconds=120)

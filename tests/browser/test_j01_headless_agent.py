@@ -2,7 +2,6 @@
 
 import re
 
-import pytest
 from playwright.sync_api import Page, expect
 
 from tests import curl
@@ -11,8 +10,6 @@ from tests.browser.steps import Minted
 from tests.workspace import OWNER, Serve
 
 # One workspace for all that `make test` tests with clients or browsers.
-pytestmark = pytest.mark.xdist_group("clients")
-
 UNAUTHORIZED = '{"jsonrpc":"2.0","error":{"code":-32001,"message":"Unauthorized"},"id":null}'
 REVOKE = (
     "Revoke this MCP connection? The associated API key will be deactivated and the client will need to re-authorize."

@@ -12,8 +12,6 @@ from tests.make import unique
 from tests.secrecy import note
 from tests.workspace import OWNER, Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 MAKE = f"""
 from accounts.models import User
 from tests import make

@@ -16,8 +16,6 @@ from tests.browser.fixtures import owner_at
 from tests.clients.fixtures import MODULES, Npm
 from tests.workspace import Serve
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 ECHO = "everything__echo"
 SUM = "everything__get-sum"
 

@@ -10,7 +10,7 @@ from tests.clients.fixtures import MODULES
 from tests.clients.person import Person
 from tests.workspace import Serve, free_port
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.full
 
 
 def test_conformance_authorization_passes(live: Serve, desktop: Desktop, owner: Person) -> None:

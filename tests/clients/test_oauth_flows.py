@@ -10,7 +10,7 @@ from tests.clients.fixtures import MODULES
 from tests.clients.person import Person
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.full
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from tests.clients.person import Person, answer_in
 from tests.oauth.pkce import challenge_of, new_verifier
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.full
 
 REDIRECT = "http://127.0.0.1:33418/callback"
 PROCESSES = 4

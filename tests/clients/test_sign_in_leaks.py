@@ -16,7 +16,7 @@ from tests.issuers import Issuer, consent, query
 from tests.make import unique
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 ROWS = """
 import json

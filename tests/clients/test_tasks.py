@@ -14,7 +14,7 @@ from tests.clients.fixtures import Npm, listening
 from tests.conformance.fixtures import install_environment
 from tests.workspace import ROOT, Serve, free_port
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.full
 
 PYTHON = Path(sys.prefix) / "matrix-fastmcp" / "bin" / "python"
 PROGRAM = "tests.clients.tasks_fastmcp"

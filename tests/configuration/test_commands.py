@@ -40,7 +40,6 @@ def run(live: Serve, folder: Path, command: str, **variables: str) -> str:
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("clients")
 def test_a_workspace_is_exported_planned_and_applied_as_printed(live: Serve, tmp_path: Path) -> None:
     run(live, tmp_path, printed("export"))
     file, name = tmp_path / "gateway.yaml", make.unique("team")
@@ -60,7 +59,6 @@ def test_a_workspace_is_exported_planned_and_applied_as_printed(live: Serve, tmp
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("clients")
 def test_drift_has_an_exit_code_and_a_mistake_another(live: Serve, tmp_path: Path) -> None:
     drift, wrong = tmp_path / "drift.yaml", tmp_path / "wrong.yaml"
     drift.write_text(f"version: 1\nteams: [{{name: {make.unique('team')}}}]\n")
@@ -86,7 +84,6 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("clients")
 @pytest.mark.parametrize("number", [0, 1])
 def test_the_printed_workflows_plan_and_apply(number: int, live: Serve, tmp_path: Path) -> None:
     name = make.unique("team")
@@ -105,7 +102,6 @@ def test_the_printed_workflows_plan_and_apply(number: int, live: Serve, tmp_path
     assert (event["via"], event["changes"]["file"]) == ("api", "gateway.yaml, commit 8b21fe0")
 
 
-@pytest.mark.xdist_group("clients")
 def test_a_key_is_sent_over_https_only(live: Serve, tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
     file.write_text("version: 1\n")

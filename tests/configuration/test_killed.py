@@ -13,7 +13,7 @@ from tests import make
 from tests.eventually import eventually
 from tests.workspace import OWNER, ROOT, Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 KILLS = int(os.environ.get("CONFIGURATION_KILLS", "4"))
 MANY = 60

@@ -194,7 +194,6 @@ def test_a_plain_secret_is_refused() -> None:
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("clients")
 def test_the_commands_work_against_a_url_with_a_key_in_a_file(live: Serve, tmp_path: Path) -> None:
     name = make.unique("team")
     (tmp_path / "key").write_text(live.manage("shell", "--verbosity", "0", "-c", KEY).strip())

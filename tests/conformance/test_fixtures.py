@@ -5,7 +5,7 @@ import pytest
 from tests.conformance import fixtures, suite
 from tests.conformance.fixtures import FIXTURES, SCORED
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("conformance")]
+pytestmark = pytest.mark.full
 
 RUNS = [(name, revision) for name, fixture in FIXTURES.items() for revision in fixture.revisions]
 

@@ -12,7 +12,7 @@ from tests.conformance import fixtures, suite
 from tests.conformance.fixtures import FIXTURES, MODERN, NO_SUBSCRIPTIONS, SCORED, SESSION_ERA
 from tests.conformance.through_gateway import gateway_before
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("conformance")]
+pytestmark = pytest.mark.full
 
 # Scenarios in which a server asks under keys of its own, or for several inputs at once: impossible in the session era.
 ASKED_BY_MODERN_SERVERS = {

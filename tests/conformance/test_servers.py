@@ -15,7 +15,6 @@ from tests.conformance import fixtures
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.xdist_group("conformance"),
     # SDK warnings about session-era features that 2026-07-28 no longer has.
     pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning"),
 ]

@@ -14,7 +14,7 @@ from tests.clients.person import FORM_TOKEN, Person
 from tests.conformance.suite import read
 from tests.workspace import ROOT, Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.full
 
 PASSING = (
     "2025-03-26-oauth-metadata-backcompat",

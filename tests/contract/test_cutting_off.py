@@ -12,7 +12,7 @@ from tests.contract.servers import URI, Server
 from tests.contract.web import Browser
 from tests.contract.world import Person, Place, assign, new_person, new_place, new_server, new_token, unique
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("contract")]
+pytestmark = pytest.mark.full
 
 UPDATED = "notifications/resources/updated"
 

@@ -8,7 +8,7 @@ from tests.contract.running import Workspace
 from tests.contract.servers import Server, tool
 from tests.contract.world import Place, new_place
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("contract")]
+pytestmark = pytest.mark.full
 
 TEXT: Object = {"text": {"type": "string"}}
 

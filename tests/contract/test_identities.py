@@ -21,7 +21,7 @@ from tests.contract.world import (
     unique,
 )
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("contract")]
+pytestmark = pytest.mark.full
 
 type Object = dict[str, Any]
 

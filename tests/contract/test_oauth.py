@@ -18,7 +18,7 @@ from tests.contract.servers import Server
 from tests.contract.web import Browser, new_client
 from tests.contract.world import Place, new_place, unique
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("contract")]
+pytestmark = pytest.mark.full
 
 CALLBACK, OTHER_CALLBACK = "http://127.0.0.1:33418/callback", "http://127.0.0.1:33418/other"
 

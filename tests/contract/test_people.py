@@ -8,7 +8,7 @@ from tests.contract.running import OWNER, PASSWORD, Workspace, free_port
 from tests.contract.web import LOGIN, PROFILE, Browser, link_of
 from tests.contract.world import NEW_PASSWORD, new_person, results, role_of, unique, within_a_minute
 
-pytestmark = [pytest.mark.xdist_group("contract"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 KEYS, PEOPLE = "provisioning:manage", "people:manage"
 PROVISIONING = "/settings/provisioning/"

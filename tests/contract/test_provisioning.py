@@ -9,7 +9,7 @@ from tests.contract.agents import CLIENT, text
 from tests.contract.running import Workspace
 from tests.contract.world import Place, new_person, new_token, role_of, unique
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("contract")]
+pytestmark = pytest.mark.full
 
 pytest.importorskip("scim2_server")
 

@@ -21,7 +21,7 @@ from tests.contract.servers import Server
 from tests.contract.web import Browser
 from tests.contract.world import Place, assign, new_gateway, new_host, new_server, new_token
 
-pytestmark = [pytest.mark.xdist_group("contract"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 BLOCK = """
 CREATE FUNCTION contract_refuses() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'the log is full'; END $$;

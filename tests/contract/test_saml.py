@@ -24,7 +24,7 @@ from tests.contract.running import Workspace
 from tests.contract.web import Browser
 from tests.contract.world import results, unique
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("contract")]
+pytestmark = pytest.mark.full
 
 pytest.importorskip("signxml")
 

@@ -12,7 +12,7 @@ from tests.contract.servers import Server
 from tests.contract.web import Browser
 from tests.contract.world import Place, new_person, new_server, new_token, results, role_of, unique
 
-pytestmark = [pytest.mark.xdist_group("contract"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 def everything(browser: Browser, *paths: str) -> Iterator[str]:

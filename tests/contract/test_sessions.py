@@ -12,7 +12,7 @@ from tests.contract.agents import Agent, Object, Stream, eventually, reason, res
 from tests.contract.servers import Server
 from tests.contract.world import Place
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("contract")]
+pytestmark = pytest.mark.full
 
 ELICITS: Object = {"elicitation": {"form": {}}}
 

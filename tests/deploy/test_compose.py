@@ -21,8 +21,6 @@ from tests.running.starts import manage
 from tests.workspace import ROOT, Serve, free_port
 from wire.versions import VERSION
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 CONTAINERFILE = (ROOT / "Containerfile").read_text()

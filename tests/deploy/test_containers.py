@@ -20,7 +20,7 @@ from tests.eventually import eventually
 from tests.workspace import free_port
 from wire.versions import VERSION
 
-pytestmark = [pytest.mark.image, pytest.mark.xdist_group("image")]
+pytestmark = pytest.mark.image
 
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 BACK_UP = (ROOT / "docs" / "how-to" / "back-up.md").read_text()

@@ -24,7 +24,7 @@ from tests.running.debian import postgres, programs
 from tests.workspace import ROOT, free_port, is_ready
 from wire.versions import VERSION
 
-pytestmark = [pytest.mark.image, pytest.mark.xdist_group("image")]
+pytestmark = pytest.mark.image
 
 USER = 10001
 IMAGE = "localhost/gateway-admin:test"

@@ -23,7 +23,7 @@ from tests.deploy.test_containers import UPGRADE, block
 from tests.docs.pages import ROOT
 from wire.versions import VERSION
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kubectl")]
+pytestmark = pytest.mark.full
 
 PAGE = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
 ROTATE = (ROOT / "docs" / "how-to" / "back-up.md").read_text()

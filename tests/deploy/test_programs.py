@@ -13,7 +13,7 @@ from tests.deploy.test_containers import DEPLOY, Site, block
 from tests.eventually import eventually
 from tests.workspace import free_port
 
-pytestmark = [pytest.mark.image, pytest.mark.xdist_group("image")]
+pytestmark = pytest.mark.image
 
 PROGRAMS = """
 version: 1

@@ -1,4 +1,4 @@
-"""One workspace for all tests that follow the README, which share the `xdist_group` "starts"."""
+"""One workspace for all tests of a process that follow the README."""
 
 import os
 import re

@@ -18,8 +18,6 @@ from tests.docs.client_section import TEXTS, written
 from tests.workspace import Serve
 from ui.clients import EXAMPLE_NAME, EXAMPLE_URL, ToolCall, call_texts, client_of, clients
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 CLIENTS = clients()
 BLOCKS = {f"{client.slug}-{block.way}": block for client in CLIENTS for block in client.blocks}
 RUNS = {client.slug: block for client in CLIENTS for block in client.blocks if block.runs and block.way == "token"}

@@ -28,7 +28,7 @@ from tests.running.nginx import program_of, started
 from tests.running.starts import environment
 from tests.workspace import Serve, free_port, is_ready
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("starts")]
+pytestmark = pytest.mark.full
 
 HOW_TO = ROOT / "docs" / "how-to"
 DEPLOY = (HOW_TO / "deploy.md").read_text()

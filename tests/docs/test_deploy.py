@@ -21,7 +21,7 @@ from tests.running.starts import environment
 from tests.workspace import free_port, is_ready
 
 # Each test starts an installation, which takes a few seconds.
-pytestmark = [pytest.mark.xdist_group("starts"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 DEPLOY = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 PEOPLE = (ROOT / "docs" / "how-to" / "people-and-roles.md").read_text()

@@ -18,8 +18,6 @@ from tests.sso.conftest import provider_of
 from tests.sso.saml_provider import saml_provider_of
 from tests.workspace import OWNER, Serve, free_port
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 HOW_TO = ROOT / "docs" / "how-to"
 MEMORY = "@modelcontextprotocol/server-memory"
 ADD = """

@@ -12,7 +12,7 @@ from tests.docs.test_deploy import with_this_python
 from tests.docs.test_how_tos import shell
 from tests.workspace import OWNER, Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 PAGE = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)

@@ -24,7 +24,6 @@ from tests.workspace import free_port
 
 pytestmark = [
     pytest.mark.full,
-    pytest.mark.xdist_group("starts"),
     pytest.mark.parametrize("newcomer", ["with tables"], indirect=True),  # The README also uses the other.
 ]
 

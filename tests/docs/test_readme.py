@@ -3,15 +3,11 @@
 import json
 import re
 
-import pytest
-
 from tests.browser import steps
 from tests.browser.fixtures import Open
 from tests.docs.newcomer import Newcomer, Terminal
 from tests.docs.pages import ROOT
 from tests.docs.test_quickstart import expect_in_log
-
-pytestmark = pytest.mark.xdist_group("starts")
 
 README = (ROOT / "README.md").read_text()
 

@@ -7,11 +7,8 @@ from pathlib import Path
 
 import django_htmx
 import httpx
-import pytest
 
 from tests.workspace import ROOT, Serve
-
-pytestmark = pytest.mark.xdist_group("clients")
 
 OURS = ROOT / "static" / "gateway"
 HTMX = Path(django_htmx.__file__).parent / "static" / "django_htmx" / "htmx-2.min.js"

@@ -26,7 +26,7 @@ from tests.proxy.test_endpoint import modern
 from tests.running.processes import workers
 from tests.workspace import ROOT, Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.full
 
 SERVER = "fastmcp-4"
 # The last two tools return an error to a client without a session.

@@ -18,8 +18,6 @@ from tests.workspace import Serve
 from tokens.models import Issued
 from wire import jsonrpc
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 __all__ = ["relay"]
 
 TEXT = f"There were more calls than the token's limit allows: 2 a minute. {PUBLIC_URL}/settings/calls"

@@ -247,6 +247,7 @@ def test_a_rule_on_a_tool_applies_whatever_spelling_of_its_name_is_called(world:
         assert proxy.last().feature_name == name
 
     refuse.remove(by=None)
+    Connection.objects.update(hold_wait=0)
     Rule.objects.add(name="Ask", effect="hold", when=f"tool.name == '{delete}'", **ON)
     held = [world.agent.call(called).json()["result"]["_meta"]["hold"] for called in (delete, "crm__users/delete")]
     hold = Hold.objects.get(pk=held[0])
@@ -271,6 +272,7 @@ def test_rules_and_approvers_see_the_arguments_that_the_server_gets(proxy: Proxy
     put(work, "other")
     offer("it", "tool")
     terms: Any = {"hold": {"hold_minutes": 5}, "refuse": {"text": "No."}}[effect]
+    Connection.objects.update(hold_wait=0)
     Rule.objects.add(name="No rm", effect=effect, when="args.command.contains('rm ')", **terms, **ON)
     hidden = {"command": f"gateway://docs/{quote('rm -rf /', safe='')}"}
 

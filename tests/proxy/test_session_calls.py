@@ -566,7 +566,6 @@ REPLIES: dict[str, Object] = {
 
 
 @pytest.mark.full
-@pytest.mark.xdist_group("conformance")
 def test_a_server_on_the_python_sdk_1_gets_an_answer_to_what_it_asks_without_a_related_request(
     start: Start, sdk: str
 ) -> None:

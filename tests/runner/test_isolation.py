@@ -19,7 +19,6 @@ from tests.runner.running import SECRET, Running, hostile, needs_root, readable_
 from tests.runner.test_running import called, refused
 from tests.workspace import ROOT
 
-pytestmark = pytest.mark.xdist_group("runner")
 FIRST = 300_000 + os.getpid() % 1000 * 1000  # No other run of these tests has these.
 UIDS = range(FIRST, FIRST + 20)
 CAP_SETUID, PR_CAPBSET_DROP = 7, 24

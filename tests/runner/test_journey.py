@@ -14,7 +14,7 @@ from tests.clients.fixtures import MODULES, Npm
 from tests.runner.running import SECRET, Running, runner
 from tests.workspace import Serve, new
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 ECHO = "everything__echo"
 

@@ -13,7 +13,7 @@ import pytest
 from tests.eventually import until
 from tests.runner.running import SECRET, Running, runner, text
 
-pytestmark = [pytest.mark.xdist_group("runner"), pytest.mark.full]
+pytestmark = pytest.mark.full
 OPERATION = {
     "responses": {"200": {"description": "ok", "content": {"application/json": {"schema": {"type": "object"}}}}}
 }

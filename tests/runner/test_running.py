@@ -18,7 +18,6 @@ from runner.process import Accounts, running_processes
 from tests.eventually import until
 from tests.runner.running import SECRET, Running, as_json, hostile, runner, text
 
-pytestmark = pytest.mark.xdist_group("runner")
 MAYBE = "The call may have been executed, and is not sent again."
 QUICK = {"memory_mb": 200, "processes": 20}
 HANGS = {"call_seconds": 2}

@@ -13,7 +13,7 @@ from mcp_types import ElicitResult
 from tests.eventually import until
 from tests.runner.running import HOSTILE, Running, command, readable_python, runner, text
 
-pytestmark = [pytest.mark.xdist_group("runner"), pytest.mark.full]
+pytestmark = pytest.mark.full
 NPM = "npm:@modelcontextprotocol/server-{}@2026.8.31"
 BINARY = """#!/bin/sh
 exec {python} -S {program}

@@ -13,7 +13,7 @@ from tests.proxy.conftest import Agent
 from tests.running.processes import workers
 from tests.workspace import ROOT, Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kill")]
+pytestmark = pytest.mark.full
 
 STREAMS, TOKENS = 500, 10
 MOST_MB = 200

@@ -21,7 +21,7 @@ from tests.running.starts import sign_in
 from tests.workspace import PASSWORD, ROOT, Serve
 from wire import cipher, token_text
 
-pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 PAGE = "back-up.md"
 FILES = {"GATEWAY_ENCRYPTION_KEYS": "encryption_keys", "GATEWAY_TOKEN_KEYS": "token_keys"}

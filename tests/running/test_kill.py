@@ -16,7 +16,7 @@ from tests.running.processes import chores, runs, workers
 from tests.running.starts import serving
 
 # This test keeps both cores busy.
-pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 def kill_postgres(home: Path) -> int:

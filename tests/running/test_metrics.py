@@ -19,8 +19,6 @@ from tests.eventually import PATIENCE
 from tests.workspace import Serve
 from wire import background
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 type Numbers = dict[tuple[str, ...], float]
 
 CALLS = 12

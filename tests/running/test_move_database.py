@@ -24,7 +24,7 @@ from tests.running.debian import postgres, programs
 from tests.running.starts import environment, manage, password_of, serving, signs_in
 from tests.running.test_refusals import KEYS
 
-pytestmark = [pytest.mark.xdist_group("move database"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 PAGE = (ROOT / "docs" / "how-to" / "deploy.md").read_text()
 PRINTED = "postgresql://gateway:secret@db.internal:5432/gateway"

@@ -14,7 +14,7 @@ from tests.proxy.conftest import Agent
 from tests.proxy.test_endpoint import modern
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 CALLS, CLIENTS = 100, 700
 # Clients that connect at once; when nearly all files are open, new connections are refused, even for calls.

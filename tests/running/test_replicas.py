@@ -26,7 +26,7 @@ from tests.running.replicas import (
     leave,
 )
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kill")]
+pytestmark = pytest.mark.full
 
 ELICITATION: dict[str, Any] = {"elicitation": {"form": {}}}
 BUSES = "FROM pg_stat_activity WHERE application_name = 'gateway bus' AND datname = current_database()"

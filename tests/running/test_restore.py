@@ -27,7 +27,7 @@ from tests.running.starts import manage, password_of, serving, signs_in
 from tests.sinks.receiver import SECRET, Webhook, webhook
 from tests.workspace import PASSWORD, ROOT, Serve, free_port
 
-pytestmark = [pytest.mark.xdist_group("restore"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 PAGE = "back-up.md"
 COUNTED = """

@@ -9,7 +9,7 @@ import pytest
 from tests.running.load import Load
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("clients")]
+pytestmark = pytest.mark.full
 
 WAITED = 9  # Seconds. Only a call that waits for the reader's lock takes this long, however busy the machine.
 OLD = ("auditlog_call_2020_01", "auditlog_call_2020_02")

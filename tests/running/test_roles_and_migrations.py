@@ -22,8 +22,6 @@ from tests.running.load import Load
 from tests.running.starts import environment, manage, signs_in
 from tests.workspace import OWNER, PASSWORD, Serve
 
-pytestmark = pytest.mark.xdist_group("starts")
-
 LOGS = ("auditlog_call", "auditlog_event")
 CHANGES_OF_LOGS = (
     "UPDATE {table} SET created_at = now()",

@@ -25,7 +25,7 @@ from tests.running.starts import manage
 from tests.running.test_refusals import KEYS, refusal
 from tests.workspace import OWNER, PASSWORD, ROOT, Serve, free_port
 
-pytestmark = [pytest.mark.xdist_group("scale out"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 DIRECT, READ = "GATEWAY_DIRECT_DATABASE_URL", "DATABASE_READ_URL"
 REPLICA_URL = "postgresql://gateway:secret@replica.internal:5432/gateway"

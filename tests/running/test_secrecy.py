@@ -6,8 +6,6 @@ from tests import secrecy
 from tests.workspace import Serve
 from wire import token_text
 
-pytestmark = pytest.mark.xdist_group("clients")
-
 
 @pytest.mark.full
 def test_a_secret_in_a_table_is_found_as_text_and_as_bytes(live: Serve) -> None:

@@ -16,7 +16,7 @@ from tests.running.processes import workers
 from tests.workspace import ROOT, Serve
 
 # This test kills workers and restarts the gateway, as `test_replicas` does with two replicas.
-pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 INITIALIZE = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "probe", "version": "1"}}
 

@@ -15,7 +15,7 @@ from tests.running.conftest import FOREIGN, FirstStart, postmaster
 from tests.running.starts import Started, manage, password_of, serving, signs_in, start
 from wire.versions import with_commit
 
-pytestmark = [pytest.mark.xdist_group("starts"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first: FirstStart, home: Path) -> None:

@@ -16,7 +16,7 @@ from tests.running.processes import chores, workers
 from tests.running.starts import manage, serving
 from tests.workspace import free_port
 
-pytestmark = [pytest.mark.xdist_group("starts"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 CALL = (
     b"POST /mcp/quickstart HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"

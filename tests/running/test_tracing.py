@@ -15,7 +15,7 @@ from tests.running.starts import environment
 from tests.running.test_refusals import refusal
 from tests.workspace import ROOT, Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 

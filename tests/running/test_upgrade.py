@@ -17,7 +17,7 @@ from tests.eventually import PATIENCE, eventually
 from tests.running.starts import environment
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("kill"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 DECLARE = "CREATE INDEX call_by_trial ON ONLY auditlog_call (user_agent, created_at)"
 INVALID = "SELECT 1 FROM pg_index WHERE NOT indisvalid AND indexrelid <> 'call_by_trial'::regclass"

@@ -25,7 +25,7 @@ from tests.proxy.test_endpoint import modern
 from tests.running.replicas import Replicas, call, in_session
 from tests.workspace import OWNER
 
-pytestmark = [pytest.mark.full, pytest.mark.xdist_group("kill")]
+pytestmark = pytest.mark.full
 
 CALLS = int(os.environ.get("WITHDRAWAL_CALLS", "100"))  # After each withdrawal, to both replicas together.
 AT_ONCE, BEFORE = 64, 50

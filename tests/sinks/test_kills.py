@@ -29,7 +29,7 @@ from tests.sinks.receiver import Request, Webhook
 from tests.sinks.test_sending import write
 from tests.workspace import ROOT
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.xdist_group("kill"), pytest.mark.full]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.full]
 
 KILLS = 8
 WRITERS = 3

@@ -9,7 +9,7 @@ from tests.clients.fixtures import Npm
 from tests.sso.conftest import SECRET, provider_of
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 def test_the_button_leads_to_the_provider_and_back_in_and_signing_out_out_of_both(

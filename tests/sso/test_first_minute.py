@@ -15,7 +15,7 @@ from tests.clients.fixtures import Npm
 from tests.sso.conftest import SECRET, Organisation, provider_of
 from tests.workspace import PASSWORD, Serve, new
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.clients.fixtures import Npm
 from tests.sso.saml_provider import ACS, SamlOrganisation, saml_provider_of
 from tests.workspace import Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 PAGE = "/settings/organisation/"
 

@@ -14,7 +14,7 @@ from tests.make import unique
 from tests.oauth.steps import minted
 from tests.workspace import OWNER, PASSWORD, Serve
 
-pytestmark = [pytest.mark.xdist_group("clients"), pytest.mark.full]
+pytestmark = pytest.mark.full
 
 FIELD = re.compile(r'name="csrfmiddlewaretoken" value="(\w+)"')
 SCRIPT = re.compile(r'id="p-rotate".*?<pre[^>]*><code>(.*?)</code>', re.DOTALL)
