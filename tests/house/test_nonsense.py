@@ -44,7 +44,7 @@ SCRIPT = "<script>alert"
 def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
     """Create one world for all tests of this module; each request leaves it unchanged."""
     with django_db_blocker.unblock(), transaction.atomic():
-        found = Site(DOORS)
+        found = Site()
         owner = make.user(email="else@example.com")
         found.things["foreign"] = make.identity(make.server(auth_type="bearer"), owner).pk
         yield found

@@ -40,7 +40,7 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
     is_program = patch.object(programs, "program_name", return_value="time")
     has_runner = override_settings(RUNNER=Runner("http://127.0.0.1:9", "secret"))
     with django_db_blocker.unblock(), transaction.atomic(), is_program, has_runner:
-        yield Site(DOORS)
+        yield Site()
         transaction.set_rollback(True)
 
 

@@ -60,7 +60,7 @@ INCLUDING_VIEW = {"connections.revoke_connection", "connections.toggle_connectio
 @pytest.fixture(scope="module")
 def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
     with django_db_blocker.unblock(), transaction.atomic():
-        yield Site([])
+        yield Site()
         transaction.set_rollback(True)
 
 
