@@ -183,7 +183,9 @@ REASONS = {
         Step.IDENTITY, "The gateway could not get a new token from the issuer of the credential.", page=IDENTITIES
     ),
     "identity_unreadable": Reason(
-        Step.IDENTITY, "No encryption key decrypts the stored credential, or no header can carry it.", page=IDENTITIES
+        Step.IDENTITY,
+        "The stored credential cannot be decrypted, or has characters that a header cannot carry.",
+        page=IDENTITIES,
     ),
     "rule_refused": Reason(Step.RULES, "A rule refuses this call of {tool}.", "refused by a rule"),
     "held": Reason(

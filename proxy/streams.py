@@ -689,7 +689,10 @@ class Resumption:
     async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """Send the stored messages, the notifications named in `lists`, and a notification for each subscription."""
+        """Send the stored messages, the notifications named in `lists`, and one for each resource in `subscribed`.
+
+        Resources to which the client may no longer subscribe are left out; without the database, all resources are.
+        """
         self.server_streams.give_waiting(standing.owner)
         # Changes of lists and resources may have been missed.
         for method in lists:

@@ -367,7 +367,10 @@ class _ThroughProxy(HTTPAdapter):
 
 
 def _resource() -> Resource:
-    """Return the resource of the spans, as the OTEL_ variables set it; the default service name is the product's."""
+    """Return the resource of the spans: the attributes from OTEL_ variables, and the product's version.
+
+    The service name is the product's, unless a variable sets another.
+    """
     told = Resource.create()
     own: dict[str, str] = {"service.version": versions.VERSION}
     if str(told.attributes.get("service.name", "unknown_service")).startswith("unknown_service"):

@@ -107,9 +107,9 @@ def may_hold_exposed(body: bytes) -> bool:
 
 
 def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
-    """Return a copy with the exposed URI of a tool's page (MCP Apps).
+    """Return a copy of `meta` in which the URI of a tool's page (MCP Apps) is the exposed one.
 
-    If `meta` has no such URI, or `alias` is empty, return `meta` itself.
+    If `meta` has no page, or `alias` is empty, return `meta` itself.
     """
     changed: dict[str, Any] = {}
     ui = meta.get(_UI)

@@ -132,7 +132,7 @@ class UnknownFeature(UpstreamError):
 
 
 class IdentityUnreadable(UpstreamError):
-    """The credential cannot be sent: no configured key decrypts it, or no header can carry it."""
+    """The credential cannot be sent: no configured key decrypts it, or it has characters that a header cannot carry."""
 
     reason = "identity_unreadable"
     sentence = 'The credential stored for server "{server}" can no longer be read.'

@@ -48,7 +48,7 @@ def test_a_row_says_everything_but_the_secret(ana: User, sign_in: SignIn) -> Non
 
 
 def app_connection(user: User) -> Connection:
-    """A connection of an app, whose key is never shown."""
+    """Return a connection of an app that signed in through OAuth."""
     host = Host.objects.create(kind=HostKind.HEADED, name="Claude Desktop", dedupe_key=make.unique("key"))
     return make.connection(host, make.gateway(), user)
 

@@ -344,7 +344,7 @@ def test_each_block_is_of_the_language_it_says() -> None:
 
 
 def parse(block: Block) -> None:  # noqa: C901  (a table)
-    """Raise an error if a block does not parse in its language; plain text and pictures are not checked."""
+    """Raise an error if a block does not parse in its language. Text, SQL, nginx and pictures are not checked."""
     match block.language:
         case "json":
             json.loads(block.text)

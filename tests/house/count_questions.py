@@ -650,7 +650,11 @@ def _cut(ask: Ask) -> tuple[float, ...]:
 
 
 def _lately(ask: Ask, calls: "QuerySet[Call]", *, is_own: bool = False) -> tuple[float, ...]:
-    """Return how many calls of seven days were not refused, how many callers made them, and the calls per caller."""
+    """Return how many calls of seven days were not refused, how many callers made them, and the calls per caller.
+
+    The seven days end with yesterday; the calls of today are counted too. Returns () without calls, or if the viewer
+    may not see any.
+    """
     if not is_own and not ask.viewer.has_perm(Capability.LOGS_READ):
         return ()
     today = timezone.now().replace(hour=0, minute=0, second=0, microsecond=0)

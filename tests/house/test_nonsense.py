@@ -238,7 +238,7 @@ def nobody(site: Site) -> tuple[Client, str]:
 
 
 def joining(site: Site) -> tuple[Client, str]:
-    """Return a browser in which an invitation link was opened, and the page."""
+    """Return a browser in which an invitation link was opened."""
     client = Client()
     client.get(urlsplit(invitation_link(make.invited())).path)
     return client, ""
@@ -251,7 +251,7 @@ def resetting(site: Site) -> tuple[Client, str]:
 
 
 def halfway(site: Site) -> tuple[Client, str]:
-    """Return the browser of a person with a security key, after a correct password, and the page."""
+    """Return a browser in which the correct password was entered, but not yet the security key used."""
     client, person = Client(), make.user()
     added(person)
     client.post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})

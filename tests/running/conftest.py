@@ -1,4 +1,4 @@
-"""Data directories (unused ones, and copies of a directory with a finished first start), and two replicas."""
+"""Data directories (unused ones, and copies of a directory in which a first start has completed), and two replicas."""
 
 import json
 import os
