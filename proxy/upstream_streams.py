@@ -320,7 +320,7 @@ class ServerStreams:
             held = self._held[row] = OpenServerStream(
                 source, self._background.spawn("stream of a server", self._listen(row))
             )
-            held.task.add_done_callback(lambda _: held.has_begun())  # Wake waiters even if the task was cancelled.
+            held.task.add_done_callback(lambda _: held.wake_waiters())  # Wake waiters even if the task was cancelled.
         return self._held[row]
 
     # For calls
@@ -518,7 +518,7 @@ class ServerStreams:
         self._run(tell())
 
     def _begin(self, held: OpenServerStream) -> None:
-        held.has_begun()
+        held.wake_waiters()
         self._tell_begun(held.source.audience)
 
     def _tell_begun(self, audience: Audience) -> None:
@@ -642,7 +642,7 @@ class OpenServerStream:
     waiting_bytes: int = 0
     handing_over: asyncio.Task[None] | None = None
 
-    def has_begun(self) -> None:
+    def wake_waiters(self) -> None:
         """Wake all waiters, because the stream is open or will not be opened."""
         self.asked.set()
         self.begun.set()

@@ -417,7 +417,7 @@ class Regenerate(Connections):
         The person needs MCP_CONNECTIONS_REVOKE, also for a connection of their own.
         """
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
-        _must_regenerate(connection)
+        _must_be_renewable(connection)
         return self.changed(connection, partial(Token.objects.renew_key, connection))
 
     def _token(self, connection: Connection) -> Response:
@@ -431,7 +431,7 @@ class Regenerate(Connections):
             # With an API key, the key needs a capability to create tokens.
             must_hold(self.me, (Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE))
         if is_own or not connection.is_live:  # Other people may end the secret even of a disabled connection.
-            _must_regenerate(connection)
+            _must_be_renewable(connection)
         active = list(Token.objects.active().filter(connection=connection, kind=TokenKind.ACCESS)[:2])
         if not active:
             raise ApiError(HTTPStatus.CONFLICT, "no_active_token", "This connection has no active token.")
@@ -446,7 +446,7 @@ class Regenerate(Connections):
         return secret_answer(rotated(new._replace(token=with_reach(Token.objects.all()).get(pk=new.token.pk))))
 
 
-def _must_regenerate(connection: Connection) -> None:
+def _must_be_renewable(connection: Connection) -> None:
     """Raise ConnectionAlreadyRevoked if the connection is revoked.
 
     Raise ApiError if `must_be_on` refuses the connection.

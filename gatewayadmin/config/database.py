@@ -360,7 +360,7 @@ def advisory_lock(lock: Lock) -> Iterator[None]:
     with psycopg.connect(conninfo(), autocommit=True) as connection:
         # Polled: a waiting statement has a snapshot. A holder that creates an index concurrently waits until the
         # snapshot is gone, which would be a deadlock.
-        while not _is_taken(connection, lock):
+        while not _try_lock(connection, lock):
             time.sleep(LOCK_PAUSE_S)
         yield
 
@@ -369,10 +369,10 @@ def advisory_lock(lock: Lock) -> Iterator[None]:
 def held_if_free(lock: Lock) -> Iterator[bool]:
     """Take the lock if it is free, hold it during the block, and yield True. If the lock is taken, yield False."""
     with psycopg.connect(conninfo(), autocommit=True) as connection:
-        yield _is_taken(connection, lock)
+        yield _try_lock(connection, lock)
 
 
-def _is_taken(connection: psycopg.Connection, lock: Lock) -> bool:
+def _try_lock(connection: psycopg.Connection, lock: Lock) -> bool:
     """Try to take the lock. Return True if this connection now holds it."""
     row = connection.execute("SELECT pg_try_advisory_lock(%s)", [int(lock)]).fetchone()
     return bool(row and row[0])

@@ -85,7 +85,7 @@ class Cast:
             self._browsers[name] = self.stack.enter_context(signed_in(self.live, f"{name}@journeys.example.com"))
         return self._browsers[name]
 
-    def members(self, table: str) -> int:
+    def count_rows(self, table: str) -> int:
         """Return the number of rows in a database table."""
         return int(self.live.rows(f"SELECT count(*) FROM {table}")[0]["count"])
 

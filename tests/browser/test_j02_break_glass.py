@@ -142,7 +142,7 @@ def test_j2_a_flip_acts_on_the_next_request_in_every_worker(
 ) -> None:
     toggle = TOGGLES[name]
     flip = by_api(cast, boss, toggle, ids) if way == "api" else by_sql(cast, toggle, ids)
-    kept = cast.members(toggle.table)
+    kept = cast.count_rows(toggle.table)
     assert both(cast) == (FINE, FINE)
 
     flip(False)
@@ -154,7 +154,7 @@ def test_j2_a_flip_acts_on_the_next_request_in_every_worker(
 
     for _ in range(ROUNDS):
         assert both(cast) == (FINE, FINE)
-    assert cast.members(toggle.table) == kept
+    assert cast.count_rows(toggle.table) == kept
 
 
 def both(cast: Cast) -> tuple[Seen, Seen]:

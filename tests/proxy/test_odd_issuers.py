@@ -529,7 +529,7 @@ def test_a_registration_says_what_the_standard_knows_and_names_only_wanted_scope
     assert body.get("scope") == (" ".join(scopes) or None)
 
 
-def refuse_method(github: Place, method: str) -> None:
+def accept_only(github: Place, method: str) -> None:
     """Make the issuer accept only the client authentication `method`, even if its metadata lists other methods."""
     clients = github.issuer.clients
     for key, known in [*clients.items()]:
@@ -546,7 +546,7 @@ def test_a_client_that_is_refused_names_itself_once_in_the_other_way_which_is_re
     client = browser(ann)
     asked = destination(github.begin(client))
     assert ClientRegistration.objects.get().auth_method == named
-    refuse_method(github, takes)
+    accept_only(github, takes)
 
     assert client.get(consent(asked)).status_code == 302
 
@@ -565,7 +565,7 @@ def test_an_issuer_that_takes_another_way_later_is_renewed_with_it(
     github.issuer.metadata = {"token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"]}
     agent = proxy.agent(github.connection(ann))
     one, two = github.sign_in(ann), github.sign_in(ben)
-    refuse_method(github, "client_secret_post")
+    accept_only(github, "client_secret_post")
     expire(one, two)
 
     assert said(agent.call("github__whoami")) == f"Bearer {access_of(one)}"
