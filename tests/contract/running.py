@@ -28,6 +28,7 @@ from tests.contract.web import TLS, Browser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 OWNER, PASSWORD = "ana@example.com", "correct horse battery staple"
+LATELY = 600  # Seconds. A sign-in counts as recent for 15 minutes (ACCOUNT_REAUTHENTICATION_TIMEOUT).
 RUN_DATABASE = "TEST_RUN_DATABASE"  # PostgreSQL of the test run, where databases may be created and dropped.
 
 
@@ -42,6 +43,7 @@ class Workspace:
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list, repr=False)
     _settings: dict[str, str] = field(default_factory=dict, repr=False)
     _owner: Browser | None = field(default=None, repr=False)
+    _signed_in_at: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         self._settings = {
@@ -66,9 +68,9 @@ class Workspace:
 
     @property
     def owner(self) -> Browser:
-        """Return a browser in which the first owner is signed in."""
-        if self._owner is None:
-            self._owner = self.sign_in(OWNER, PASSWORD)
+        """Return a browser in which the first owner signed in lately enough to change roles and secrets."""
+        if self._owner is None or time.monotonic() - self._signed_in_at > LATELY:
+            self._owner, self._signed_in_at = self.sign_in(OWNER, PASSWORD), time.monotonic()
         return self._owner
 
     def sign_in(self, email: str, password: str) -> Browser:
