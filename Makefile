@@ -31,7 +31,8 @@ run: ## set up whatever is missing, start everything, print where to sign in (PO
 setup: ## the environment with the development packages; starts nothing
 	@.ci/setup dev
 
-PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n logical --durations=10 $(2) $(TESTS)
+PYTEST = chromium=$$(.ci/browser) && CHROMIUM="$$chromium" $(1) pytest -n $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) \
+	--durations=10 $(2) $(TESTS)
 
 install: ## what production needs and nothing more; EXTRAS="scim otel" adds optional packages
 	@.ci/setup install $(EXTRAS)
