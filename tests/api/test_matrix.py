@@ -23,7 +23,7 @@ from gatewayadmin.rest.urls import urlpatterns
 from tests import make
 from tests.api.world import World, build, holder
 from tests.cases import sampled
-from tests.house.doors import browser, session_of
+from tests.house.doors import Holders, browser, session_of
 from tests.rest import Rest
 from ui.operations import Operation, Query, operation_of
 
@@ -171,19 +171,18 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 
 class People:
-    """The callers for a world, created once because creating them takes longer than answering a request."""
+    """The callers for a world, created once each because creating them takes longer than answering a request."""
 
     def __init__(self, world: World) -> None:
         enough = {frozenset(one) for door in DOORS for one in several_for(door)}
-        lacking = {without(needed) for one in enough for needed in one}
-        self._sessions = {one: session_of(holder(*one)) for one in {NONE, ALL} | enough | lacking}
+        self._holders = Holders()
         self._owner = session_of(world.owner)
         # Each key belongs to a different person, because a person may have only a few keys.
         self._keys = {one: make.api_key(holder(*ALL), *one).secret for one in enough}
 
     def holding(self, capabilities: Iterable[Capability], *, csrf: bool = True) -> Rest:
         """Return the browser of a person with exactly these capabilities. Without `csrf`, it fails the CSRF check."""
-        rest = Rest(browser(self._sessions[frozenset(capabilities)]))
+        rest = Rest(browser(self._holders.session(frozenset(capabilities))))
         rest.client.handler.enforce_csrf_checks = not csrf
         return rest
 

@@ -171,12 +171,26 @@ FIELDS = {
 }
 
 
+class Holders:
+    """People with exactly the given capabilities, who sign in when a test first needs them."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[frozenset[Capability], str] = {}
+
+    def session(self, capabilities: frozenset[Capability]) -> str:
+        """Return the key of such a person's session."""
+        session = self._sessions.get(capabilities, "")
+        if not Session.objects.filter(pk=session).exists():  # Not created yet, or in a test that was rolled back.
+            session = self._sessions[capabilities] = session_of(holder(*capabilities))
+        return session
+
+
 class Site:
     """A test world of rows, with users who have exactly the given capabilities."""
 
     def __init__(self) -> None:
         self.world: World = build()
-        self._sessions: dict[frozenset[Capability], str] = {}
+        self._holders = Holders()
         self.enrolling = Host.objects.add_agent(name="Takes enrolment", by=self.world.owner)
         self.enrolling.set_enrolment(True, by=self.world.owner)
         self._owner = session_of(self.world.owner)
@@ -213,10 +227,7 @@ class Site:
 
     def holding(self, capabilities: frozenset[Capability]) -> Client:
         """Return the browser of a user with exactly these capabilities."""
-        session = self._sessions.get(capabilities, "")
-        if not Session.objects.filter(pk=session).exists():  # Not created yet, or in a test that was rolled back.
-            session = self._sessions[capabilities] = session_of(holder(*capabilities))
-        return browser(session)
+        return browser(self._holders.session(capabilities))
 
     def owning(self) -> Client:
         """Return the browser of the owner of every owned object."""
