@@ -8,10 +8,10 @@ checkout, alternating with this one, to compare a change with the code before th
 calls the tool of a server with sessions, in a client session; `sse` calls a tool that reports progress and
 answers in events; `list` reads the stored list of fifty tools.
 
-Each of the following five options measures one more gateway. `--stored-sessions N` first stores N further sessions.
-`--idle-streams N` keeps N silent client streams open and prints their memory. `--tracing SHARE` traces this share of
-calls; a collector receives and discards the spans. `--rules N` compares each call with N conditions. `--sets N` grants
-the tools of each gateway by N tool sets, through teams.
+Each of the following five options adds one gateway to the comparison. `--stored-sessions N` first stores N further
+sessions. `--idle-streams N` keeps N silent client streams open and prints their memory. `--tracing SHARE` traces this
+share of calls; a collector receives and discards the spans. `--rules N` compares each call with N conditions.
+`--sets N` lets people use only the tools that N tool sets give to their teams.
 """
 
 import argparse
@@ -219,7 +219,7 @@ class Gateway:
         return f"http://127.0.0.1:{self.port}/mcp/{self._made[server]['slug']}"
 
     def open_streams(self, streams: int) -> None:
-        """Keep `streams` client streams open until the end, and print the memory they take."""
+        """Open `streams` client streams, which stay open until the end of the run. Print the memory they take."""
         tokens, before = self._made["sessions"]["tokens"], memory(self.workers())
         for number, first in enumerate(range(0, streams, STREAMS_OF_A_TOKEN), 1):
             some = min(STREAMS_OF_A_TOKEN, streams - first)

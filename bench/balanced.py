@@ -1,8 +1,8 @@
-"""Send calls continuously to several gateways, as agents behind a load balancer do.
+"""Send calls continuously to several replicas, as agents behind a load balancer do.
 
-The balancer asks each gateway's /readyz, and sends calls only to ready gateways. It repeats a call in the same cases as
+The balancer asks each replica's /readyz, and sends calls only to ready replicas. It repeats a call in the same cases as
 HTTP clients and nginx: if no connection could be made, or if a kept-alive connection was closed before the first byte
-of the answer. The gateways' log shows whether the first attempt of a repeated call was executed after all.
+of the answer. The replicas' log shows whether the first attempt of a repeated call was executed after all.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class Agents:
 
 @dataclass
 class Balanced(Agents):
-    """Sends calls to ready gateways, in a thread, until the block ends."""
+    """Sends calls to ready replicas, in a thread, until the block ends."""
 
     token: str
     slug: str
@@ -58,7 +58,7 @@ class Balanced(Agents):
     _turn: int = 0
 
     def since(self, began: float) -> list[float]:
-        """Return the seconds of each call that ended since `began`, shortest first."""
+        """Return the durations in seconds of the calls that ended since `began`, shortest first."""
         return sorted(seconds for came, seconds in list(self.taken) if came >= began)
 
     async def _work(self) -> None:
@@ -87,7 +87,7 @@ class Balanced(Agents):
     async def _ask(self, client: httpx.AsyncClient, message: dict[str, Any]) -> str:
         """Send a call, and return the error, or "" if there was none.
 
-        If the connection fails or is closed, the call is sent once more, to another gateway.
+        If the connection fails or is closed, the call is sent once more, to another replica.
         """
         port = None
         for is_last in (False, True):
@@ -106,7 +106,7 @@ class Balanced(Agents):
         return ""
 
     def _next(self, besides: int | None) -> int:
-        """Return the port of the next ready gateway other than `besides`. Raises LookupError if none is ready."""
+        """Return the port of the next ready replica other than `besides`. Raises LookupError if none is ready."""
         self._turn += 1
         ready = [port for port in self.ready if port != besides]
         if not ready:

@@ -1,9 +1,9 @@
 """Fill a workspace to its maximum supported size, and count its calls: `python -m bench.full_size --keep FOLDER`.
 
-The database is a new database on the embedded PostgreSQL in that folder. If DATABASE_URL is set, the database is the
-empty database at that URL. The database gets ten million calls over ninety days, 5,000 hosts, 50,000 connections, 5,000
-people, 200 gateways, 100 servers of 50 tools each with their definitions, and events. SQL statements generate all rows,
-one day of calls per transaction; then the roll-ups are computed as in a running server. A second run continues where
+The database is the empty database at DATABASE_URL or, without DATABASE_URL, a new database on the embedded PostgreSQL
+in that folder. The database gets ten million calls over ninety days, 5,000 hosts, 50,000 connections, 5,000 people, 200
+gateways, 100 servers of 50 tools each with their definitions, and events. SQL statements generate all rows, one day of
+calls per transaction; then the roll-ups are computed in the way `manage.py serve` does it. A second run continues where
 the first stopped.
 """
 

@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def serving(server: int, port: int) -> int:
-    """Return the process id of the gateway's worker: the child process of `server` that listens on `port`."""
+    """Return the process id of the gateway's worker, which listens on `port` and is a child of process `server`."""
     children = psutil.Process(server).children()
     return int(
         next(each.pid for each in children if any(one.laddr.port == port for one in each.net_connections("tcp")))

@@ -1,8 +1,8 @@
 """Measure every list with few rows and with very many: `python -m bench.lists`.
 
 A database on the embedded PostgreSQL first has 50 hosts, 50 connections and 200 tokens, then 5,000 hosts, 50,000
-connections and 200,000 tokens. Each list is requested in this process by a user who may see everything. The fastest of
-several answers counts, and the growth is printed.
+connections and 200,000 tokens. Each list is requested several times in this process, by a user who may see everything.
+The shortest duration counts. For each list, the growth of this duration is printed.
 """
 
 import argparse

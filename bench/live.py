@@ -6,9 +6,10 @@ For each page, another line says:
 
 - how many of these calls the page left out
 - how many it left out without a notice such as "80 new calls arrived together: the newest 50 are shown"
-- how many nodes, listeners and bytes the page has. The time at this rate is divided into three equal parts. For each
-  part, the line has the smallest values, because a page that replaces its rows has the old and the new rows for a
-  moment.
+- how many nodes, listeners and bytes the page had, in each third of the time at this rate
+
+The sizes are the smallest of each third, because a page that replaces its rows has the old and the new rows for a
+moment.
 
 Half-way through each rate, the pointer rests on the log for twenty seconds: the rows of the log must not move, and the
 log must say that it is paused.
@@ -103,7 +104,7 @@ class Followed:
 
 
 def value(served: Serve, query: str, *parameters: object) -> Any:
-    """Return the column `value` of the first row."""
+    """Return the column `value` of the query's first row."""
     return served.rows(query, *parameters)[0]["value"]
 
 

@@ -115,7 +115,7 @@ def measure_pages(head: str, times: int) -> None:
 
 
 def roll_up() -> None:
-    """Compute the roll-ups of the whole log, in the same steps as a running server."""
+    """Compute the roll-ups of the whole log, in the same steps as `manage.py serve`."""
     from django.db import connection  # noqa: PLC0415
 
     from auditlog.models import Rollup  # noqa: PLC0415

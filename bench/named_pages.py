@@ -1,4 +1,4 @@
-"""Paths of all pages and dialogs with a URL name, with ids of a workspace made by bench.full_size."""
+"""Paths of the pages and dialogs that have a URL name, for objects of a workspace made by bench.full_size."""
 
 from collections.abc import Iterator
 from contextlib import suppress

@@ -180,7 +180,7 @@ def asked(only: str, *, named: bool) -> Iterator[Asked]:
 
 
 def named_addresses(client: "Client") -> Iterator[str]:
-    """Yield the lists and named pages that the client may open. Paths of the API and the Django admin are left out."""
+    """Yield the lists and named pages that `client` may open. Paths of the API and the Django admin are left out."""
     paths = {*named_pages(), *lists(), *large(), *filtered()}
     pages = sorted(path for path in paths if not path.startswith(("/api/", "/admin/")))
     yield from (path for path in pages if client.get(path).status_code == 200)

@@ -47,7 +47,7 @@ def make(servers: dict[str, str], tokens: int = 1) -> dict[str, Any]:
 
 
 def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
-    """Create one gateway with all these servers, and `tokens` people with an agent and a token each."""
+    """Create one gateway with all these servers. For each of `tokens` tokens, also create a person and an agent."""
     owner = User.objects.earliest("date_joined")
     gateway = Gateway.objects.add(name=name, slug=name, by=owner)
     for alias, url in servers.items():
@@ -64,7 +64,7 @@ def together(name: str, servers: dict[str, str], tokens: int) -> dict[str, Any]:
 
 
 def two_people(slow: str) -> list[str]:
-    """Create an OAuth server at the URL `slow`. Return the session keys of two people with all capabilities."""
+    """Add a server with OAuth at the URL `slow`. Return the session keys of two people with all capabilities."""
     owner = User.objects.earliest("date_joined")
     server = Server.objects.add(name="Slow", slug="slow", url=slow, auth_type=AuthType.OAUTH, by=owner)
     gateway = Gateway.objects.add(name="Slow", slug="slow", by=owner)

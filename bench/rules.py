@@ -68,7 +68,7 @@ def hostile() -> Iterator[dict[str, Any]]:
 
 
 def taken(act: Callable[[], Any], times: int = 1) -> float:
-    """Return the processor time of `act`, the shortest of three measurements."""
+    """Return the seconds of processor time that `act` takes: the shortest of three measurements."""
     found = []
     for _ in range(3):
         began = time.thread_time()

@@ -1,11 +1,11 @@
 """Look for failures and growth over days of use: `python -m bench.soak --minutes 120 --restart-every 15`.
 
-Two gateways with one worker each share one database, behind nginx as documented; both are replaced periodically, one
+Two replicas with one worker each share one database, behind nginx as documented; both are replaced periodically, one
 after the other. Clients of both protocol eras call tools, subscribe, listen, break off streams, leave servers' requests
 unanswered and never end a session. With `--real`, the clients of the compatibility table also use the servers of
 this table, one client after the other. Everything that worked in a client's first round must work in later rounds.
 
-Every half minute a line reports memory and open files of the gateways, rows of the session tables, open sessions at the
+Every half minute a line reports memory and open files of the replicas, rows of the session tables, open sessions at the
 upstream servers and the median duration of a call.
 
 Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files or rows grew
@@ -266,7 +266,7 @@ def parsed() -> argparse.Namespace:
 
 
 class Site:
-    """Two gateways on one database behind nginx, and the raw upstream servers."""
+    """Two replicas on one database behind nginx, and the raw upstream servers."""
 
     def __init__(self, home: Path, environment: dict[str, str], upstream: str) -> None:
         self._home = home
@@ -299,7 +299,7 @@ class Site:
             yield site
 
     def replace(self) -> None:
-        """Restart one gateway after the other, because nginx always needs a gateway that serves."""
+        """Restart one replica after the other, because nginx always needs a replica that serves."""
         for port in self._ports:
             process = self._serves.pop(port)
             process.terminate()
@@ -445,7 +445,7 @@ async def fill(url: str, token: str, tool: str) -> None:
 
 
 async def agent(client: Client) -> None:
-    """Call the echo tool once, randomly without protocol headers or as a client of protocol 2026-07-28."""
+    """Call the echo tool once: without protocol headers or as a client of 2026-07-28, chosen at random."""
     if client.pause and random.random() < 0.5:
         await client.post(client.call("echo", text="hello"), client.headers(), plain=True)
         return

@@ -51,7 +51,7 @@ class Site:
 
 
 def nothing(site: Site, stop: threading.Event) -> None:
-    """Run no other load."""
+    """Send nothing, to measure the pages alone."""
 
 
 def exports(site: Site, stop: threading.Event) -> None:

@@ -309,7 +309,7 @@ class Upgrade:
         load.ports.remove(port)
 
     def _start(self, code: Path) -> int:
-        """Start a process without migrations, and return its port once it is ready."""
+        """Run `serve --no-migrate` of the release in `code`, and return its port once it is ready."""
         port = free_port()
         (self._home / str(port)).mkdir(mode=0o700)
         with self._log(port).open("wb") as log:
@@ -346,7 +346,7 @@ class Upgrade:
 
     @contextmanager
     def _step(self, load: Balanced, name: str) -> Iterator[list[Part]]:
-        """Measure the block as one step. The step ends when a call has been answered, or 60 seconds after the block.
+        """Measure the block as one step. If no call ends during the block, the step waits up to 60 seconds for one.
 
         The block may append parts of the step, with their durations, to the yielded list. The parts are reported too.
         """

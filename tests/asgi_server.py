@@ -49,7 +49,7 @@ class Upstream:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that stops as soon as `stop` is called; uvicorn's own polls a flag, which makes tests slow."""
+    """A uvicorn server that stops at once when `stop` is called; polling a flag, as uvicorn does, makes tests slow."""
 
     def __init__(self, config: uvicorn.Config, patience: float) -> None:
         super().__init__(config)

@@ -12,7 +12,7 @@ from cryptography.x509.oid import NameOID
 
 
 def certificate(path: Path, *names: str) -> ssl.SSLContext:
-    """Return the TLS context of a server with these names and addresses; `path` gets the authority to trust."""
+    """Return a TLS server context for these names and addresses; `path` gets the certificate that clients trust."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject, now = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "of a test")]), datetime.now(UTC)
     made = (

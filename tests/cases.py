@@ -15,9 +15,9 @@ def full(value: Any) -> Any:
 
 
 def sampled(few: Any, every: Any = 1) -> list[Any]:
-    """Return two values of a parameter: `few` is used only by `make test`, `every` only by `make test-all`.
+    """Return two parameters, each with cases: `make test` runs only `few`, `make test-all` runs only `every`.
 
-    `few` covers a part of the cases, `every` all of them.
+    `few` has a part of the cases, and `every` has all cases.
     """
     return [pytest.param(few, marks=pytest.mark.sample), full(every)]
 

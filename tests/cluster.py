@@ -125,7 +125,7 @@ def watch(home: Path) -> None:
 
 
 def start(home: Path) -> str:
-    """Start the embedded server in `home` and return its address."""
+    """Start the embedded PostgreSQL in `home` and return its address."""
     cluster = cluster_of(home.resolve())  # The object that Django's connections use, too.
     cluster.ensure()
     _own.append(cluster)
@@ -151,7 +151,7 @@ def keys() -> dict[str, str]:
 
 
 def fresh_database(name: str, template: str = "template1") -> str:
-    """Create a database like `template` (by default an empty one) on the run's server, and return its URL."""
+    """Create a copy of the database `template` (default: empty) in the run's PostgreSQL, and return the copy's URL."""
     address = os.environ[ADDRESS]
     with psycopg.connect(address, autocommit=True) as connection:
         names = {"name": sql.Identifier(name), "template": sql.Identifier(template)}

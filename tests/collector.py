@@ -51,8 +51,8 @@ type Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
 class Collector:
     """OTLP collector that answers posted spans with HTTP `status`.
 
-    Posted log records are all appended to `tried`. The functions in `script` answer the first posts; later records are
-    stored in `logs`, except those for which `rejects` is true.
+    The log records of every post are appended to `tried`. Each function in `script` answers one post, in order. The
+    records of later posts are stored in `logs`, except those for which `rejects` is true.
     """
 
     spans: list[Posted] = field(default_factory=list)

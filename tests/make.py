@@ -84,7 +84,7 @@ def server(*, by: User | None = None, **fields: Any) -> Server:
 
 
 def introduced(server: Server, **capabilities: Any) -> Server:
-    """Store that the server declared tools and these `capabilities`. Return the server."""
+    """Store `tools` and these `capabilities` as the capabilities that the server declared. Return the server."""
     ServerInfo.objects.create(
         server_id=server.pk, told_to=server.pk, capabilities={"tools": {}, **capabilities}, changed_at=timezone.now()
     )
@@ -92,7 +92,7 @@ def introduced(server: Server, **capabilities: Any) -> Server:
 
 
 def gateway(*servers: Server, by: User | None = None, **fields: Any) -> Gateway:
-    """Return a gateway with `servers`, each under its own slug without a credential."""
+    """Return a gateway with `servers`: each has its slug as alias, and no credential."""
     slug = fields.pop("slug", None) or unique("gateway")
     values: dict[str, Any] = {"name": slug} | fields
     made = Gateway.objects.add(by=by, slug=slug, **values)
@@ -168,7 +168,7 @@ def hold(connection: Connection, server: Server, *, tool: str = "docs__search", 
 
 
 def call(*, at: datetime | None = None, **fields: Any) -> Call:
-    """Return a logged call, successful and now by default."""
+    """Return a logged call; by default, a successful one made just now."""
     at = at or datetime.now(UTC)
     Call.partitions.make_for(at.date())
     told: dict[str, Any] = {

@@ -1,7 +1,7 @@
-"""Settings of running workspaces that tests share: the product's, with argon2 at its lowest cost.
+"""Settings of the workspaces that tests share: the product's settings, with argon2 at its lowest cost.
 
-A real hash takes a quarter of a second, and each person of a workspace has one. Tests of starting the product use its
-own settings.
+A password hash of normal cost takes a quarter of a second for each person. Tests that start the product use the
+product's own settings.
 """
 
 from gatewayadmin.config import runner

@@ -11,7 +11,7 @@ SECRET = "a runner's secret of 32 characters"
 
 
 def program(name: str, **facts: Any) -> dict[str, Any]:
-    """Return a program as a runner describes it, running unless `facts` differ."""
+    """Return a runner's description of a running program; `facts` replace some of the values."""
     usual = {
         "name": name,
         "title": name.title(),

@@ -73,13 +73,13 @@ def leaks(live: Serve) -> list[str]:
 
 
 def clear(text: str, secrets: set[str]) -> set[str]:
-    """Return the tokens, and those of the given `secrets`, that occur in `text`."""
+    """Return all tokens in `text`, and each of the `secrets` that occurs in it."""
     tokens = {found for found in TOKEN.findall(text) if token_text.well_formed(found, token_text.PREFIXES)}
     return tokens | {one for one in secrets if one in text}
 
 
 def tables(live: Serve) -> Iterator[tuple[str, str]]:
-    """Yield every table as text, with printable bytes as text."""
+    """Yield the name and the rows of every table as text; binary values keep their printable characters."""
     with closing(psycopg.connect(live.database_url, options="-c bytea_output=escape")) as connection:
         query = "SELECT schemaname, relname FROM pg_stat_user_tables"
         for schema, table in connection.execute(query).fetchall():

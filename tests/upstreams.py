@@ -130,7 +130,7 @@ def header_of(ctx: Context[Any, Any], name: str) -> str:
 
 
 def guarded(app: App, header: str, scheme: str) -> App:
-    """Answer 401 unless the header is present, with a cookie and a challenge like hosted servers."""
+    """Answer 401 with a cookie and a challenge, as hosted servers do, unless the header is present."""
 
     async def judge(scope: Scope, send: Send) -> bool:
         value = headers_of(scope).get(header, "")
@@ -199,7 +199,7 @@ async def refuse(send: Send, code: int, message: str, **extra: object) -> None:
 
 
 def silent() -> App:
-    """Return a server that never answers, until its caller disconnects."""
+    """Return a server that never answers; each request ends when its caller disconnects."""
 
     async def wait(receive: Receive, send: Send) -> None:
         while (await receive())["type"] != "http.disconnect":

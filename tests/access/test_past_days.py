@@ -1,4 +1,4 @@
-"""The report of a past day, from the history or, before the history began, from admin events."""
+"""The report of a past day: from the history, or from admin events if the day is before the history began."""
 
 from datetime import date, timedelta
 from importlib import import_module
@@ -204,7 +204,7 @@ def test_the_history_begins_with_what_admin_events_say(ana: User, ann: User, ben
 
 
 def _spread(events: list[int]) -> None:
-    """Date the events up to the id `events[0]` 40 days back, those up to `events[1]` 30 days back, and so on."""
+    """Set the dates of events: 40 days ago up to the id `events[0]`, then 30 days ago up to `events[1]`, and so on."""
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL session_replication_role = replica")
         for number, (start, end) in enumerate(zip([0, *events], events, strict=False)):

@@ -1,4 +1,4 @@
-"""In random worlds, the access report agrees with the access statement, and the history with the current tables."""
+"""In random worlds, the access report matches the gateway's decisions; the history matches the current tables."""
 
 from itertools import product
 from typing import Any
@@ -25,7 +25,7 @@ WORLDS = 200
 
 
 def reasons(host: Host, user: Any, gateway: Gateway, tool: str = "") -> set[str]:
-    """Return the access statement's reasons to refuse this call, but only reasons about the person or the tool."""
+    """Return the reasons why the gateway refuses this call, but only reasons that concern the person or the tool."""
     decision = current_decision(Question(host, user, gateway, Named(TOOL, tool) if tool else None))
     found = {each.reason for each in decision.verdict.obstacles} - OTHERS
     return {reason for reason in found if not reason.startswith(IDENTITY)}

@@ -1,4 +1,4 @@
-"""The page Access report, its filters and file, and /api/access."""
+"""The page *Access report* with its filters and its exported file, and /api/access."""
 
 import re
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""The pages, messages and REST of access reviews, and the offline check of a result."""
+"""Access reviews: pages, messages and REST operations, and the offline check of a result."""
 
 import json
 import re
@@ -146,7 +146,7 @@ def test_a_reviewer_answers_lines_people_and_pages_without_script(
 def test_forged_answers_by_pages_and_rest_change_nothing(
     review: Review, boss: User, grace: User, ann: User, ben: User, work: Gateway, sign_in: SignIn
 ) -> None:
-    """Strangers, readers and other reviewers forge answers, also for lines of other reviews and of a closed review."""
+    """Strangers, readers and other reviewers forge answers, including answers to lines of other and closed reviews."""
     reader, second = make.user(*READS), make.user(*Capability, email="second@example.com")
     terms: dict[str, Any] = {"scope": "gateways", "subjects": [work], "due_on": due(7), "by": boss}
     other = Review.objects.start(name="Other", reviewers=[second], fallback=grace, self_review=True, **terms)

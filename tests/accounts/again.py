@@ -25,7 +25,7 @@ def onward(asked: Any) -> str:
 
 
 def confirm(client: Client, asked: Any) -> Any:
-    """Type the required password, resubmit the held form as the browser's script does, and return the response."""
+    """Confirm the password, resubmit the stored form as the page's script does, and return the response to the form."""
     return sent_again(client, client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)}))
 
 

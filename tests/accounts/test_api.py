@@ -64,7 +64,7 @@ def test_people_roles_and_settings_ask_for_the_password_again(boss: User, ann: U
 
 
 def test_no_resource_can_forget_to_ask_for_it() -> None:
-    """All REST resources have the permission classes, and all their methods declare an operation."""
+    """Every REST resource has the permission RecentPassword, and exactly the listed methods declare `reauth`."""
     every: set[Any] = {view for _, view, _ in router.registry} | set(Resource.__subclasses__())
 
     assert {view.__name__ for view in every if RecentPassword not in view.permission_classes} == set()

@@ -1,4 +1,4 @@
-"""A form that needs a password confirmation is stored until the confirmation, and nowhere else."""
+"""A form that needs a password confirmation is stored only in the session, and resubmitted after the confirmation."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""Mail to outside servers with TLS uses the outbound proxy; other mail is sent directly."""
+"""Mail sent over TLS to an outside mail server uses the outbound proxy; other mail is sent directly."""
 
 import ssl
 from base64 import b64encode

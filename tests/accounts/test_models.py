@@ -23,7 +23,7 @@ def chief() -> User:
 
 
 def test_people_who_lost_their_role_meanwhile_cannot_act(chief: User) -> None:
-    """The request cached the author's capabilities at its start; the model reads them from the database again."""
+    """The object `eve` has cached her old capabilities; each change reads the new ones from the database."""
     eve, bo = make.user(*Capability), make.user(Capability.LOGS_READ)
     assert eve.has_perm(Capability.LOGS_READ)
 

@@ -1,4 +1,4 @@
-"""A role or the workspace requires a second factor, or sign-in by the organisation."""
+"""A role or the workspace requires a second factor, or sign-in at the organisation's identity provider."""
 
 import re
 from functools import partial
@@ -35,7 +35,7 @@ REQUIRED = "/accounts/required/"
 
 @pytest.fixture(autouse=True)
 def workspace(db: None) -> None:
-    """A workspace with a person who manages people, and without counted sign-in attempts."""
+    """A workspace with a person who manages people; no earlier sign-in attempts are counted."""
     make.user(Capability.PEOPLE_MANAGE)
     cache.clear()
 

@@ -193,7 +193,7 @@ def test_a_code_confirms_in_place_of_the_password(sign_in: SignIn, noon: Any) ->
 
 
 def stored() -> str:
-    """Return all data of sessions and authenticators in the database, decoded where that needs no key."""
+    """Return the stored data of all authenticators, and the decoded data of all sessions, as one text."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT data::text FROM mfa_authenticator")
         rows = [row for (row,) in cursor.fetchall()]
@@ -219,7 +219,7 @@ def test_no_secret_is_stored_in_clear_and_a_sealed_one_names_its_key(sign_in: Si
 
 @pytest.fixture
 def rotated(settings: Any) -> Iterator[Any]:
-    """Yield a function that puts a new encryption key before the current one."""
+    """Yield a function that puts a new encryption key first, and removes the others unless `keep` is true."""
 
     def rotate(*, keep: bool) -> None:
         settings.ENCRYPTION_KEYS = [Fernet.generate_key(), *(settings.ENCRYPTION_KEYS if keep else [])]

@@ -1,8 +1,9 @@
 """Send generated requests, valid and invalid, to every API operation as four kinds of callers.
 
 Each answer must have a status and a body that the API description declares for the operation, and no answer may be a
-5xx. `make test` sends a few requests. `make test-all` sends some to every operation, as one of the callers. `make
-contract` sends many more, as two or three of them.
+5xx. `make test` sends a few requests. `make test-all` sends some to every operation, with one kind of caller for each
+operation. `make contract` sends many more, with two kinds of callers for each operation. `make test-all` and `make
+contract` also send anonymous requests to some operations.
 """
 
 import os
@@ -97,7 +98,7 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def credentials(world: World) -> dict[str, dict[str, Any]]:
-    """Return the credentials of each kind of caller; the key with one capability is named after the capability."""
+    """Return headers and cookies by caller; an API key with one capability is listed under the capability's slug."""
     return {
         "owner": session(world.boss),
         "owner's key": bearing(world.boss, *Capability),
@@ -112,7 +113,7 @@ def bearing(person: Any, *capabilities: Capability) -> dict[str, Any]:
 
 
 def caller(actor: str, door: Door) -> str:
-    """Return the key in `credentials` for this actor and operation."""
+    """Return the name that the caller for this actor and operation has in `credentials`."""
     if actor != "key for this":
         return actor
     enough = next(iter(sufficient(door.rule)), {Capability.HOSTS_READ})
@@ -152,7 +153,7 @@ def test_operations_answer_as_described(
 
 
 def ask_often(label: str, actor: str, world: World, credentials: dict[str, Any]) -> int:
-    """Send generated requests to one operation, compare the answers with the description, and return the number."""
+    """Send generated requests to one operation, and return their number. Fails if an answer breaks the description."""
     operation, sent = operations()[label], 0
     door = BY_ADDRESS[operation.method, operation.path]
 

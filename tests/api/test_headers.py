@@ -44,7 +44,7 @@ def test_every_single_thing_is_304_for_who_has_it() -> None:
 
 
 def test_other_changes_alter_the_tag_without_a_conflict(boss: User) -> None:
-    """The tag changes, but a writer who read the object before gets no conflict."""
+    """The tag changes, but a writer who sends the earlier tag gets no conflict."""
     gateway, rest = make.gateway(slug="work"), Rest.of(boss)
     tag = rest.get("/gateways/work")["ETag"]
 

@@ -56,7 +56,7 @@ def test_bad_bodies_are_told_apart(owner: httpx.Client) -> None:
 
 
 def test_two_workers_agree_on_who_was_first(owner: httpx.Client) -> None:
-    """Of many concurrent revocations, switches and approvals, one takes effect; the others get a clear error."""
+    """Of six concurrent revocations, one succeeds. Six concurrent disable requests succeed, but record one event."""
     host = owner.post("/api/hosts", json={"name": unique("bot")}).json()["id"]
     gateway = owner.get("/api/gateways/quickstart").json()["id"]
     body = {"host_id": host, "gateway_id": gateway, "name": "ci"}

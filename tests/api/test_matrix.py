@@ -1,7 +1,8 @@
-"""Call every API route as an anonymous caller, as the owner, with no capability, and with one of several missing.
+"""Call every API route anonymously, as the owner, without capabilities, and with one of several required ones missing.
 
-The cases are generated from the rules that the views declare. A route without a rule, or without a URL here, fails.
-test_single_capabilities.py tries each sufficient capability alone, and all others together, by its own table.
+The cases are generated from the access rules that the views declare. A route without an access rule, or without a URL
+in this module, fails. test_single_capabilities.py tries each sufficient capability alone, and all others together, by
+its own table.
 """
 
 import re
@@ -68,7 +69,7 @@ class Door:
 
     @property
     def let_in(self) -> set[int]:
-        """Return the statuses that mean the caller was allowed, with 400 if the operation has required parameters."""
+        """Return the statuses that mean the caller was allowed; 400 is among them if parameters are required."""
         body = self.operation.body
         asked = body if body and issubclass(body, Query) else self.operation.query
         asks = any(field.required for field in asked().fields.values())
@@ -126,7 +127,7 @@ def for_a_moment() -> Iterator[None]:
 
 
 def sufficient(rule: Any) -> list[set[Capability]]:
-    """Return the smallest sets of capabilities that satisfy a rule."""
+    """Return the smallest sets of capabilities that satisfy an access rule."""
     needed = rule.others if isinstance(rule, Own) else rule
     match needed:
         case None:
@@ -181,7 +182,7 @@ class People:
         self._keys = {one: make.api_key(holder(*ALL), *one).secret for one in enough}
 
     def holding(self, capabilities: Iterable[Capability], *, csrf: bool = True) -> Rest:
-        """Return the browser of a person with exactly these capabilities. Without `csrf`, it fails the CSRF check."""
+        """Return a browser of a person with exactly these capabilities. Without `csrf`, changes fail the CSRF check."""
         rest = Rest(browser(self._holders.session(frozenset(capabilities))))
         rest.client.handler.enforce_csrf_checks = not csrf
         return rest

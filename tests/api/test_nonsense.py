@@ -66,9 +66,10 @@ def test_a_body_with_nonsense_is_no_error_of_ours(world: World, rest: Rest, subt
 
 
 def faults_of_bodies(door: Door, number: int, values: dict[str, Any], world: World, rest: Rest) -> Iterator[str]:
-    """Yield the faults after sending invalid values, selected by `number`.
+    """Send invalid values, selected by `number`, and yield the faults of the answers.
 
-    Each field gets an eighth of the values; a sixth are sent in all fields at once, and as the whole body.
+    Each field gets an eighth of the values. A sixth of the values are also sent in all fields at once, and then as the
+    whole body.
     """
     right, names = world.bodies.get((door.name, door.method), {}), fields(door)
     for row, (what, value) in enumerate(values.items()):
@@ -90,9 +91,9 @@ def test_a_query_with_nonsense_is_no_error_of_ours(world: World, rest: Rest, sub
 
 
 def faults_of_queries(door: Door, number: int, world: World, rest: Rest) -> Iterator[str]:
-    """Yield the faults after sending invalid values, selected by `number`.
+    """Send invalid values, selected by `number`, and yield the faults of the answers.
 
-    Each parameter gets an eighth of the values; a third are sent in all parameters at once.
+    Each parameter gets an eighth of the values. A third of the values are also sent in all parameters at once.
     """
     names = [one["name"] for one in door.described.get("parameters", ()) if one["in"] == "query"]
     for row, (what, value) in enumerate(NONSENSE.items()):

@@ -1,8 +1,8 @@
 """For operations on other people's objects, one of certain capabilities is enough, and all others together are not.
 
 The callers are people and API keys. This module lists the required capabilities, and whose objects they apply to,
-independently of the views. After each request it compares the database: no caller may grant or remove capabilities
-that the caller lacks.
+independently of the views. After the requests to an operation, the rights in the database must be the same as before:
+refused requests change nothing, and allowed requests are rolled back.
 """
 
 from __future__ import annotations

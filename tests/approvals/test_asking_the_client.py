@@ -1,4 +1,4 @@
-"""A client that can open URLs gets a hold's page once. An approved call that asks for input continues."""
+"""A client that can open URLs is asked once to open the page of a held call. An approved call may ask for input."""
 
 import asyncio
 import json

@@ -1,6 +1,6 @@
 """Third-party client programs at their default time-outs: an approved call runs once, and the client gets the answer.
 
-If CLAUDE_CODE is the path of Claude Code's program, it is included, and a stand-in for its model calls the tool.
+Claude Code is included if CLAUDE_CODE is the path of its program; a stand-in for its model then calls the tool.
 """
 
 import json

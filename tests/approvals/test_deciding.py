@@ -1,4 +1,4 @@
-"""Pages, REST and messages of held calls: for the people who may see them and decide on them."""
+"""Held calls on pages, over REST and in messages, for the people who may see and decide on them."""
 
 import re
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""Workers are killed while approved calls are repeated in parallel at two replicas: each runs once at most.
+"""Workers are killed while approved calls are repeated in parallel at two replicas: each call runs at most once.
 
 HELD_CALLS sets the number of held calls, such as 10000.
 """

@@ -82,7 +82,7 @@ class Visitor(NamedTuple):
 
 
 class Door(NamedTuple):
-    """A request. It has passed if it changed something, or if the answer contains the text `tells`."""
+    """A request. It took effect if the answer contains the text `tells` or, without `tells`, if something changed."""
 
     name: str
     may: set[str]

@@ -1,4 +1,4 @@
-"""MCP Apps of published servers behind one gateway, in two browser hosts: listed, called, shown, and calling tools."""
+"""Published MCP Apps behind one gateway: two browser hosts list, call and show them, and the apps call tools."""
 
 import re
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def issued(gateway: Serve) -> dict[str, str]:
 
 @pytest.fixture
 def page(browser: Browser) -> Iterator[Page]:
-    """A page on which any script error, also of the app, fails the test."""
+    """A page on which any script error fails the test, including an error of the app."""
     errors: list[str] = []
     # A small window, because without a graphics card most of the test's time is spent drawing the globe.
     with browser.new_context(viewport={"width": 360, "height": 640}, device_scale_factor=0.5) as context:

@@ -99,7 +99,7 @@ def _reviews(boss: User) -> None:
 
 
 def _identities(boss: User) -> None:
-    """Create three identities of the boss and a shared one, all to renew, and two connections without an identity."""
+    """Create four identities to renew, three of the boss and one shared; and two connections without an identity."""
     gateway = make.gateway(name="Asking")
     asking = make.server(name="Mail", auth_type=AuthType.BEARER)
     make.assignment(gateway, asking, identity_scheme=IdentityScheme.PER_USER)
@@ -112,7 +112,7 @@ def _identities(boss: User) -> None:
 
 
 def lines(client: Client) -> dict[str, tuple[str, int]]:
-    """Return the lines of the page by matter: the link of each line, and the number."""
+    """Return the link and the number of each line on the page, by matter."""
     page = client.get("/attention/").content.decode()
     found = {name: (unescape(link), words) for name, link, words in LINE.findall(page)}
     return {name: (link, _number(words)) for name, (link, words) in found.items()}

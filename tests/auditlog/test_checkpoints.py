@@ -43,7 +43,7 @@ def sealed() -> list[Call]:
 
 
 def by_hand(statement: str, *parameters: Any) -> None:
-    """Run SQL as the owner of the database, for whom triggers can be off."""
+    """Change one row by SQL with triggers disabled, as the owner of the database could."""
     with connection.cursor() as cursor:
         cursor.execute("SET session_replication_role = replica")
         try:
@@ -107,7 +107,7 @@ def test_removed_changed_and_exchanged_rows_are_named(sealed: list[Call], subtes
 
 @pytest.mark.full
 def test_added_row_is_named_whatever_its_id_and_time(sealed: list[Call], subtests: pytest.Subtests) -> None:
-    """The added row has the id of a sealed row, or one that the log never assigned."""
+    """The added row has the id of a sealed row, or an id that the log never assigned."""
     columns = ", ".join(
         sorted({str(field.column) for field in Call._meta.concrete_fields} - {"id", "uid", "created_at"})
     )

@@ -1,4 +1,4 @@
-"""Live lists of calls: each poll returns the calls recorded since the page was read, and misses none."""
+"""Live lists of calls: each poll returns the calls recorded since the last answer, and misses none."""
 
 import html
 import re

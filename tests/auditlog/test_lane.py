@@ -36,7 +36,7 @@ def own_server() -> Iterator[str]:
 
 @pytest.fixture
 def server(own_server: str) -> str:
-    """Return the address of the server, once it has recovered from the crash of the previous test."""
+    """Return the URL of this module's PostgreSQL, once it has recovered from the crash of the previous test."""
     return _again(own_server)
 
 
@@ -81,7 +81,7 @@ async def busy(connection: PgConnection, done: asyncio.Event) -> list[Exception]
 
 @pytest.mark.full
 def test_no_statement_waits_for_its_time_when_a_backend_is_killed(server: str) -> None:
-    """Each round kills the backend of one of three busy connections, which resets the others during statements."""
+    """Each round kills the backend of one of three busy connections; PostgreSQL then resets the other connections."""
 
     async def scene() -> list[Exception]:
         connections = [PgConnection(server, SETUP, timeout=3 * PATIENCE) for _ in range(3)]
@@ -183,7 +183,7 @@ def test_new_requests_are_refused_while_the_database_hangs_and_served_when_it_re
 
 @pytest.fixture
 def log(server: str) -> Iterator[psycopg.Connection]:
-    """Create a table in place of the log, on the server of this module."""
+    """Create a table in place of the log, in this module's PostgreSQL; yield a connection to it."""
     texts = (
         "method feature_type feature_name outcome deny_reason host_name gateway_name server_name user_email"
         " identity_label token_name token_prefix user_agent client_name client_version protocol_version"
@@ -204,7 +204,7 @@ def log(server: str) -> Iterator[psycopg.Connection]:
 
 
 def _again(server: str) -> str:
-    """Return the address of the server once it has recovered from the last crash."""
+    """Return the URL of this PostgreSQL, once it has recovered from the last crash."""
 
     async def scene() -> None:
         connection = PgConnection(server, SETUP)

@@ -123,7 +123,7 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
-    """Commit all writers, whose transactions would block dropping partitions, then drop the calls before a day."""
+    """Drop the calls before a day, after committing the writers' transactions, which would block the drop."""
     for each in writers:
         each.commit()
     keeping.drop_before(limit)

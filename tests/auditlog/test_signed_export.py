@@ -101,7 +101,7 @@ def removed_row(lines: Lines) -> None:
 
 
 def removed_event(lines: Lines) -> None:
-    """Remove an event whose id, read as a time like the id of a call, is after the year 9999."""
+    """Remove an event. Its id, decoded as a UUIDv7 like a call's id, gives a time after the year 9999."""
     del lines[next(place for place, line in enumerate(lines) if LATE_ID in line.get("row", ""))]
 
 
@@ -159,13 +159,13 @@ def more_lines(lines: Lines) -> None:
 
 
 def hidden_finding(lines: Lines) -> None:
-    """Change a row, and let its time be terminal commands that erase the finding."""
+    """Replace the time of a row by terminal control sequences, which would erase the printed finding."""
     line = lines[nth(lines, "call")]
     line["row"] = json.dumps(json.loads(line["row"]) | {"created_at": "\x1b[1A\x1b[2K\x9b2K\r"})
 
 
 def impossible_time(lines: Lines) -> None:
-    """Set a time before the year 1 in a row that cannot be compared with its digest."""
+    """Set a time before the year 1 in a row whose digest cannot be checked, because its payload was left out."""
     line = lines[nth(lines, "call")]
     row = json.loads(line["row"]) | dict.fromkeys(("created_at", "recorded_at"), "0001-01-01T00:00:00+14:00")
     line.update(row=json.dumps(row), without=["request_payload"], matches=True)

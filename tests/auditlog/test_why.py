@@ -42,7 +42,7 @@ TOOL = "docs__echo"
 
 
 class Scene:
-    """Ana's connection of CI bot to Work, whose server docs has the tool echo."""
+    """Ana's connection of her agent “CI bot” to the gateway “Work”, whose server `docs` has the tool `echo`."""
 
     def __init__(self, ana: User) -> None:
         self.owner = ana

@@ -1,6 +1,6 @@
 """Create a workspace in which every name has the maximum length: run in the workspace by `manage.py shell`.
 
-The test replaces `TEXT`, of which names are made, and `KEY`, with which they end.
+Each name repeats `TEXT` and ends with `KEY`. The test replaces both values.
 """
 
 import json

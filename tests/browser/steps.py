@@ -128,7 +128,7 @@ def refuse_dialogs(page: Page) -> list[str]:
 
 
 def check_server(page: Page, url: str, address: str) -> Locator:
-    """Check an address in *Add a server*, again if a busy machine makes the server too slow; return the form."""
+    """Check an address in *Add a server*, repeatedly if the server answers too slowly, and return the form."""
     flow = page.locator("#add-form")
     said = flow.get_by_role("status")
     too_slow = "did not (finish|answer) within"

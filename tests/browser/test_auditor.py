@@ -1,4 +1,4 @@
-"""The eight questions of an auditor with the built-in role alone, from the dashboard, within 30 clicks."""
+"""An auditor with only the built-in role answers eight questions, starting at the dashboard, within 30 clicks."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Handling an incident takes two clicks from the agent's page, one click on its Incident page, and no typing."""
+"""An agent is stopped by two clicks on its page, or on its Incident page; a token is replaced without an outage."""
 
 import pytest
 from playwright.sync_api import Page, expect

@@ -63,7 +63,7 @@ def regenerated(page: Page, connection: Locator) -> None:
 
 
 def the_app_goes_on(claude: KeptApp) -> None:
-    """Check that the old access token is refused, and that the refresh token gets another without a browser."""
+    """Check that the old access token is refused, and that the app refreshes it without a browser."""
     old = claude.tokens["access_token"]
     refused = curl.list_tools(claude.gateway_url, old)
     assert refused.status == 401

@@ -55,7 +55,7 @@ def test_j12_permission_gates(cast: Cast, boss: httpx.Client) -> None:
 
 
 def decided(cast: Cast, connection: str) -> dict[str, Any]:
-    """Return the row of a connection without `last_used_at`, which is written with a delay."""
+    """Return a connection's row, except `last_used_at`, which is written with a delay."""
     [row] = cast.live.rows("SELECT * FROM connections_connection WHERE id = %s", connection)
     return {name: value for name, value in row.items() if name != "last_used_at"}
 

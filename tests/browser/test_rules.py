@@ -1,4 +1,4 @@
-"""The page of a rule: its buttons, and the expression, whose names are completed and whose error is marked."""
+"""The page of a rule: its buttons, and the field of the expression, which completes names and marks errors."""
 
 import pytest
 from playwright.sync_api import Page, expect

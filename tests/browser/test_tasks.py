@@ -1,4 +1,4 @@
-"""Tasks from the dashboard: eight within 29 clicks and 5 fields, and all without a mouse. `-rP` prints the counts."""
+"""Eight tasks take at most 29 clicks and 5 fields together; all tasks can be done by keyboard. `-rP` prints counts."""
 
 import json
 import sys

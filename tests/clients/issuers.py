@@ -25,7 +25,7 @@ SECRET = "entered-0123456789-by-an-administrator"
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The command that starts an authorization server, and the properties in which the servers differ."""
+    """The command that starts an authorization server, and the properties that differ between these programs."""
 
     command: list[str]
     introspection: str
@@ -65,7 +65,7 @@ class RealIssuer:
         return self.origin + self.program.slash
 
     async def whose(self, token: str) -> dict[str, Any]:
-        """Introspect an access token (RFC 7662); empty if it is not active."""
+        """Return the introspection of an access token (RFC 7662); empty if the token is not active."""
         async with httpx.AsyncClient(trust_env=False, auth=("resource", SECRET)) as client:
             said = (await client.post(self.origin + self.program.introspection, data={"token": token})).json()
         return dict(said) if said["active"] else {}
@@ -104,9 +104,9 @@ class RealIssuer:
 
 @contextmanager
 def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0) -> Iterator[RealIssuer]:
-    """Run the authorization server `name`. `comes_back` returns the redirect URIs for its client ID `entered`.
+    """Run the authorization server `name`; `comes_back` maps its URL to the redirect URIs of its client `entered`.
 
-    The server keeps its data in memory, so after a restart on the same port, it has no accounts or tokens.
+    The authorization server keeps its data in memory: after a restart on the same port, it has no accounts or tokens.
     """
     port = port or free_port()
     issuer = RealIssuer(PROGRAMS[name], f"http://127.0.0.1:{port}")

@@ -1,6 +1,7 @@
 """fastmcp 4 with tasks of MCP 2026-07-28: `serve PORT`, or `use URL TOKEN OTHER`, which prints a client's results.
 
-Runs in the environment of `tests/matrix/fastmcp.lock`, because fastmcp's server part needs more packages.
+OTHER is the token of another client, which gets no access to the task. Runs in the environment of
+`tests/matrix/fastmcp.lock`, because the product's environment lacks fastmcp-tasks.
 """
 # mypy: ignore-errors
 

@@ -46,7 +46,7 @@ def counts(live: Serve, word: str) -> set[int]:
 
 
 def apply_and_kill(live: Serve, path: Path, looks: int) -> None:
-    """Start `apply`, and kill it after `looks` queries during its transaction, if `apply` has not ended yet."""
+    """Start `apply`; once it holds its lock or has ended, run `looks` queries to let time pass, then kill it."""
     command = [sys.executable, "manage.py", "apply", str(path), "--user", OWNER]
     with subprocess.Popen(
         command, cwd=ROOT, env=live.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -228,7 +228,7 @@ def test_a_name_in_two_files_is_reported_with_both(owner: User) -> None:
 
 
 class Compared(int):
-    """A number that counts how often numbers are compared."""
+    """An integer; `Compared.times` counts the comparisons of all such integers."""
 
     times = 0
 

@@ -40,7 +40,7 @@ TOOLS = [
 
 
 def is_for_lists(params: Json) -> bool:
-    """Return True if the gateway opened this session for a list. For a list, it declares all capabilities."""
+    """Return True if the gateway opened this session to read lists: then it declares all MCP client capabilities."""
     return "io.modelcontextprotocol/ui" in params.get("capabilities", {}).get("extensions", {})
 
 

@@ -18,7 +18,7 @@ HEAD_END = b"\r\n\r\n"
 
 
 class HeaderProxy:
-    """A proxy that listens once created, so that the gateway's settings can name its origin before the gateway runs."""
+    """A proxy that listens as soon as it is created, so that its origin can be in the settings of a new gateway."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -71,7 +71,7 @@ async def summary(context: Context) -> str:
 
 @server.tool()
 async def folders(context: Context) -> str:
-    """Return the client's roots, where the page may be saved; the SDK's `list_roots` would use the standing stream."""
+    """Request the client's roots on this call's stream; the SDK's `list_roots` would use the standing stream."""
     on_this_stream = ServerMessageMetadata(related_request_id=context.request_id)
     asked = ServerRequest(ListRootsRequest(method="roots/list"))
     told = await context.session.send_request(asked, ListRootsResult, metadata=on_this_stream)

@@ -30,7 +30,7 @@ def beyond(name: str, revision: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The address of each fixture server through two gateways that share the requests."""
+    """The address of each fixture server behind two replicas, which share the requests."""
     fixtures.install()
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(fixtures.running(name)) for name in FIXTURES}

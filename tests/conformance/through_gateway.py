@@ -17,9 +17,9 @@ from tests.workspace import ROOT, Serve, free_port
 def gateway_before(
     servers: dict[str, str], directory: Path, *, workers: int = 2, replicas: int = 1
 ) -> Iterator[dict[str, str]]:
-    """Yield the address to test for each server (name and address); needs the cluster of tests.cluster.
+    """Put `servers` (addresses by name) behind a gateway, and yield the addresses to test, by name.
 
-    Several replicas are behind nginx, which distributes requests in turn.
+    Needs the PostgreSQL of tests.cluster. Several replicas are behind nginx, which distributes requests in turn.
     """
     proxies = {name: HeaderProxy() for name in servers}
     origins = ",".join(proxy.origin for proxy in proxies.values())

@@ -45,7 +45,7 @@ def place(work: Gateway) -> Assignment:
 
 @pytest.fixture
 def link(ann: User, ana: User, work: Gateway) -> Connection:
-    """A member's connection with an agent without enrolment; the connection has no identity yet."""
+    """A member's connection that has no identity yet; its agent does not use enrolment."""
     return make.connection(make.agent(by=ana, name="CI bot"), work, ann)
 
 

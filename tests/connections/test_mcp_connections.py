@@ -41,7 +41,7 @@ def names(response: object) -> list[str]:
 
 @pytest.mark.full
 def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: SignIn) -> None:
-    """The row names the connection's person, even for that person."""
+    """The row shows app, person, gateway, key prefix, connected date, time of the last token, and status."""
     with time_machine.travel(NOW - timedelta(days=5), tick=False):
         link = make.app_connection(max, make.gateway(name="Quickstart"), name="Claude Desktop")
     Connection.objects.filter(pk=link.pk).update(last_token_at=NOW - timedelta(hours=3))

@@ -54,7 +54,7 @@ class Agent:
         return listed
 
     def initialize(self, **capabilities: Any) -> "Agent":
-        """Open a session, and return a client that sends its id."""
+        """Open a session, and return a client that sends the session's id."""
         info = {"name": "contract", "version": "1"}
         params = {"protocolVersion": "2025-11-25", "capabilities": capabilities, "clientInfo": info}
         opened = self.ask("initialize", params)

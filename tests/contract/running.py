@@ -68,7 +68,7 @@ class Workspace:
 
     @property
     def owner(self) -> Browser:
-        """Return a browser in which the first owner signed in lately enough to change roles and secrets."""
+        """Return a browser in which the first owner signed in recently enough to change roles and secrets."""
         if self._owner is None or time.monotonic() - self._signed_in_at > LATELY:
             self._owner, self._signed_in_at = self.sign_in(OWNER, PASSWORD), time.monotonic()
         return self._owner

@@ -1,4 +1,4 @@
-"""People: actions beyond their role are refused, passwords cannot be guessed, and no setting makes an owner."""
+"""People: actions beyond their role are refused, passwords cannot be guessed, and no setting adds an owner."""
 
 import secrets
 

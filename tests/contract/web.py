@@ -42,7 +42,7 @@ class Browser:
         return self.submit(self.http.get(LOGIN), "Sign in", {"E-mail": email, "Password": password})
 
     def is_signed_in(self) -> bool:
-        """Return True if the profile page opens. Then also use its CSRF token for later requests, as REST requires."""
+        """Return True if the profile page opens; later requests then send its CSRF token, as REST requires."""
         page = self.http.get(PROFILE)
         if page.url.path != PROFILE:
             return False

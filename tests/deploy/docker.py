@@ -1,6 +1,6 @@
 """Run the `docker` commands of the docs with Debian's programs: buildah for builds, podman, and Compose.
 
-Images are built without a registry, so builds get the base Debian and this machine's certificates.
+Images are built without a registry, so builds get the local Debian image and this machine's certificates.
 """
 
 import json

@@ -73,7 +73,7 @@ class Images:
 
 @contextmanager
 def storage() -> Iterator[Images]:
-    """Yield a storage with only the base Debian, deleted afterwards."""
+    """Yield an image storage with only the local Debian image; the storage is deleted afterwards."""
     missing = [name for name in ("buildah", "mmdebstrap", "bwrap") if shutil.which(name) is None]
     assert not missing, "These tests need Debian's packages buildah, mmdebstrap and bubblewrap."
     assert os.geteuid() == 0, "These tests need root: buildah without containers, and mmdebstrap, do."

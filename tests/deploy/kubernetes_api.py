@@ -1,7 +1,7 @@
 """The part of the Kubernetes API that kubectl uses. Objects are validated and stored in memory; nothing runs.
 
-Waiting clients replace the controllers: a Job completes once it is watched or its log is followed, and a Deployment is
-rolled out once it is watched, after the Job.
+There are no controllers. Instead, a Job completes once a client watches it or follows its log, and a Deployment is
+rolled out once a client watches it and the Jobs of its namespace are complete.
 """
 
 import base64

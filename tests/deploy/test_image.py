@@ -1,7 +1,7 @@
-"""The image, built and run as user 10001, without capabilities, on a root that is read-only except /tmp and /data.
+"""The built image, run as user 10001 without Linux capabilities, on a root that is read-only except /tmp and /data.
 
-Here bubblewrap makes the namespaces, and `setpriv` in the image drops user, groups and capabilities. test_containers.py
-runs it in containers.
+Here bubblewrap makes the namespaces, and `setpriv` in the image sets the user and drops groups and Linux capabilities.
+test_containers.py runs the image in containers.
 """
 
 import signal
@@ -45,7 +45,7 @@ def image(images: Images) -> Image:
 
 @pytest.fixture
 def database() -> Iterator[tuple[str, Path]]:
-    """The URL of a PostgreSQL with both roles, the second made by the file that compose.yaml mounts."""
+    """The URL of a PostgreSQL with the owner role and the serving role, and the folder with the secrets."""
     with postgres(programs()) as url, tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         (home / "run_password").write_text("another-secret\n")

@@ -35,7 +35,7 @@ class VsCode:
         return bool(self._http.get(f"{self._url}/{version}/servers?limit=1").status_code == 200)
 
     def pages(self, text: str = "") -> list[list[Shown]]:
-        """Return all pages of the gallery. Further pages are asked for without the search, by an unquoted cursor."""
+        """Return all pages of the gallery. Requests for further pages have an unquoted cursor, and no search."""
         base = f"{self._url}/{self.version}/servers?limit={PAGE_SIZE}&version=latest"
         answer = self._http.get(f"{base}&search={quote(text.strip(), safe='')}" if text else base).json()
         found = [[shown(one) for one in answer["servers"]]]
@@ -51,7 +51,10 @@ class VsCode:
 
 
 def shown(entry: Any) -> Shown:
-    """Return an entry as the client reads it; it drops entries without these texts, and fails without `_meta`."""
+    """Return an entry as the client reads it.
+
+    Fails without `_meta`, and without a name, description or version, because the client drops such entries.
+    """
     server, meta = entry["server"], dict(entry["_meta"])
     assert all(isinstance(server[key], str) and server[key] for key in ("name", "description", "version"))
     assert meta["io.modelcontextprotocol.registry/official"]["status"] == "active"

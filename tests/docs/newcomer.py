@@ -78,7 +78,7 @@ def started(command: str, folder: Path, database: dict[str, str]) -> Iterator[Ne
 
 
 def welcome(process: subprocess.Popen[bytes], log: Path) -> tuple[str, str, str]:
-    """Return the printed address, e-mail and password, once the server answers."""
+    """Return the printed address, e-mail and password, once the workspace answers."""
     deadline = time.monotonic() + PROCESS_PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         if found := WELCOME.search(log.read_text()):

@@ -1,4 +1,4 @@
-"""Each fenced block in the documents is run by a test, or listed here with a test and the reason.
+"""Each fenced block in the documents has an entry here: the test that runs it, or the reason why no test can.
 
 A block without an entry fails the test, and so does an entry without its block or its test.
 """

@@ -1,4 +1,4 @@
-"""Client instructions have one source for documents, How to Connect and the show-once dialog; each runs or parses."""
+"""Client instructions have one source for docs, How to Connect and the show-once dialog. Each is run or parsed."""
 
 import ast
 import json

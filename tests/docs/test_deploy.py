@@ -66,7 +66,7 @@ def ready(process: subprocess.Popen[bytes], port: int) -> bool:
 
 @pytest.fixture
 def database() -> Iterator[tuple[str, str]]:
-    """Yield a suffix for the page's role names, and the URL of a database whose server allows new roles."""
+    """Yield a suffix for the page's role names, and the URL of a PostgreSQL that allows new roles."""
     suffix = str(os.getpid())
     address = os.environ[cluster.ADDRESS]
     yield suffix, address
@@ -80,7 +80,7 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
     suffix, address = database
 
     def mine(text: str) -> str:
-        """Return the text with this run's database URL and role names; all databases of a server share its roles."""
+        """Return the text with this run's database URL and role names; databases of one PostgreSQL share its roles."""
         for printed in (OWNER_URL, RUNNER_URL):
             role, password = urlsplit(printed).username, urlsplit(printed).password
             place = urlsplit(address)

@@ -1,4 +1,4 @@
-"""The server's HTTP protocols."""
+"""The HTTP protocol classes of `serve`."""
 
 from typing import cast
 
@@ -9,5 +9,5 @@ from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpHttpProto
 
 @pytest.fixture(params=[McpHttpProtocol, LimitedHttpProtocol], ids=["fast", "plain"])
 def http_protocol(request: pytest.FixtureRequest) -> type[LimitedHttpProtocol]:
-    """Return the HTTP protocol class. Tests run twice: with GATEWAY_FAST_HTTP on, and with it off."""
+    """Return the HTTP protocol class. Each test runs twice: with the class for GATEWAY_FAST_HTTP, and the plain one."""
     return cast(type[LimitedHttpProtocol], request.param)

@@ -78,7 +78,7 @@ class World:
 
 
 def world(by: User) -> World:
-    """Create one more object of each kind that can be created by hand."""
+    """Create a new object of each kind that can be created by hand; return some of them, and the secrets."""
     server = make.server(by=by, auth_type=AuthType.BEARER)
     identity = make.identity(server, secret=PLANTED)
     gateway = make.gateway(by=by)

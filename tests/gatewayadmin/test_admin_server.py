@@ -50,7 +50,7 @@ def mounted() -> App:
 
 @dataclass
 class Desk:
-    """A proxy, and the gateway that the button for adding Gateway Admin creates."""
+    """The proxy under test, and the gateway that the button *Add Gateway Admin* has created."""
 
     proxy: Proxy
     gateway: Gateway

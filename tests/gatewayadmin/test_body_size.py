@@ -53,7 +53,7 @@ def answer_to(
 ) -> tuple[list[Message], int]:
     """Return the messages of the answer, and the number of unread pieces.
 
-    `known` is None if the sender already has too many waiting requests.
+    `known` is True if the session or token exists, None if the sender has too many waiting requests.
     """
     left = [*pieces]
     sent: list[Message] = []

@@ -1,4 +1,4 @@
-"""The OAuth doctor at a host that is not this installation: it discloses nothing, and deletes nothing here."""
+"""The OAuth doctor discloses nothing to a site that is not this installation, and deletes nothing here."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.django_db
 
 @dataclass
 class Stranger:
-    """A host that answers like a gateway, and returns `client_id` to every registration."""
+    """A site that answers like a gateway, and returns `client_id` to every registration."""
 
     base: str = ""
     client_id: str = ""

@@ -250,7 +250,7 @@ class Held:
         await request.answer({"content": [{"type": "text", "text": "here it is"}]})
 
     def asks(self, *people: User, leaving: bool = False) -> list[tuple[int, str]]:
-        """Let `people` run a tool concurrently; return statuses and pages. `leaving` disconnects before any answer."""
+        """Let `people` run a tool concurrently; return statuses and pages. `leaving`: disconnect before any answer."""
 
         async def main() -> list[tuple[int, str]]:
             async with runtime(config()) as endpoint:
@@ -588,7 +588,7 @@ DEEP = {
 
 
 def posted(**values: str) -> ArgumentsForm:
-    """Return the arguments form of the schema DEEP, submitted with these values by argument."""
+    """Return the form for the schema DEEP, submitted with these values; each keyword is the name of an argument."""
     controls = {argument: name for name, argument in ArgumentsForm(DEEP)._names.items()}
     return ArgumentsForm(DEEP, {controls[name]: value for name, value in values.items()})
 

@@ -1,4 +1,4 @@
-"""The bundled server speaks both MCP eras (with and without sessions), and accepts only the secret of this start."""
+"""The bundled server speaks both MCP eras (with and without sessions), and requires the secret it was started with."""
 
 import json
 from collections.abc import Iterator

@@ -34,7 +34,7 @@ def probe() -> psycopg.Connection:
 
 @pytest.fixture
 def version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulate a later version that dropped columns used before 1.9.0, and cannot upgrade from before 1.4.0."""
+    """Simulate a later version that dropped columns used before 1.9.0, and cannot upgrade versions before 1.4.0."""
     for name, value in (("VERSION", "1.10.0"), ("OLDEST", "1.9.0"), ("UPGRADES_FROM", "1.4.0")):
         monkeypatch.setattr(schema_versions, name, value)
 

@@ -40,7 +40,7 @@ def neither_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of GATEWAY_METRICS_TOKEN_FILE; errors must not show the name, which could be the secret itself."""
+    """The file of GATEWAY_METRICS_TOKEN_FILE; errors must not show its path, which could be the secret itself."""
     place = tmp_path / "confused-with-the-secret"
     monkeypatch.setenv(f"{NAME}_FILE", str(place))
     return place

@@ -1,4 +1,4 @@
-"""The catalogue, requests for access and the decisions on them, by pages, REST, messages and calls."""
+"""The catalogue, access requests and their decisions: on pages, over REST, in messages, and after refused calls."""
 
 import re
 from collections.abc import Callable

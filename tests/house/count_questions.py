@@ -1,4 +1,4 @@
-"""Compute the number that a page must show for each key, by a query for the rows the viewer may see.
+"""Compute the number that a page must show for each `data-count` key, by a query for the rows the viewer may see.
 
 The queries are written independently of the pages. The expected states are those in which the test world created its
 objects.
@@ -132,7 +132,7 @@ def _requests_to_decide(ask: Ask) -> int:
 
 
 def _strange_hosts() -> Any:
-    """Return all hosts; include our own Playground only while it waits for approval."""
+    """Return all hosts, but leave out our own Playground unless it waits for approval."""
     ours = Host.objects.filter(dedupe_key="playground")
     return Host.objects.filter(**STILL).exclude(
         pk__in=[host.pk for host in ours if not host.needs_approval or host.approved_at]
@@ -240,7 +240,7 @@ def _asked_kind(ask: Ask) -> str:
 
 
 def _usable(ask: Ask, kind: str, **of: Any) -> int:
-    """Count enabled features that clients see, on an enabled assignment and server, and not blocked by its policy."""
+    """Count features seen by clients: feature, assignment and server are enabled, and the policy is not BLOCK_ALL."""
     rows = _features(ask, missing_since=None, enabled=True, state__in=("approved", "held"), **of)
     rows = rows.filter(assignment__enabled=True, assignment__server__enabled=True)
     rows = rows.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
@@ -380,7 +380,7 @@ def _server_gateways(ask: Ask) -> int:
 
 
 def _in_set(ask: Ask) -> int:
-    """Count the tool set's features: all features of the gateway for “Everything”, or its read-only tools."""
+    """Count a tool set's features: all of the gateway's in “Everything”, only its read-only tools in any other set."""
     features = Feature.objects.filter(assignment__gateway__slug="wide", missing_since=None, **PLACED)
     everything = ToolSet.objects.get(pk=ask.pk).name == "Everything"
     return features.count() if everything else features.filter(kind="tool", effect="read_only").count()
@@ -462,7 +462,7 @@ def _call(ask: Ask) -> Call:
 
 
 def _call_parts(ask: Ask) -> tuple[float, ...]:
-    """Return the call's duration, and the delay if its row was written late. The world has no measured parts."""
+    """Return the call's duration and, if its row was written late, the delay. The test calls have no other times."""
     call = _call(ask)
     late = (call.recorded_at - call.created_at).total_seconds() * 1000 - call.duration_ms if call.recorded_at else -1
     return (call.duration_ms, *([float(ms(late).split()[0].replace(",", ""))] if 0 < late <= 60_000 else []))
@@ -576,7 +576,7 @@ def _links(ask: Ask) -> "tuple[Any, QuerySet[Connection], QuerySet[Call]]":
 
 
 def _gateways_of(**of: Any) -> Q:
-    """Match the connections of gateways that have an assignment with these values."""
+    """Return the condition for connections of gateways that have an assignment with these field values."""
     places = Assignment.objects.filter(removed_at=None, gateway__archived_at=None, **of)
     return Q(gateway__in=places.values("gateway"))
 
@@ -617,7 +617,7 @@ OF: dict[str, "Callable[[Any], tuple[Q, Q]]"] = {
 
 
 def _cut(ask: Ask) -> tuple[float, ...]:
-    """Return how many hosts, people and identities lose access, followed by the numbers of `_lately`.
+    """Return the numbers of hosts, people and identities that the action cuts off, then the numbers of `_lately`.
 
     A viewer who may not see these connections gets only the numbers of `_lately`.
     """
@@ -650,10 +650,9 @@ def _cut(ask: Ask) -> tuple[float, ...]:
 
 
 def _lately(ask: Ask, calls: "QuerySet[Call]", *, is_own: bool = False) -> tuple[float, ...]:
-    """Return how many calls of seven days were not refused, how many callers made them, and the calls per caller.
+    """Return how many calls were not refused, how many callers made them, and the calls per caller.
 
-    The seven days end with yesterday; the calls of today are counted too. Returns () without calls, or if the viewer
-    may not see any.
+    Calls since midnight (UTC) seven days ago are counted. Returns () if there are none, or the viewer may see none.
     """
     if not is_own and not ask.viewer.has_perm(Capability.LOGS_READ):
         return ()
@@ -670,7 +669,7 @@ def _distinct(*found: "QuerySet[Identity]") -> int:
 
 
 def _stops(number: int) -> tuple[float, ...]:
-    """Return the number in a tuple; an empty tuple for zero, because the page leaves a zero out."""
+    """Return `(number,)`, or `()` for zero, because the page leaves a zero out."""
     return (number,) if number else ()
 
 
@@ -737,13 +736,13 @@ def _stopped(ask: Ask) -> "QuerySet[Connection]":
 
 
 def _ended_keys(ask: Ask) -> int:
-    """Count the API keys that end with a person."""
+    """Count the API keys that a person's incident page revokes; 0 on all other pages."""
     keys = ApiKey.objects.filter(revoked_at=None, expires_at__gt=timezone.now())
     return keys.filter(user=ask.path[2]).count() if ask.path[1] == "people" else 0
 
 
 def _ended_sign_ins(ask: Ask) -> int:
-    """Return the number of sign-ins at issuers that end with a person."""
+    """Count the sign-ins at issuers that a person's incident page ends; 0 on all other pages."""
     own = Identity.objects.filter(owner=ask.path[2], revoked_at=None).exclude(issuer="")
     return own.count() if ask.path[1] == "people" else 0
 
@@ -887,7 +886,7 @@ def _hours(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_steps(ask: Ask) -> tuple[float, ...]:
-    """Return the numbers of done steps and of all first steps. The world lacks only a mail server."""
+    """Return how many first steps are done, and how many there are. Only the mail server is missing here."""
     return (5, 6)
 
 

@@ -178,7 +178,7 @@ class Holders:
         self._sessions: dict[frozenset[Capability], str] = {}
 
     def session(self, capabilities: frozenset[Capability]) -> str:
-        """Return the key of such a person's session."""
+        """Return the session key of a person with exactly these capabilities."""
         session = self._sessions.get(capabilities, "")
         if not Session.objects.filter(pk=session).exists():  # Not created yet, or in a test that was rolled back.
             session = self._sessions[capabilities] = session_of(holder(*capabilities))
@@ -230,7 +230,7 @@ class Site:
         return browser(self._holders.session(capabilities))
 
     def owning(self) -> Client:
-        """Return the browser of the owner of every owned object."""
+        """Return the browser of the user who owns all objects that have an owner."""
         return browser(self._owner)
 
     def _things(self) -> dict[str, Any]:
@@ -305,8 +305,7 @@ def channel_of(owner: User) -> Channel:
 def session_of(user: User) -> str:
     """Return the key of a session in which `user` signed in, confirmed the password and has a second factor.
 
-    The confirmation lasts a day here, because one session serves many tests, which take longer than a confirmation
-    lasts.
+    The confirmation lasts a day here, because many tests use one session, for longer than it would normally last.
     """
     Authenticator.objects.create(user=user, type=Authenticator.Type.TOTP, data={"secret": ""})
     client = Client()

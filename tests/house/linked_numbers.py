@@ -81,7 +81,7 @@ class LinkedPage(Page):
             self.next_page = href
 
     def _together(self, element: Element) -> None:
-        """At the end of a page part, link its numbers to its link. Ignore parts without a link or with several."""
+        """Give the numbers of a page part the address of its link. Ignore parts without a link or with several."""
         numbers, links = self._parts.pop(id(element), ([], []))
         if len({*links}) == 1:
             self.linked += [one._replace(href=links[0]) for one in numbers]

@@ -81,7 +81,7 @@ def _is_dialog(tag: str, attrs: dict[str, str]) -> bool:
 
 
 def _led_to(address: str) -> str:
-    """Return the object whose page has this address; empty if rows are not identified by that kind of page."""
+    """Return the role, team, person, call or event whose page has this address; empty for all other pages."""
     found = [(kind, leads.search(address.partition("?")[0])) for kind, leads in LEADS]
     return next((f"{kind}:{match[1]}" for kind, match in found if match), "")
 
@@ -195,7 +195,7 @@ class Page(HTMLParser):
                 one.of = of
 
     def _ticked(self, element: Element) -> None:
-        """Set the object of a number beside a filter's checkbox: calls that have the checkbox's value."""
+        """Set key and object of the number beside a filter's checkbox: it counts calls with the checkbox's value."""
         name, line = element.attrs.get("name", ""), next((one for one in reversed(self.open) if one.tag == "li"), None)
         if line and element.tag == "input" and element.attrs.get("form") == "log" and not name.startswith("not_"):
             line.of, line.ticks = f"{name}:{element.attrs.get('value', '')}", True
@@ -203,7 +203,7 @@ class Page(HTMLParser):
             element.key = "facet.calls"
 
     def _attributes(self, element: Element) -> None:
-        """Note a number that only screen readers announce, if it has no key."""
+        """Record an `aria-label` with a number but no key, and the state of a row or section."""
         label = element.attrs.get("aria-label", "")
         named = element.key or any(one.key for one in self.open)
         if element.inside and not (element.quoted or element.data) and NUMBER.search(label) and not named:

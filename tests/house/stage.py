@@ -164,7 +164,7 @@ POSITIONS = {"calls_to", "late_calls_to", "events_to"}
 
 
 def _rows() -> Seen:
-    """Return every row of our own apps."""
+    """Return every row of our own Django apps."""
     models = [m for m in apps.get_models(include_auto_created=True) if m._meta.app_label in ROOMS]
     return {
         (model.__name__, str(row.pop(model._meta.pk.attname))): {

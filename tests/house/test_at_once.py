@@ -177,7 +177,7 @@ def renewing(rows: Rows) -> tuple[Act, Act]:
 
 
 def archiving(rows: Rows) -> tuple[Act, Act]:
-    """Return two archivings that revoke the same connection."""
+    """Return two actions that revoke the same connection: archiving its host, and archiving its gateway."""
     Host.objects.update(enabled=False)
     Gateway.objects.update(enabled=False)
     archive_host = partial(Connection.objects.archive_host, rows.fresh("host"), by=rows.boss)

@@ -93,7 +93,7 @@ TYPED = {  # Irreversible for many objects at once, or for an object that everyb
 
 
 class Question(HTMLParser):
-    """The confirmation on a page: `asks` if there is one, `kind` of its button, `typed` if a text must be typed."""
+    """A page's confirmation, if `asks`; `kind` is the `data-kind` of its button. If `typed`, a text must be typed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Numbers and states on pages agree with the database.
 
-The test opens every page as each built-in role, and with each single capability the pages that require it. It fails
-for a number without a key, a key without a query, a page that is never visited, or a key that is never found
+People with a built-in role open every page; people with a single capability open the pages that require it. The test
+fails for a number without a key, a key without a query, a page that is never visited, or a key that is never found
 (see `page_numbers`).
 """
 
@@ -272,7 +272,7 @@ class Walk:
         return {"boss": self.world.boss.pk, "asking": self.asking.pk, "since": since, **hosts}
 
     def acts(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the pages of token creation, app connection and server test, and an overview without mail."""
+        """Yield the pages of token creation, app connection and server test, and the overview without a mail server."""
         host = f"/connect/?host={self.world.hosts['idle'].pk}"
         gateway = self.client.get(host)["Location"]
         identity = self.client.post(gateway, {"gateway": "asking"})["Location"]
@@ -417,7 +417,7 @@ def walked(
 ) -> tuple[set[str], set[str], list[str]]:
     """Return the pages that a person with these capabilities gets, the keys found on them, and the faults.
 
-    Unless `everything`, only the overview and the pages that require one of these capabilities are opened.
+    If `everything` is False, the person opens only the overview and the pages that require one of the capabilities.
     """
     person = Walk(world, held)
     follower = Follower(person.client)

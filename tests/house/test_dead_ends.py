@@ -1,4 +1,4 @@
-"""No page of an empty workspace is a dead end, for each built-in role and each single capability.
+"""No page of an empty workspace is a dead end for a person with a built-in role or a single capability.
 
 A page offers an action, or explains in a sentence why there is none. No link, dialog or form of a page leads its reader
 to a refusal. The walks of test_counts look for dead ends in a full workspace.

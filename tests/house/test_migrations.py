@@ -1,7 +1,7 @@
-"""The newest release can serve during and after later migrations, and a longer log does not make their locks longer.
+"""The newest release can serve during and after later migrations. A long log does not prolong a migration's locks.
 
-That release serves the new tables for a while (docs/how-to/upgrade.md), so everything it inserts and reads must exist.
-A column it no longer needs is removed one release later, and listed in CONTRACTED.
+During an upgrade (docs/how-to/upgrade.md), the newest release serves the new tables, so everything it inserts and
+reads must exist. A column it no longer needs is removed one release later, and listed in CONTRACTED.
 """
 
 from collections.abc import Iterable, Iterator

@@ -103,7 +103,7 @@ _watchers: list[dict[int, set[str]]] = []
 def noticed() -> Iterator[None]:
     """Record which names are read from forms and query strings.
 
-    Patched once: Python 3.13 calls the old methods of a class that was changed a thousand times.
+    MultiValueDict is patched only once: after a thousand changes to a class, Python 3.13 calls its old methods.
     """
     with pytest.MonkeyPatch.context() as patch:
         for name in ("__getitem__", "getlist", "__contains__"):
@@ -251,7 +251,7 @@ def resetting(site: Site) -> tuple[Client, str]:
 
 
 def halfway(site: Site) -> tuple[Client, str]:
-    """Return a browser in which the correct password was entered, but not yet the security key used."""
+    """Return a browser in which the correct password was entered, but the security key was not used yet."""
     client, person = Client(), make.user()
     added(person)
     client.post("/accounts/login/", {"login": person.email, "password": make.PASSWORD})
@@ -308,7 +308,7 @@ def faults(walk: Walk, number: int | None = None) -> list[str]:
     """Send invalid values in one field at a time, then in all fields at once, and return the faults.
 
     With `number`, only some kinds of values, selected by the number, are sent: one kind in each field, then two kinds
-    in all fields. Because many fields share a class, every class still gets every kind of value on some page.
+    in all fields. Many fields have the same class, so every field class still gets every kind of value on some page.
     """
     names, filled = sorted(walk.names()), walk.filled()
     nonsense = {**NONSENSE, "somebody else's": walk.foreign}

@@ -1,6 +1,6 @@
 """On every page, each number with a link equals the number of rows of the linked list. Checked for two viewers.
 
-A list that a number leads to needs an entry in LISTS. A number whose link leads to no list needs one in APART.
+A list that a number leads to needs an entry in LISTS. A number whose link leads to no list needs an entry in APART.
 """
 
 from collections.abc import Iterator

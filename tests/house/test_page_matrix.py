@@ -1,7 +1,8 @@
-"""Open every page as an anonymous visitor, as the owner, and with no capability, only the needed ones, or all others.
+"""Every page opens only to people whom its rule admits.
 
-The cases are generated from the rules that the views declare. A page without a rule, or whose address needs an unknown
-object, fails. tests/api/test_matrix.py does the same for the API.
+Each page is requested by an anonymous visitor, by the owner, and by people with no capabilities, only the needed
+ones, or all others. The cases are generated from the rules that the views declare. A page without a rule fails, and so
+does a page whose address needs an unknown object. tests/api/test_matrix.py does the same for the API.
 """
 
 import re

@@ -1,10 +1,10 @@
-"""The doors (pages and operations) that whole roles open: roles of the previous release, and the Auditor.
+"""The doors (pages and operations) that a role of the previous release opens, and those that the Auditor opens.
 
-Roles made before capabilities were split open the same doors after the migration. `earlier_doors.json` was written by
-the same walk over the previous release. For each permission, it lists two sets of doors: `alone` has those that a role
-with only this permission opens, `without` has those that a role with all other permissions does not open. Doors that
-every role or no role opens are left out. Here the doors' rules decide; the matrices of pages and operations prove that
-each door enforces its rule.
+A role of the previous release opens the same doors after the migration that split capabilities. `earlier_doors.json`
+was written by the same walk over the previous release. For each permission, `alone` lists the doors that a role with
+only this permission opens, and `without` lists the doors that a role with all other permissions does not open. Both
+leave out the doors that every role or no role opens. This comparison reads the doors' rules; the matrices of pages and
+operations prove that each door enforces its rule.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
 
 
 def earlier(permissions: Iterable[str]) -> frozenset[Capability]:
-    """Return the capabilities of a role that had these permissions before the migration."""
+    """Return the capabilities that a role with these old permissions has after the migration."""
     role = Role.objects.create(name=make.unique("Earlier"))
     for app_label, codename in (one.split(".") for one in permissions):
         role.permissions.add(Permission.objects.get(content_type__app_label=app_label, codename=codename))

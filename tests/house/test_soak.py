@@ -16,7 +16,7 @@ type Series = Callable[[int], float]
 def samples(
     actions: Series, *, leaks: float = 0.0, memory: Series = lambda _: 200.0, files: Series = lambda _: 60
 ) -> list[Sample]:
-    """Return samples in which 2 % of the actions leave a row for five minutes, and the share `leaks` a row forever."""
+    """Return samples: 2 % of actions leave a row for five minutes; the share `leaks` of actions leaves one forever."""
     done = [int(actions(number)) for number in range(SAMPLES)]
     ever = list(accumulate(done))
     rows = [

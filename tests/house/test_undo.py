@@ -1,4 +1,4 @@
-"""The toast offers undo to the person who made the change; the loser of a race is offered nothing."""
+"""After a change, the toast offers undo. Making the same change again changes nothing, and offers no undo."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -109,7 +109,7 @@ def identity_in_flow(stage: Stage) -> object:
 
 
 def settings(stage: Stage) -> dict[str, Any]:
-    """Return the workspace settings form with another name."""
+    """Return the data of the workspace settings form, with a changed workspace name."""
     form = stage.page.get("/settings/workspace").context["form"]
     kept = {name: bound.value() for name, bound in ((bound.name, bound) for bound in form)}
     return {name: value for name, value in kept.items() if value not in (None, False)} | {"name": "Ours"}

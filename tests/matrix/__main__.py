@@ -47,7 +47,7 @@ def parsed() -> argparse.Namespace:
 
 
 def run(clients: list[str], names: list[str], home: Path) -> tuple[dict[str, Found], dict[str, Found]]:
-    """Return the results by client, first directly, then through the gateway. Needs `servers.install()`."""
+    """Return the results by client: without the gateway, and through it. Needs `servers.install()`."""
     with contextlib.ExitStack() as stack:
         urls = {}
         for number, name in enumerate(names):

@@ -35,7 +35,7 @@ def value_for(field):
 
 
 class Session:
-    """A client that is the SDK's own session, for either SDK."""
+    """A client that is the Python SDK's own session, of SDK 1 or 2."""
 
     sampling = roots = None
 

@@ -46,7 +46,7 @@ def npm_version(package: str) -> str:
 
 
 def pip_version(environment: str, package: str) -> str:
-    """Return the version of a package in .venv (""), or in another environment."""
+    """Return the version of a package in this environment; an empty name means .venv."""
     python = python_of(environment) if environment else sys.executable
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
     return subprocess.run([python, "-c", code, package], capture_output=True, text=True, check=True).stdout.strip()

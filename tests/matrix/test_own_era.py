@@ -1,4 +1,4 @@
-"""Each client is served in its own era through two workers, by FastMCP 4, which speaks both.
+"""FastMCP 4, which speaks both eras, serves each client in the client's own era, through two workers.
 
 Sessions keep their state and get server requests, while 2026-07-28 clients call on both workers.
 """
@@ -56,7 +56,7 @@ RUN["fastmcp, legacy"] = python("fastmcp", "matrix-fastmcp", mode="legacy")
 
 @pytest.fixture(scope="module")
 def targets(live: Serve) -> Iterator[dict[str, Targets]]:
-    """The address and token of each client, at a gateway with FastMCP."""
+    """The URL of a gateway with FastMCP, and a token, for each client."""
     servers.install()
     with fixtures.running(SERVER) as url:
         rows = json.dumps({"servers": {SERVER: url}, "clients": [*ABILITIES, MODERN_CLIENT]})
@@ -82,7 +82,7 @@ def test_each_session_counts_and_is_asked_beside_clients_without_one(targets: di
 
 @contextmanager
 def calling_on_each_worker(serve: Serve, target: dict[str, Any]) -> Iterator[dict[int, list[str]]]:
-    """Yield the answers by worker. A 2026-07-28 client calls each worker at least six times until the block ends."""
+    """Yield the answers by worker. A 2026-07-28 client calls each worker until the block ends, at least six times."""
     said: dict[int, list[str]] = {}
     is_over = threading.Event()
     with ExitStack() as stack:

@@ -157,7 +157,7 @@ def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: Use
 def test_a_refresh_outlives_switches_and_a_new_key_but_neither_deactivation_nor_a_month_of_silence(
     app: App, member: User, gateway: Gateway
 ) -> None:
-    """The proxy refuses calls through a disabled object; a refused refresh would only make apps open browsers."""
+    """The proxy already refuses calls through a disabled object; if the refresh failed, apps would open a browser."""
     make.user(Capability.PEOPLE_MANAGE)
     refresh = connect(app, member, gateway)["refresh_token"]
     connection = Connection.objects.get()
@@ -402,7 +402,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_a_wrong_question_goes_back_with_its_error_state_and_issuer(
     app: App, member: User, gateway: Gateway, subtests: pytest.Subtests
 ) -> None:
-    """Errors return only to an approved app, because links must never redirect to a stranger's address."""
+    """Errors are sent only to an approved app, because a link must never redirect to a stranger's address."""
     connect(app, member, gateway)
     client = browser(member)
     for change, error in WRONG:

@@ -1,4 +1,4 @@
-"""Attacks on the authorization server other than wrong steps of the flow: every attack is refused."""
+"""Every attack on the authorization server is refused. Wrong steps of the flow are tested in other modules."""
 
 from typing import Any
 

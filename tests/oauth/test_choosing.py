@@ -204,7 +204,7 @@ def test_a_secret_for_the_servers_own_header_is_sent_as_pasted(ana: User, sign_i
 @pytest.mark.full
 @pytest.mark.django_db(transaction=True)
 def test_a_secret_is_not_kept_for_a_server_that_was_moved_while_it_was_sent(ana: User, sign_in: SignIn) -> None:
-    """The secret was entered for the old address. Otherwise a person who may change addresses could collect secrets."""
+    """A person who may change addresses must not receive secrets that others entered for the old address."""
     gateway = make.gateway()
     github = per_user(gateway)
     client = sign_in(ana)

@@ -1,4 +1,4 @@
-"""Apps with a client metadata document, fetched from well-behaved and other web servers."""
+"""Apps with a client metadata document, fetched from well-behaved and misbehaving web servers."""
 
 import json
 import socket
@@ -323,7 +323,7 @@ def test_a_document_never_takes_over_an_app_made_by_hand(somebody: Any) -> None:
 
 @pytest.mark.django_db(transaction=True)
 def test_no_database_connection_is_held_while_a_stranger_is_read() -> None:
-    """Slow documents must not exhaust a pool of four connections."""
+    """Slow documents must not exhaust a pool of four database connections."""
     request = request_of(make.user(Capability.OAUTH_CONNECT))
     held: list[bool] = []
 
@@ -352,7 +352,7 @@ def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody:
 
 @pytest.mark.django_db
 def test_a_stranger_makes_us_read_nothing_and_other_endpoints_read_no_documents() -> None:
-    """Anonymous visitors must sign in first, and other URLs are refused; in both cases no document is requested."""
+    """Anonymous visitors must sign in first; private addresses are refused; /oauth/token never fetches a document."""
     asked = Client().get(App(ID).question(None))
     refused = Client().get(App("https://10.0.0.5/client.json").question(None))
 

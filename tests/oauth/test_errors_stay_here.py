@@ -60,7 +60,7 @@ def test_a_link_of_a_strangers_app_leads_nowhere(member: User, gateway: Gateway,
 
 @pytest.mark.full
 def test_an_app_somebody_connected_is_told_unless_it_is_held_back(member: User, gateway: Gateway) -> None:
-    """A second registration under the app's name may be a stranger's, with a redirect URI that redirects further."""
+    """A second registration under the app's name may be a stranger's, so its errors are not redirected."""
     app = app_at(EVIL)
     connect(app, member, gateway)
     borrowed = app_at(f"{EVIL}/leave?to=evil")

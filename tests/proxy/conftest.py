@@ -147,7 +147,7 @@ def served(**changes: Any) -> Iterator[Proxy]:
 
 @asynccontextmanager
 async def hearing[T](begin: Callable[[StatePool, Bus], T]) -> AsyncIterator[T]:
-    """Yield the result of `begin`, called with the connected state and bus of a worker."""
+    """Yield the result of `begin(state, bus)`. The StatePool and the Bus are connected before the block begins."""
     state = StatePool(database.conninfo())
     bus = Bus(database.conninfo(), state)
     begun = begin(state, bus)

@@ -9,7 +9,7 @@ from tests.proxy.test_tools_call import Work
 
 
 def offer(name: str, kind: str, *, alias: str = "docs", enabled: bool = True) -> Feature:
-    """Create the row of a feature that the server assigned under `alias` has listed."""
+    """Create the row of a feature, as if the server with this `alias` had listed it."""
     return Feature.objects.create(
         assignment=Assignment.objects.get(alias=alias),
         kind=kind,

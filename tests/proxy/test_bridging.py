@@ -195,8 +195,8 @@ def test_a_server_that_gives_no_state_gets_none_back(work: Work) -> None:
 class Wanted:
     """Inputs that a 2026-07-28 server requires of a session client, and the call's outcome.
 
-    `outcome` is the error's data, a text of its message, or None for a result; `rounds` is how often the server is
-    asked.
+    `outcome` is the error's data, a part of the error message, or None for a result; `rounds` is the number of
+    requests to the server.
     """
 
     inputs: list[Any]

@@ -45,7 +45,7 @@ def asks(number: int) -> dict[str, Any]:
 
 
 def everything_that_began_is_over(streams: int = 1) -> bool:
-    """Return True if the log has the row of the start and the row of the end of each standing stream."""
+    """Return True if the log has two rows for each standing stream: of its start, and of its end."""
     return Call.objects.filter(method="GET").count() == 2 * streams
 
 

@@ -1,6 +1,6 @@
 """Statement and decision match docs/reference/decision-order.md in random worlds.
 
-The rules are written here again, as plainly as possible. Each world is queried for every token, at every gateway, for
+The decision is written here again, as plainly as possible. Each world is queried for every token, at every gateway, for
 several tools and from several addresses, all in one statement.
 """
 
@@ -151,7 +151,7 @@ class Skeleton:
 
     @property
     def questions(self) -> Iterable[tuple[int, str, str]]:
-        """The number of the token, the slug and the tool of each request."""
+        """The requests to decide; each is the number of a token, the slug of a gateway, and the name of a tool."""
         return product(range(len(self.secrets)), self.slugs, TOOLS)
 
 
@@ -219,7 +219,7 @@ class Painter:
         self.brushes = [Brush(bones, roles) for bones in skeletons]
 
     def paint(self, *worlds: Drawn) -> None:
-        """Set each skeleton to its world, all in one transaction."""
+        """Write each world into the rows of its skeleton, all in one transaction."""
         with transaction.atomic():
             for kind in (*PAINTED, "ToolSet"):
                 pairs = zip(self.brushes, worlds, strict=True)
@@ -278,7 +278,7 @@ class Brush:
         self.ciphertext = {one.pk: one.secret_ciphertext for one in bones.rows["Identity"]}
 
     def set(self, kind: str, drawn: list[dict[str, Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
-        """Set the rows of this kind, and yield each with its values."""
+        """Set the fields of all rows of this kind, and yield each row with the new values."""
         self.now = timezone.now()
         for number, (row, told) in enumerate(zip(self.rows[kind], drawn, strict=True)):
             values = getattr(self, kind.lower())(told, number)
@@ -353,7 +353,7 @@ class Brush:
         return {"revoked_at": self._at(told["revoked"]), "revoke_reason": "manual" if told["revoked"] else ""}
 
     def ties(self, drawn: Drawn) -> Iterator[Model]:
-        """Yield the rows that differ in number between worlds: members, grants, and identities of connections."""
+        """Yield rows that only some worlds have, such as team members, grants, and identities of connections."""
         yield from self._of_teams(drawn)
         for number, (assignment, told) in enumerate(zip(self.rows["Assignment"], drawn["Assignment"], strict=True)):
             if told["allowed"]:
@@ -498,10 +498,10 @@ class Plain:
         return next((reason for refuses, reason in refusals if refuses), allowed)
 
     def is_given(self, link: Connection, number: int | None, identity: str) -> bool:
-        """Return whether the person has this tool, and the agent may use it.
+        """Return True if the person has this tool and the agent may use it.
 
-        A tool without a row is looked up at its server if the server can be asked; otherwise the person does not have
-        it.
+        For a tool without a row (`number` is None), return True if its server can be asked (`identity`, the reason why
+        not, is empty), or if the gateway gives all tools and the agent has no limit.
         """
         limit = self.at_gateway(link)["limit"] if link.gateway == self.rows["Gateway"][0] else None
         if number is None:
@@ -519,7 +519,7 @@ class Plain:
                 yield tool_set
 
     def has(self, tool_set: int, number: int) -> bool:
-        """Return whether the set has the tool with this number."""
+        """Return True if the set has the tool with this number."""
         told, tool = self.drawn["ToolSet"][tool_set], self.rows["Tool"][number]
         effect = self.drawn["Tool"][number]["effect"].replace("unknown", "destructive")
         fits = not told["patterns"] or any(fnmatchcase(tool.exposed_name, each) for each in told["patterns"])
@@ -611,7 +611,7 @@ class Asker:
         self.runner.run(self.access.stop())
 
     def grants(self, skeletons: Iterable[Skeleton]) -> Iterator[Any]:
-        """Yield the grant for each question, skeleton by skeleton."""
+        """Yield the result of `find_grant` for each question, skeleton by skeleton."""
         find = self.access.find_grant
 
         async def ask() -> list[Any]:

@@ -1,4 +1,4 @@
-"""Clients and servers of both protocol eras, changing sessions, and separate identities."""
+"""Clients and servers of both protocol eras, lost and new sessions, and identities that are never shared."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace

@@ -45,7 +45,7 @@ class Lost(Exception):
 
 
 def batches_of(carriers: list[Carrier], conninfo: str = "", **more: Any) -> GroupCommit[int, int]:
-    """Return a GroupCommit whose batches these carriers handle, each over a connection of its own."""
+    """Return a GroupCommit with these carriers as batch handlers; each has its own connection."""
     connections = [PgConnection(conninfo or database.conninfo(), ()) for _ in carriers]
     carried = [carrier.carry for carrier in carriers]
     return GroupCommit("numbers", carried, connections, to_error=lambda error: Lost(str(error)), max_batch=20, **more)

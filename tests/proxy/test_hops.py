@@ -1,4 +1,4 @@
-"""Chained gateways: a loop of them ends soon, with a clear error."""
+"""Chained gateways: a call in a loop of gateways ends soon, with a clear error."""
 
 from collections import Counter
 

@@ -1,7 +1,7 @@
-"""Failures of issuers known from practice: the person's page, the agent's error, and the log.
+"""Failures of issuers: the person's page, the agent's error, and the log.
 
-The cases are reported failures of clients with real servers. The real issuers in other tests do not fail like that, so
-these tests use a scripted issuer.
+The cases are failures that were reported for clients of real servers. The real issuers in other tests do not fail like
+that, so these tests use a scripted issuer.
 """
 
 import html
@@ -177,7 +177,7 @@ def test_sign_ins_ask_for_the_scopes_that_the_server_names_and_for_lasting_acces
 
 
 def greeting(app: App, status: int) -> App:
-    """Return `app` with `status` for `initialize`. All other requests without a token still get 401."""
+    """Return `app`, except that `initialize` needs no token, and is answered with `status`."""
 
     async def door(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != "/mcp":

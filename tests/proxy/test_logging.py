@@ -1,4 +1,4 @@
-"""Log messages of servers are sent on the stream of their call, from the client's minimum level."""
+"""A server's log messages at or above the client's minimum level are sent on the stream of their call."""
 
 from typing import Any
 

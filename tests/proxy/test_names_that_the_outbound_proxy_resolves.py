@@ -1,7 +1,7 @@
 """A server's metadata cannot make the outbound proxy resolve names.
 
-Only hosts that an administrator entered, or that the operator listed, are passed to it by name. Here all names of
-`example.test` resolve to a private address, and the proxy leads each of them to one server.
+The proxy gets only those host names that an administrator entered or the operator listed. Here all names of
+`example.test` resolve to a private address, and the proxy connects all of them to one server.
 """
 
 import json
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @dataclass
 class Elsewhere:
-    """The server at OURS, and the hosts in its metadata; `at` has the addresses of its issuer and endpoints."""
+    """The server at OURS, and all hosts in its metadata; `at` maps the issuer and its endpoints to their host names."""
 
     at: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -108,7 +108,7 @@ def elsewhere() -> Elsewhere:
 def way(
     elsewhere: Elsewhere, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[ForwardProxy]:
-    """The proxy, which resolves the domain `example.test` and the host LISTED."""
+    """The outbound proxy; the operator lets it resolve the domain `example.test` and the host LISTED."""
     for name in (OURS, INSIDE, LISTED):
         leads(monkeypatch, name, "10.0.0.5")
     context = certificate(tmp_path / "end.pem", OURS, INSIDE, LISTED)

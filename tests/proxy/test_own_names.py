@@ -1,4 +1,4 @@
-"""Tools called by the server's own tool name, as by MCP Apps: refused unless exactly one server has the tool."""
+"""A call with a server's own tool name, as MCP Apps send, is refused unless exactly one server has the tool."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event

@@ -1,7 +1,7 @@
 """A public host name never leads to a private network, even if a range is allowed for private servers.
 
 The owner of a name can change its address at any time (DNS rebinding). Here `localhost` is such a name: its server was
-registered as public, and now resolves to an allowed private range.
+registered as public, but the name now resolves to an allowed private range.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Calls to programs of a runner carry its secret and the person; requests to other servers carry neither."""
+"""Calls to a runner's programs carry the runner's secret and the person's e-mail; other servers get neither."""
 
 import pytest
 

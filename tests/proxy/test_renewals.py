@@ -1,4 +1,4 @@
-"""Calls that need a new token while a component of the gateway, the issuer or the server fails."""
+"""Calls that need a new token while the issuer, the server or a component of the gateway fails."""
 
 import threading
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Every listed resource can be read, under the same rules as tools, and the server gets its own URI for it."""
+"""Every listed resource can be read, under the same access rules as tools; the server receives the URI it listed."""
 
 from typing import Any
 from urllib.parse import quote

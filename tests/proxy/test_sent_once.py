@@ -103,7 +103,7 @@ class Case:
 
 @dataclass
 class Caller:
-    """A client of one era; `sessions` if it opens sessions at the gateway."""
+    """A client of one era; `sessions` is True if it opens sessions at the gateway."""
 
     agent: Agent
     era: str

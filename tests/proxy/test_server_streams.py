@@ -37,7 +37,7 @@ CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 
 class Talker(Counter):
-    """A counter that sends the messages in `say` on the standing streams of its sessions."""
+    """A counting server that sends the messages in `say` on the standing streams of its sessions."""
 
     def __init__(self) -> None:
         super().__init__(SESSION_ERA)
@@ -134,7 +134,7 @@ def test_a_client_that_left_before_it_could_be_asked_is_not_waited_for(
 
 @pytest.fixture
 def library_work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LibraryWork]:
-    """Return a function that makes a gateway with this library, which checks for subscribers often."""
+    """Return a function that makes a gateway with a given library; the gateway checks for subscribers often."""
     monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.2)
     monkeypatch.setattr("proxy.upstream_streams.LOOK_AGAIN_SECONDS", 0.3)
     monkeypatch.setattr("proxy.upstream_streams.AGAIN_SECONDS", 0.1)

@@ -1,4 +1,4 @@
-"""Servers send messages for a call on the session's standing stream, as SDKs do without a related request."""
+"""Servers send messages for a call on the session's standing stream, as SDKs do if no related request is named."""
 
 import asyncio
 import re
@@ -118,7 +118,7 @@ class StandingWork(Work):
 
 @pytest.fixture
 def work(start: Start, run: Run, monkeypatch: pytest.MonkeyPatch) -> StandingWork:
-    """Return a gateway with a StandingAsker. Its calls wait up to PATIENCE for the server's stream to open."""
+    """Return a gateway with a StandingAsker. Calls wait up to PATIENCE for the server's standing stream to open."""
     monkeypatch.setattr("proxy.upstream_streams.READY_SECONDS", PATIENCE)
     monkeypatch.setattr("proxy.upstream_streams.OPEN_SECONDS", PATIENCE)
     return standing_work(StandingAsker(asks=[FORM]), start, run)
@@ -188,7 +188,7 @@ def test_a_client_that_listens_at_another_worker_is_asked_there(
 
 
 def _several(work: StandingWork, person: Person, stream: Listener) -> None:
-    """Let the second of two running calls send a request."""
+    """Run two calls at once, and let the server send a request to the client during the second."""
     with listening(person.agent, "POST", slow(), **_headers(person)) as under_way:
         eventually(lambda: "slow" in _calls(work))
         answered: list[Object] = []
@@ -364,7 +364,10 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
         assert "result" in person.call("docs__quick")
 
     def used_again() -> list[str]:
-        """Call again in two sessions; return all open sessions. No stream can replace one that is still opening."""
+        """Call in the last two sessions, and return all sessions with an open stream.
+
+        The calls are repeated, because a stream that is still opening is not closed to make room for another.
+        """
         assert all("result" in person.call("docs__quick") for person in people[2:])
         return sorted(work.server.open)
 

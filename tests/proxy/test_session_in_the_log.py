@@ -1,4 +1,4 @@
-"""The calls of a session in the log: a real client asks a real server, which asks the client."""
+"""The calls of a session in the log, including the server's requests to the client."""
 
 import json
 from typing import Any

@@ -176,7 +176,7 @@ def test_one_of_two_workers_that_open_a_session_at_once_wins_and_the_other_ends_
 
 
 class SlowInitialize:
-    """Handler that answers `initialize` only once two such requests are waiting."""
+    """Handler that delays its answers to `initialize` until two such requests have arrived."""
 
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
@@ -470,7 +470,7 @@ def nodes(plan: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def keys(settings: Settings) -> Iterator[Settings]:
-    """Settings with changeable encryption keys; the cipher is recreated before and after."""
+    """Settings in which a test may change encryption keys; the cached cipher is dropped before and after the test."""
     cipher.cache_clear()
     yield settings
     cipher.cache_clear()

@@ -80,7 +80,7 @@ class Tasks(Asker):
 
 @dataclass
 class ModernTasks(Script):
-    """A 2026-07-28 server whose every call is a task."""
+    """A 2026-07-28 server that creates a task for every call."""
 
     modern: bool = True
     done: bool = False

@@ -1,4 +1,4 @@
-"""tools/call: values are passed on unchanged, nothing else is passed on, and errors name the server."""
+"""tools/call: arguments and results pass unchanged, cookies and custom headers do not, and errors name the server."""
 
 import asyncio
 import json

@@ -107,7 +107,7 @@ def test_without_an_alias_names_pass_unchanged(work: Work) -> None:
 
 @pytest.mark.full
 def test_a_tool_that_was_listed_once_is_never_another_server_s(work: Work) -> None:
-    """A server removes a tool that had another server's tool name. List and call must then use the other server."""
+    """Two servers have a tool of the same name, and one removes it. List and call must then use the other server."""
     work.put("sly", offering("named__it", "it"), alias="")
     work.put("named", offering("it"))
     work.agent.tools()

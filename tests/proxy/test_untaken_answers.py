@@ -1,4 +1,4 @@
-"""Unread answers use up their person's share of the budget, and no more."""
+"""Answers that a person's clients do not read use up only this person's share of the memory budget."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""Each program has a user of its own: it reads nothing of another program or of the runner, and leaves nothing."""
+"""Each program runs as its own system user, cannot read other programs' or the runner's data, and ends completely."""
 
 import ctypes
 import json

@@ -1,4 +1,4 @@
-"""Operations of an HTTP API as tools: only those listed, with the entry's headers and no others."""
+"""Operations of an HTTP API as tools: only the listed operations, called with the headers of the entry."""
 
 import json
 import signal

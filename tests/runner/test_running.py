@@ -380,7 +380,7 @@ async def test_cancelling_reaches_the_program(running: Running) -> None:
 
 @pytest.mark.full
 async def test_a_long_run_ends_the_pauses_before_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long run resets the failures even if it ends because the program is idle."""
+    """A long run resets the count of failures, even if the program is stopped because it is idle."""
     monkeypatch.setattr("runner.endpoint.SHORTEST_STABLE_RUN", 0)
     path = tmp_path / "runner.yaml"
     path.write_text(json.dumps({"version": 1, "isolation": "none", "servers": [hostile("good")]}))

@@ -1,8 +1,8 @@
-"""Separate servers of the PostgreSQL installed on this machine.
+"""Separate PostgreSQL servers, run by the PostgreSQL programs installed on this machine.
 
 `python -m tests.running.debian COMMAND...` runs a command, such as pytest, with such a server as `TEST_DATABASE_URL`.
 The installed PostgreSQL must be the oldest supported version, so that every statement of the product runs on this
-version before a release. Every day, the statements run on the embedded PostgreSQL.
+version before a release. Daily test runs use the embedded PostgreSQL.
 """
 
 import os
@@ -87,7 +87,7 @@ def restart(binaries: Path, url: str) -> None:
 
 
 def as_account() -> dict[str, Any]:
-    """Return subprocess arguments for the user of these programs, which refuse root."""
+    """Return subprocess arguments that replace root by `postgres`, because these programs refuse root."""
     if os.geteuid() != 0:
         return {}
     account = pwd.getpwnam("postgres")

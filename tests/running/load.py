@@ -1,4 +1,4 @@
-"""Agents that call a tool continuously by default, and record every answer."""
+"""Agents that call a tool, by default without pauses, and record every answer."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ AGENTS = 6
 class Load(Agents):
     """Agents that call in a thread until the block ends.
 
-    `answered` are the request ids of all answers, `slowest` the seconds of the slowest.
+    `answered` are the request ids of all successful calls; `slowest` is the longest duration of one, in seconds.
     """
 
     url: str

@@ -1,4 +1,4 @@
-"""nginx as in docs/how-to/deploy.md, in front of several `serve`, which it uses in turn."""
+"""nginx as in docs/how-to/deploy.md, in front of several `serve` processes, which get requests in turn."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def started(home: Path, http: str) -> subprocess.Popen[bytes]:
 
 
 class Nginx:
-    """nginx in front of `ports`: `port` leads to them in turn, each of `doors` only to the one with its index."""
+    """nginx in front of `ports`: `port` leads to all of them in turn, and `doors[i]` only to `ports[i]`."""
 
     def __init__(self, port: int, ports: list[int]) -> None:
         self.doors = [free_port() for _ in ports]
@@ -70,7 +70,7 @@ class Nginx:
 
     @property
     def taken(self) -> Sequence[int]:
-        """Return the port of each finished request, in order."""
+        """Return the port to which each finished request was sent, in order."""
         lines = (self._home / "access.log").read_text().splitlines()
         return [int(line.rsplit(":", 1)[1]) for line in lines if ":" in line]
 

@@ -1,4 +1,4 @@
-"""PgBouncer in front of a PostgreSQL server: few sessions for many clients."""
+"""PgBouncer in front of a PostgreSQL server: few database sessions for many clients."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def version() -> tuple[int, int]:
 
 @contextmanager
 def pooler(url: str, mode: str = "transaction", size: int = 3, more: str = "") -> Iterator[str]:
-    """Yield a URL that leads through PgBouncer to the database of `url`, with the role of `url`."""
+    """Yield a URL that leads through PgBouncer to the database of `url`, with the same database role."""
     there, listen = urlsplit(url), free_port()
     home = Path(tempfile.mkdtemp(prefix="gateway-admin-pooler-"))
     user, secret = unquote(there.username or ""), unquote(there.password or "")

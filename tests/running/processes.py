@@ -4,7 +4,7 @@ import psutil
 
 
 def runs(process: psutil.Process) -> bool:
-    """Return False for a zombie, whose exit code nobody has read yet."""
+    """Return True if the process has not ended; a zombie has ended."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -277,7 +277,7 @@ def count(agent: Agent) -> tuple[int, str]:
 
 
 def good_again(agent: Agent, seconds: float) -> float:
-    """Return the seconds until a call is answered; fails if none is in time."""
+    """Repeat a call until it succeeds, and return the seconds this took; fails after `seconds`."""
     began = time.monotonic()
     while "result" not in (answered := agent.call("count").json()):
         assert time.monotonic() - began < seconds, answered

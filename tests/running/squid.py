@@ -1,4 +1,4 @@
-"""squid, as in real installations: a proxy with users, rules and a parent, which stands in for the internet."""
+"""squid, as in real installations: with users, access rules and a parent proxy that stands in for the internet."""
 
 import shutil
 import socket

@@ -29,13 +29,13 @@ class Standby:
     operator: str
 
     def execute(self, statement: str) -> object:
-        """Return the first value of a statement run by the replica's operator."""
+        """Run a statement on the replica as its superuser; return the first value of the result, or None."""
         with psycopg.connect(self.operator, autocommit=True) as connection:
             row = connection.execute(statement.encode()).fetchone()
             return row[0] if row else None
 
     def copy(self, server: str) -> None:
-        """Start as a copy of the primary."""
+        """Copy the data of the primary at the URL `server`, and configure the copy as its replica."""
         self._run("pg_basebackup", "-D", self._data, "-d", server, "-R", "-X", "stream", "-c", "fast", "--no-sync")
 
     def start(self) -> None:
@@ -88,7 +88,7 @@ def _at(port: int, url: str) -> str:
 
 @contextmanager
 def standby(binaries: Path, url: str, server: str) -> Iterator[Standby]:
-    """Yield a streaming replica of the server at the superuser URL `server`, with the database and role of `url`."""
+    """Yield a streaming replica of the server at the superuser URL `server`; its URL has database and role of `url`."""
     folder, port = Path(tempfile.mkdtemp(prefix="gateway-admin-standby-")), free_port()
     shutil.chown(folder, as_account().get("user", os.geteuid()))
     here, operator = _at(port, url), _at(port, urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path)))

@@ -65,7 +65,7 @@ def migrate(address: str, *words: str) -> None:
 
 
 def schema(address: str) -> list[str]:
-    """Return a description of all tables and functions, except partitions; generated names have no hash."""
+    """Return a description of all tables and functions except partitions, without the hashes in generated names."""
     with psycopg.connect(address) as connection:
         found = [str(row) for statement in SCHEMA for row in connection.execute(statement)]
     return sorted(

@@ -40,7 +40,7 @@ def numbers(live: Serve) -> Numbers:
 
 
 def grown(live: Serve, before: Numbers, enough: Callable[[Numbers], bool]) -> Numbers:
-    """Return the increase of each metric since `before`, once the increase is `enough`.
+    """Return the increase of each metric since `before`, once `enough` is true of the increases.
 
     Waiting is necessary because workers write metrics once a second.
     """

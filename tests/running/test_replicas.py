@@ -1,4 +1,4 @@
-"""Two `serve` on one database behind nginx, without sticky sessions: each answers any request of a session."""
+"""Two `serve` processes on one database behind nginx, without sticky sessions: each can answer any request."""
 
 import json
 import time
@@ -112,7 +112,7 @@ def test_a_person_deactivated_by_a_directory_is_refused_on_the_next_call_at_ever
     session = in_session(agent)
 
     def provision(number: int, active: bool) -> int:
-        """Send the replica with this number a directory's request to set `active`, and return the status."""
+        """As a directory, set the person's `active` through this replica; return the HTTP status."""
         url = f"http://localhost:{both.front.doors[number]}/scim/v2/Users/{made['person']}"
         schemas = ["urn:ietf:params:scim:api:messages:2.0:PatchOp"]
         body = {"schemas": schemas, "Operations": [{"op": "replace", "path": "active", "value": active}]}

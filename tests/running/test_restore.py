@@ -125,7 +125,7 @@ class Before(NamedTuple):
 
 
 def test_a_backup_made_under_load_is_restored_elsewhere_and_goes_on_as_the_page_says(drill: Drill) -> None:
-    """Back up PostgreSQL 15 with its programs, and restore on PostgreSQL 18."""
+    """Back up PostgreSQL 15 with the backup programs of version 15, and restore on PostgreSQL 18."""
     with postgres(programs()) as address:
         before = back_up_under_load(drill, drill.installed("old", address).start())
     lines = drill.home / "received.jsonl"

@@ -55,7 +55,7 @@ WAITED = 9  # Seconds. Only a call that waits for a lock takes this long, howeve
 
 
 class Roles(NamedTuple):
-    """One database with the URLs of its owner and of the serving role, `name`."""
+    """`owner` and `runner` are URLs of one database, for its owner and for the database role `name`, which serves."""
 
     home: Path
     owner: str

@@ -74,7 +74,7 @@ class Clone:
         return said
 
     def interrupt(self, kind: str = "run", stop: int = signal.SIGINT) -> None:
-        """Start `.ci/setup`, and send `stop` to it and its child processes once it hangs."""
+        """Start `.ci/setup`; once it hangs, send the signal `stop` to it and its child processes."""
         process = self.start(kind)
         deadline = time.monotonic() + 180
         while not self.mark.exists():

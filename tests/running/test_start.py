@@ -46,7 +46,7 @@ def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first
 
 
 def no_environment_shows(secret: str, started: Started) -> None:
-    """The system shows a process's initial environment for its lifetime, and workers inherit their parent's."""
+    """No environment in /proc contains the secret. Linux shows the environment with which a process was started."""
     serve, embedded = psutil.Process(started.process.pid), postmaster(started.home)
     shown = {one.pid: Path(f"/proc/{one.pid}/environ").read_bytes() for one in [serve, *serve.children(True)]}
     assert all(b"GATEWAY_DATA_DIR" in environ for environ in shown.values())  # The environments are readable.

@@ -178,7 +178,7 @@ def test_no_call_is_accepted_at_either_replica_after_access_was_withdrawn_at_one
 
 
 def test_standing_streams_end_with_a_grant_that_ends_by_date(both: Replicas) -> None:
-    """Streams of both eras end at either replica, although no row changes at that time."""
+    """Streams of both eras end at either replica at a grant's end date, although no row changes then."""
     [things] = json.loads(both.shell(STAGE.format(url=both.upstream_url, kinds={"one": "grant"}))).values()
     agent = Agent(f"{both.url}/mcp/{things['slug']}", things["secret"], HEADERS)
     body, headers = modern("subscriptions/listen", {"notifications": {"toolsListChanged": True}})

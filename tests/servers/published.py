@@ -1,4 +1,4 @@
-"""Configuration files as the documentation of their clients publishes them, with other hosts and credentials.
+"""Configuration files as the documentation of their clients publishes them, with other URLs and credentials.
 
 `{open}` stands for the URL of a server without credential, `{key}` for one with a bearer token, `{crm}` for one with
 `X-API-Key`. Their credentials are SECRETS.

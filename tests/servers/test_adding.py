@@ -1,4 +1,4 @@
-"""*Add a server*: tested first, then added to gateways with its credential, on one page that keeps all input."""
+"""*Add a server* tests a server, then adds it to gateways with its credential; the page keeps all input."""
 
 import json
 from pathlib import Path

@@ -69,7 +69,7 @@ def unreadable(status: int, **headers: str) -> Answer:
 class Webhook:
     """Records deliveries, acknowledged or not.
 
-    `script` has the next answers; afterwards all are acknowledged, except those for which `refuses` returns a status.
+    `script` has the next answers. When it is empty, a delivery is acknowledged unless `refuses` returns a status.
     """
 
     def __init__(self) -> None:

@@ -78,7 +78,7 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
 def test_killed_senders_leave_out_no_row(
     to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Senders are killed at any time, even before an answer about rows that arrived or got lost. Ids show repeats."""
+    """Kill senders at any time, even while they wait for the answer about rows that arrived or were lost."""
     chance = random.Random(request.node.name)
     Call.partitions.make_for(datetime.now(UTC).date())
     to_hook()
@@ -126,9 +126,9 @@ def test_killed_senders_leave_out_no_row(
 
 
 def kill_senders(name: str, deliveries: Callable[[], int], arrived: Callable[[], list[str]]) -> str:
-    """Kill senders at any time after `deliveries` until all committed rows have `arrived`; return a summary.
+    """Kill senders, each soon after a few deliveries; check that a last sender sends all rows, and return a summary.
 
-    Rows received but not recorded are sent again, and recognised by id.
+    `deliveries` returns the number of deliveries, and `arrived` the ids of the rows received, including repeats.
     """
     chance = random.Random(name)
     with writing(chance) as committed:

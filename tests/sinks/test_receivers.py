@@ -148,7 +148,7 @@ def test_address_that_may_not_be_called_is_refused_in_words() -> None:
 
 @pytest.mark.full
 def test_place_that_turned_private_is_not_called(to_hook: MakeSink, hook: Webhook, settings: LazySettings) -> None:
-    """A public name resolves to a private address later (DNS rebinding), in a range that is allowed otherwise."""
+    """A sink's public name later resolves to an address in a range allowed only for private sinks (DNS rebinding)."""
     sink = to_hook(sends_events=False)
     Sink.objects.update(private=False)
     call()

@@ -202,7 +202,7 @@ def cut_tail(ago: int) -> None:
 
 
 def roll_back(ago: int) -> None:
-    """Restore the state of two minutes past midnight on that day."""
+    """Restore the log as it was `ago` days ago, two minutes after midnight."""
     at = call_of(ago).created_at
     cut_tail(ago)
     for table in ("auditlog_call", "auditlog_event"):

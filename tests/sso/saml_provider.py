@@ -288,7 +288,7 @@ def sent(root: Any) -> dict[str, str]:
 
 
 def weak_signer() -> XMLSigner:
-    """Return a signer with SHA-1, as old providers use."""
+    """Return a signer that uses SHA-1, like old providers."""
 
     class Weak(XMLSigner):
         def check_deprecated_methods(self) -> None:

@@ -1,4 +1,4 @@
-"""Before a sensitive change, people with neither a password nor a code here sign in at the organisation again."""
+"""Before a sensitive change, people who have no password and no code here sign in again at the organisation."""
 
 import time
 from typing import Any

@@ -106,7 +106,7 @@ def enforces(owner: Page, workspace: Serve, organisation: Organisation) -> None:
 
 
 def invites(owner: Page, workspace: Serve, email: str) -> str:
-    """Invite a person, and return the link, shown only to the inviter without a mail server."""
+    """Invite a person, and return the link. There is no mail server, so only the inviter sees the link."""
     owner.goto(f"{workspace.url}/people/")
     steps.press(owner, "Invite")
     dialog = owner.get_by_role("dialog", name="Invite people")

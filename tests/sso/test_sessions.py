@@ -324,7 +324,7 @@ def test_malformed_tokens_cause_no_query(asked: list[str]) -> None:
 def test_a_provider_that_is_down_is_asked_once_in_a_while_whoever_sends_tokens(
     provider: Provider, asked: list[str]
 ) -> None:
-    """While the provider is down, requests ask it only once in a while, but *Test* asks it at once."""
+    """While the provider is down, the gateway rarely asks it, however many requests come; *Test* asks at once."""
     token = "eyJhbGciOiJFUzI1NiJ9.e30.eA"
     for _ in range(5):
         assert Client().post(LOGOUT, {"logout_token": token}).status_code == 503

@@ -1,4 +1,4 @@
-"""Create Token on a fresh installation: a person with the right to add agents names one and gets its token."""
+"""Create Token on a fresh installation: a person who may add agents names a new agent, and gets its token."""
 
 from typing import Any
 

@@ -90,7 +90,7 @@ def test_a_token_rotates_only_itself(link: Connection, ci: Issued) -> None:
 
 @pytest.mark.full
 def test_a_token_opens_no_other_door(ci: Issued) -> None:
-    """Other REST endpoints answer 403 to a token."""
+    """All REST endpoints except rotate answer 403 to a token."""
     rest = Rest.bearing(ci.secret)
 
     assert problem(rest.get("/tokens")) == (403, "token_not_accepted")

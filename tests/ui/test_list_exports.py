@@ -1,4 +1,4 @@
-"""Files of lists: filtered rows with all columns in the list's order; recorded, limited, and without secrets."""
+"""Exported lists: the filtered rows in the list's order, with all columns; recorded, limited, without secrets."""
 
 import html
 import re

@@ -1,4 +1,4 @@
-"""Checking a call's arguments while a changed definition awaits approval: fast, and refused if in doubt."""
+"""While a changed definition awaits approval, arguments are checked fast, and a call in doubt is refused."""
 
 import json
 from typing import Any

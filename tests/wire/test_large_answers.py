@@ -95,7 +95,7 @@ def sockets() -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def calls(make: Callable[[int], bytes], most: int = SHARES * 2) -> AsyncIterator[Begin]:
-    """Yield a function that starts calls. The memory budget is `most` large answers, by default 2 per share."""
+    """Yield a function that starts calls. The memory budget has room for `most` answers, by default two per share."""
     stream, begun = make(1), []
     budget = ByteBudget(most * (LIMIT if make is as_event else len(stream)))
     async with Transport(LOOPBACK, limit=LIMIT, budget=budget) as transport:

@@ -1,4 +1,4 @@
-"""Header values are decoded unchanged (MCP 2026-07-28), compared with the SDK's own decoder."""
+"""Arguments repeated in headers (MCP 2026-07-28): values and annotations are read as the SDK reads them."""
 
 from typing import Any
 

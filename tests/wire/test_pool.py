@@ -189,7 +189,7 @@ async def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> No
 
 
 async def test_a_request_that_was_written_and_not_answered_is_not_sent_again() -> None:
-    """On a new connection, and on one that has answered before."""
+    """Send the request on a new connection, and on a connection that has answered before."""
     for answered in (0, 1):
         requests: list[bytes] = []
 

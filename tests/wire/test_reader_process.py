@@ -1,4 +1,4 @@
-"""Large answers are parsed and rewritten in another process, with the worker's own result."""
+"""Large answers are parsed and rewritten in another process, with the same result as in the worker."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""URLs of programs of the runner: only these get its secret."""
+"""URLs of a runner's programs: only requests to these URLs carry the runner's secret."""
 
 import pytest
 

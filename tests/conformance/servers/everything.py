@@ -39,8 +39,8 @@ STEP_SECONDS = 0.05
 def offer(server, Context, Message, Refusal, announce, count):  # noqa: N803 - classes of either library
     """Register everything with `server`, a FastMCP or an MCPServer.
 
-    Context and Message are the library's classes, Refusal its error that reaches the client as a JSON-RPC error.
-    `announce(context, "tools")` notifies of a changed list, `count(context)` counts the session's calls.
+    Context, Message and Refusal are the library's classes; the client gets a raised Refusal as a JSON-RPC error.
+    `announce(context, "tools")` notifies clients of a changed list, and `count(context)` counts the session's calls.
     """
     offer_content(server)
     offer_messages(server, Context)
@@ -180,26 +180,26 @@ def offer_questions(server, Context):  # noqa: N803
 
     @server.tool()
     async def test_input_required_result_elicitation(context: Context) -> str | InputRequiredResult:
-        """Need a name."""
+        """Ask for a name."""
         answers = answered(context, "user_name")
         return f"Hello, {answers[0].content['name']}" if answers else needed(user_name=form("name"))
 
     @server.tool()
     async def test_input_required_result_sampling(context: Context) -> str | InputRequiredResult:
-        """Need an answer of the client's model."""
+        """Ask the model for a capital."""
         answers = answered(context, "capital_question")
         asked = sample("What is the capital of France?")
         return answers[0].content.text if answers else needed(capital_question=asked)
 
     @server.tool()
     async def test_input_required_result_list_roots(context: Context) -> str | InputRequiredResult:
-        """Need the client's roots."""
+        """Ask for the roots."""
         answers = answered(context, "client_roots")
         return f"{len(answers[0].roots)} roots" if answers else needed(client_roots=ListRootsRequest())
 
     @server.tool()
     async def test_streaming_elicitation(context: Context) -> str | InputRequiredResult:
-        """Need a confirmation."""
+        """Ask for a confirmation."""
         return "confirmed" if answered(context, "confirm") else needed(confirm=form("ok"))
 
 
@@ -208,18 +208,18 @@ def offer_questions_with_state(server, Context):  # noqa: N803
 
     @server.tool()
     async def test_input_required_result_request_state(context: Context) -> str | InputRequiredResult:
-        """Need a confirmation, with state."""
+        """Ask for a confirmation, with a state."""
         is_answered = context.request_state and answered(context, "confirm")
         return "state-ok" if is_answered else needed("one", confirm=form("ok"))
 
     @server.tool()
     async def test_input_required_result_tampered_state(context: Context) -> str | InputRequiredResult:
-        """Need the state back as it was sent."""
+        """Ask, then refuse a changed state."""
         return "state-ok" if context.request_state else needed("one", confirm=form("ok"))
 
     @server.tool()
     async def test_input_required_result_multiple_inputs(context: Context) -> str | InputRequiredResult:
-        """Need three things at once."""
+        """Ask for a name, a text and the roots at once."""
         asked = {"user_name": form("name"), "greeting": sample("Say hello."), "client_roots": ListRootsRequest()}
         answers = answered(context, *asked)
         if not answers:
@@ -229,7 +229,7 @@ def offer_questions_with_state(server, Context):  # noqa: N803
 
     @server.tool()
     async def test_input_required_result_multi_round(context: Context) -> str | InputRequiredResult:
-        """Need a name, then a color."""
+        """Ask for a name, then for a color."""
         seen = json.loads(context.request_state or "[]")
         answers = answered(context, f"step{len(seen) + 1}") if context.request_state else None
         if answers:
@@ -250,7 +250,7 @@ def offer_capabilities(server, Context, Refusal):  # noqa: N803
 
     @server.tool()
     async def test_input_required_result_capabilities(context: Context) -> str | InputRequiredResult:
-        """Need what the client declares."""
+        """Ask for a greeting in each way that the client supports."""
         asked = {"sampling": sample("Say hello."), "elicitation": form("greeting")}
         asked = {name: request for name, request in asked.items() if can(context, name)}
         return "done" if answered(context, *asked) else needed(**asked)

@@ -155,21 +155,21 @@ function offerQuestions(tool) {
   const needs = (name, description, requests, say, state) =>
     tool(name, description, (context) => ask(context, requests, (...answers) => result(text(say(...answers))), state));
   const confirmed = () => "state-ok";
-  needs("test_input_required_result_elicitation", "Need a name.", { user_name: form("name") }, (given) =>
+  needs("test_input_required_result_elicitation", "Ask for a name.", { user_name: form("name") }, (given) =>
     `Hello, ${given.content.name}`,
   );
   const capital = { capital_question: sample("What is the capital of France?") };
-  needs("test_input_required_result_sampling", "Need an answer of the client's model.", capital, (said) => said.content.text);
+  needs("test_input_required_result_sampling", "Ask the model for a capital.", capital, (said) => said.content.text);
   const roots = { client_roots: inputRequired.listRoots() };
-  needs("test_input_required_result_list_roots", "Need the client's roots.", roots, (told) => `${told.roots.length} roots`);
+  needs("test_input_required_result_list_roots", "Ask for the roots.", roots, (told) => `${told.roots.length} roots`);
   const confirm = { confirm: form("ok") };
-  needs("test_streaming_elicitation", "Need a confirmation.", confirm, confirmed);
-  needs("test_input_required_result_request_state", "Need a confirmation, with state.", confirm, confirmed, 1);
-  needs("test_input_required_result_tampered_state", "Need the state back as it was sent.", confirm, confirmed, 1);
+  needs("test_streaming_elicitation", "Ask for a confirmation.", confirm, confirmed);
+  needs("test_input_required_result_request_state", "Ask for a confirmation, with a state.", confirm, confirmed, 1);
+  needs("test_input_required_result_tampered_state", "Ask, then refuse a changed state.", confirm, confirmed, 1);
   const three = { user_name: form("name"), greeting: sample("Say hello."), ...roots };
   const words = (name, greeting, told) => `${greeting.content.text} ${name.content.name}, ${told.roots.length} roots`;
-  needs("test_input_required_result_multiple_inputs", "Need three things at once.", three, words, 1);
-  tool("test_input_required_result_multi_round", "Need a name, then a color.", async (context) => {
+  needs("test_input_required_result_multiple_inputs", "Ask for a name, a text and the roots at once.", three, words, 1);
+  tool("test_input_required_result_multi_round", "Ask for a name, then for a color.", async (context) => {
     const seen = context.mcpReq.requestState() ?? [];
     const answers = context.mcpReq.requestState() && answered(context, `step${seen.length + 1}`);
     if (answers) seen.push(answers[0].content);
@@ -177,10 +177,10 @@ function offerQuestions(tool) {
     const inputRequests = { [`step${seen.length + 1}`]: form(seen.length ? "color" : "name") };
     return inputRequired({ inputRequests, requestState: await states.mint(seen) });
   });
-  tool("test_missing_capability", "Need an answer of the client's model.", (context) =>
+  tool("test_missing_capability", "Fail unless the client declares sampling.", (context) =>
     ask(context, { greeting: sample("Say hello.") }, () => result(text("The client declares sampling."))),
   );
-  tool("test_input_required_result_capabilities", "Need what the client declares.", (context) => {
+  tool("test_input_required_result_capabilities", "Ask for a greeting in each way that the client supports.", (context) => {
     const declared = context.mcpReq.envelope?.[CLIENT_CAPABILITIES_META_KEY] ?? {};
     const all = Object.entries({ sampling: sample("Say hello."), elicitation: form("greeting") });
     return ask(context, Object.fromEntries(all.filter(([name]) => declared[name])), () => result(text("done")));
