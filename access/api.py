@@ -110,8 +110,8 @@ class AccessReportQuery(ListQuery):
     )
     on = serializers.DateField(
         required=False,
-        help_text="Show the access at the end of this past day (UTC). Then `last_used_at` is null, and the filter "
-        "`unused` is ignored. For today, the present access is shown. For days before the history of access began, "
+        help_text="Show the access at the end of this day (UTC); for today, show the present access. For a past day, "
+        "`last_used_at` is null, and the filter `unused` is ignored. For days before the history of access began, "
         "teams, roles and access are derived from admin events.",
     )
 

@@ -1,6 +1,6 @@
 """The rows that decide who may use which gateways, read once for a report.
 
-The rules must match proxy/access/query.sql, which decides calls. tests/access compares both.
+This module must agree with proxy/access/query.sql, which allows or refuses calls. tests/access compares the results.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class GatewayInForce(NamedTuple):
 
 @dataclass(frozen=True)
 class InForce:
-    """The people and gateways, with the teams, roles and grants between them."""
+    """People, gateways, and the teams, roles and grants that give people access."""
 
     # E-mail addresses of the active people whose role uses gateways, by id, sorted by address.
     people: Mapping[UUID, str]
@@ -52,7 +52,7 @@ class InForce:
 
 
 def people_who_use() -> QuerySet[User]:
-    """Return the active people whose role uses gateways."""
+    """Return the active people, except those whose role forbids the use of gateways."""
     return User.objects.filter(Q(role=None) | Q(role__uses_gateways=True), is_active=True)
 
 
@@ -103,7 +103,7 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 
 
 def without_new(known: InForce, limit: datetime) -> InForce:
-    """Return `known`, the access in force now, minus all access that began after `limit`."""
+    """Return a copy of `known`, the present access, without access that began after `limit`."""
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (
         true.pairs(FactKind.OPEN_TO),

@@ -136,8 +136,8 @@ SUBJECTS: Mapping[str, ScopeRows] = {
     ReviewScope.PEOPLE: ScopeRows(lambda: User.objects.filter(is_active=True), ("email",), "active person"),
 }
 EXPLAINED = {
-    Unanswered.LIST: "The access in these lines stays. The result lists the lines.",
-    Unanswered.END: "The access in these lines ends a day after the due date. On that day, you must have the "
+    Unanswered.LIST: "The access in unanswered lines stays. The result lists the lines.",
+    Unanswered.END: "The access in unanswered lines ends a day after the due date. On that day, you must have the "
     "permission to end the access. Otherwise, the access stays, and the result lists the line.",
 }
 

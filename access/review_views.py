@@ -220,7 +220,7 @@ def _may(review: Review, viewer: User) -> dict[str, bool]:
 
 
 def _shown(listed: ReviewLineQuerySet, viewer: User) -> dict[str, int]:
-    """Return how many of the listed open lines the viewer may answer (`keepable`), and may end (`endable`)."""
+    """Count the listed open lines that the viewer may answer (`keepable`), and those they may end (`endable`)."""
     mine = listed.open().answerable_by(viewer).order_by()
     return {"keepable": mine.count(), "endable": mine.exclude(kind__in=OTHERS).count()}
 
@@ -284,7 +284,7 @@ def _ask(request: AppRequest, form: AnswerForm, ending: list[ReviewLine], back: 
         title=f"End {number}",
         text=ends_in_words(ending, request.user),
         more=sentences(
-            "The access ends with the next request. This cannot be undone.",
+            "This takes effect on the next request and cannot be undone.",
             f"{number_of(kept, 'other answer')} will be saved too." if kept else "",
         ),
         icon="revoke",
@@ -304,7 +304,11 @@ def _told(found: list[tuple[str, Answers]]) -> str:
 
 
 def _undo(request: AppRequest, found: list[tuple[str, Answers]]) -> Undo | None:
-    """Return an undo that reopens the lines; None if a line had an answer before, which reopening would lose."""
+    """Return an undo that reopens the kept and flagged lines.
+
+    Return None if one of them had an answer before, because the undo would lose it. Also return None if there are no
+    such lines, or more than MOST_UNDONE.
+    """
     done = [line for answer, one in found if answer not in (Answer.END, Answer.OPEN) for line in one.done]
     if not 0 < len(done) <= MOST_UNDONE or any(line.answer != Answer.OPEN for line in done):
         return None

@@ -78,7 +78,7 @@ class UserSerializer(serializers.Serializer[User]):
         "counts, too."
     )
     break_glass = serializers.BooleanField(
-        help_text="Whether this owner's password works although sign-in by the organisation is enforced."
+        help_text="Whether this is an owner whose password works although sign-in by the organisation is enforced."
     )
     second_factor = serializers.SerializerMethodField(
         help_text="Whether the person has a second factor here: an authenticator app or a security key."

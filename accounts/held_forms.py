@@ -1,8 +1,8 @@
-"""Store a submitted form if it first requires a password confirmation, and resubmit it after the confirmation.
+"""Store a submitted form while the person re-authenticates, then resubmit the form.
 
-The session stores the form, encrypted, for one person and one URL, under a random key. The fragment of the URL in the
-parameter `next` is this key, not the encryption key. After the confirmation, the browser posts the key instead of the
-form. So no secret of the form appears in a page, a URL or a log. All checks of the form are made again.
+The session stores the form, encrypted, for one person and one URL, under a random key (not the encryption key). The
+parameter `next` is a URL with the random key as fragment. After the confirmation, the browser posts this key instead of
+the form. So no secret of the form appears in a page, a URL or a log. All checks of the form are made again.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def held(request: HttpRequest) -> str:
     sent = {"person": str(request.user.pk), "address": address, "sent": request.POST.urlencode()}
     sealed = seal_value(SESSION_KEY, sent)
     if len(sealed) > MOST_CHARACTERS:
-        messages.warning(request, "The form is too large to be saved while you confirm. Fill it in again.")
+        messages.warning(request, "The form is too large to be saved during the confirmation. Fill it in again.")
         return page
     key = secrets.token_urlsafe(9)  # One for each form, so that two tabs do not mix up their forms.
     others = list(_held(request).items())[1 - MOST_HELD :]

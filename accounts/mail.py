@@ -38,7 +38,7 @@ INSIDE = tuple(
 
 
 class EmailBackend(smtp.EmailBackend):
-    """Sends mail to the server in GATEWAY_EMAIL_URL. Connections with TLS use the outbound proxy, if there is one."""
+    """Sends mail to the mail server in GATEWAY_EMAIL_URL. With TLS, it uses the outbound proxy, if there is one."""
 
     @property
     def connection_class(self) -> type[smtplib.SMTP]:
@@ -66,7 +66,7 @@ class EmailBackend(smtp.EmailBackend):
             raise OSError(str(error)) from error
 
     def open(self) -> bool | None:
-        """Open a connection and return True. Return False if a connection is open already. Raises OSError."""
+        """Open an SMTP connection and return True. Return False if one is open already. Raises OSError."""
         try:
             return super().open()
         except OSError:

@@ -100,7 +100,10 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _form(request: AppRequest, form: RoleForm, save: Callable[[], HttpResponse], **context: Any) -> HttpResponse:
-    """Show the form of a role, or save it with `save`. For a locked role, only the required sign-in can be changed."""
+    """Show the form of a role, or call `save` if a valid form was posted.
+
+    For a locked role, only the required sign-in can be changed.
+    """
     locked = bool(context.get("role") and context["role"].locked)
     may_save = request.user.has_perm(Capability.PEOPLE_MANAGE) and not context.get("lacking")
     withheld = "This role is built in." if locked else "" if may_save else "You cannot change this role."

@@ -125,7 +125,7 @@ class NoOrganisation(PeopleError):
 
 
 class RequiredSignIn(models.TextChoices):
-    """The sign-in that a role or the workspace requires, if a password is not enough."""
+    """Sign-in that a role or the workspace requires; NONE if a password is enough."""
 
     NONE = "none", "Nothing more"
     SECOND_FACTOR = "second_factor", "A second factor"

@@ -249,7 +249,7 @@ def is_offered() -> bool:
 
 
 def relying_party(name: str) -> dict[str, str]:
-    """Return the WebAuthn relying party: always the host of the public URL, not the request's host."""
+    """Return the WebAuthn relying party. Its id is the host name of the public URL, not of the request."""
     return {"id": urlsplit(settings.PUBLIC_URL).hostname or "", "name": name}
 
 

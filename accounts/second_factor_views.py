@@ -228,7 +228,7 @@ def remove_key(request: AppRequest, pk: int) -> HttpResponse:
         faults=LastBreakGlass,
         title="Remove security key",
         text=f"Remove {key}? You can no longer sign in with it.",
-        more="If you have no other key or app, you then have no second factor, and your recovery codes stop working.",
+        more="Without another key or app, you will have no second factor, and your recovery codes stop working.",
         icon="shield",
     )
 

@@ -99,7 +99,7 @@ def end(person: User, pk: int, *, by: User) -> None:
 
 
 def browser_of(user_agent: str) -> str:
-    """Return a browser's name such as "Firefox on Windows", or the raw user agent if it is unknown."""
+    """Return a name such as "Firefox on Windows"; for an unknown browser and system, the start of the user agent."""
     name = next((name for mark, name in BROWSERS.items() if re.search(rf"{mark}\w*/", user_agent)), "")
     system = next((name for mark, name in SYSTEMS.items() if mark in user_agent), "")
     return " on ".join(filter(None, (name, system))) or user_agent[:60] or "Unknown browser"

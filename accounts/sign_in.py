@@ -99,8 +99,8 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
     def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
         """Return the methods by which the user can confirm a change.
 
-        If the user signs in at the identity provider, and has neither a password nor a second factor here, the method
-        is to confirm there.
+        If the user has neither a password nor a second factor here, but signs in at the identity provider, the only
+        method is a confirmation at the provider.
         """
         methods: list[dict[str, Any]] = super().get_reauthentication_methods(user)
         return methods or ([{"id": "organisation", "url": reverse("sso:confirm")}] if confirms_there(user) else [])

@@ -180,7 +180,7 @@ class HoldResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Own(NOBODY, by_key=Capability.APPROVALS_DECIDE), conflicts=True)
     def withdraw(self, request: Request, pk: UUID) -> Response:
-        """Withdraw the request of your own agent."""
+        """Withdraw a held call of your own agent."""
         hold_or_404(self.me, pk).withdraw(by=self.me)
         return self.answer(hold_or_404(self.me, pk))
 
@@ -223,18 +223,18 @@ class AllowanceResource(Resource):
 
     @operation(needs=SEEN, query=ListQuery, orderings=("ends_at",))
     def list(self, request: Request) -> Response:
-        """List permissions in force."""
+        """List the temporary permissions in force."""
         rows = Allowance.objects.visible_to(self.me).live().order_by("ends_at", "pk")
         return self.page(rows, AllowanceQuerySet.with_details)
 
     @operation(needs=SEEN)
     def retrieve(self, request: Request, pk: UUID) -> Response:
-        """Get a permission."""
+        """Get a temporary permission."""
         return self.answer(allowance_or_404(self.me, pk))
 
     @action(detail=True, methods=["post"])
     @operation(needs=OWN, conflicts=True)
     def end(self, request: Request, pk: UUID) -> Response:
-        """End a permission, with effect from the next call."""
+        """End a temporary permission, with effect from the next call."""
         allowance_or_404(self.me, pk).end(by=self.me)
         return self.answer(allowance_or_404(self.me, pk))

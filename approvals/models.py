@@ -116,17 +116,17 @@ class HoldQuerySet(models.QuerySet["Hold"]):
     def to_decide(self, viewer: User | None) -> HoldQuerySet:
         """Return the waiting holds on which `viewer` may decide now, sorted by the time at which they expire.
 
-        A `viewer` of None returns all waiting holds.
+        If `viewer` is None, return all waiting holds.
         """
         rows = self if viewer is None else self.decidable_by(viewer)
         return rows.waiting().order_by("ends_at", "pk")
 
     def decidable_by(self, person: User) -> HoldQuerySet:
-        """Return the holds of which `person` is an approver now. Holds that no longer wait are included.
+        """Return the holds that have `person` as an approver now, including holds that no longer wait.
 
         Approvers are the people whom the rule names (see `asking`). Everybody with APPROVALS_DECIDE is an approver of
-        these holds: holds whose rule names nobody, holds whose team was deleted, and all holds past `fallback_at`. A
-        rule can exclude the person for whom the agent acts.
+        a hold if its rule names nobody, if the rule's team was deleted, or if `fallback_at` has passed. A rule can
+        exclude the person for whom the agent acts.
         """
         if not person.is_active:
             return self.none()
@@ -139,7 +139,7 @@ class HoldQuerySet(models.QuerySet["Hold"]):
         return self.filter(mine).exclude(somebody_else=True, user=person)
 
     def asking(self, person: User | OuterRef) -> HoldQuerySet:
-        """Return the holds that have `person` as an approver: a member of the rule's team, or the agent's owner."""
+        """Return the holds whose rule names `person` as an approver: as a team member, or as the agent's owner."""
         of_person = Q(approvers=Approvers.PERSON, user=person)
         return self.filter(of_person | Q(approvers=Approvers.TEAM, team__users=person))
 
@@ -259,7 +259,7 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The last hold of an identical call that was used before this hold's `asked_at`; None if there is none.
+        """The hold of the last identical call that ran before `asked_at`; None if no such call ran.
 
         Calls are identical if they have the same connection, server, tool and arguments.
         """
@@ -312,7 +312,7 @@ class Hold(models.Model):
             self._decide(HoldState.DENIED, Action.HOLD_DENIED, sentence, by)
 
     def withdraw(self, *, by: User) -> None:
-        """Withdraw the request. Only the person for whom the agent acts may do this. Raises HoldRefused."""
+        """Withdraw the held call. Only the person for whom the agent acts may do this. Raises HoldRefused."""
         with transaction.atomic():
             if by.pk != self.user_id:
                 raise NotYourDecision("Only the person the agent acts for can withdraw the request.")
@@ -329,7 +329,7 @@ class Hold(models.Model):
         return self._close(state, action, sentence, by)
 
     def _close(self, state: HoldState, action: Action, sentence: str, by: User) -> Hold:
-        """Set the state if the hold still waits, so that the first of several decisions counts. Raises HoldDecided."""
+        """Set the state if the hold still waits, so that only the first decision counts. Raises HoldDecided."""
         ends_at = Now() + timedelta(seconds=self.seconds)
         changed = (
             Hold.objects.filter(pk=self.pk)
@@ -376,7 +376,10 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
         return self.filter(connection__user=viewer) if viewer.narrowed_to is None else self.none()
 
     def give(self, hold: Hold, period: AllowFor, names: list[str], *, by: User) -> Allowance:
-        """Allow more calls like the held one until the period ends. Raises BadAllowance."""
+        """Let the agent repeat the held call until `period` ends. Raises BadAllowance.
+
+        The arguments in `names` must keep their values; other arguments may change.
+        """
         arguments = hold.arguments or {}
         if names and hold.arguments is None:
             raise BadAllowance("The arguments of this call cannot be decrypted. Allow it with any arguments.")

@@ -78,7 +78,7 @@ def hold_or_404(viewer: User, pk: UUID) -> Hold:
 
 
 def allowance_or_404(viewer: User, pk: UUID) -> Allowance:
-    """Return a permission that `viewer` may see. Raises Http404."""
+    """Return a temporary permission that `viewer` may see. Raises Http404."""
     return get_object_or_404(Allowance.objects.visible_to(viewer).with_details(), pk=pk)
 
 
@@ -183,7 +183,7 @@ def _decide(hold: Hold, chosen: dict[str, Any], by: User) -> str:
 @require_http_methods(["GET", "POST"])
 @own_resource("calls of one's own agents", others=NOBODY)
 def withdraw(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Withdraw the request of one's own agent."""
+    """Withdraw a held call of one's own agent."""
     hold = get_object_or_404(Hold.objects.filter(user=request.user).with_details(request.user), pk=pk)
     return confirmed(
         request,

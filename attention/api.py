@@ -29,7 +29,7 @@ SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = (
     "Topics of the messages that the channel gets, such as `apps`. In a message to a webhook, the field `matter` names "
-    "the message's topic. You can see and set only topics that you may choose."
+    "the message's topic. You can see and set only the topics that the page Notifications offers you."
 )
 
 

@@ -82,7 +82,7 @@ def _guard_for_people() -> Guard:
 
 
 def origin(address: str) -> str:
-    """Return scheme and host of an address, without the path, which is a credential."""
+    """Return scheme, host name and port of an address, without the path, which is a credential."""
     return shown_origin(address)[:255]
 
 
@@ -148,7 +148,7 @@ class Parcel:
         return upstream_guard() if self.private else upstream_guard().outside()
 
     def _signed(self, body: bytes) -> dict[str, str]:
-        """Return the headers of Standard Webhooks."""
+        """Return the headers that Standard Webhooks requires, with the signature."""
         now = str(int(time.time()))
         made = signature(signing_key(self.secret), self.uid, now, body)
         return {"webhook-id": self.uid, "webhook-timestamp": now, "webhook-signature": f"v1,{made}"}

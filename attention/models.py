@@ -146,7 +146,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the shown part of the address as an event's `changes`; {} if no part may be shown."""
+        """Return the origin of the address as an event's `changes`; {} if the origin is empty."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:
@@ -174,7 +174,7 @@ class Channel(Versioned, models.Model):
         """Return the columns to save for this address and secret; {} if there is nothing to save. Raises ChannelError.
 
         If `address` is empty, use the current address. If `secret` is empty, use the current secret. Do not call this
-        method in a transaction: resolving the host may take seconds.
+        method in a transaction: resolving the host name may take seconds.
         """
         if self.is_own_mail or not (address or secret or self.sealed is None):
             return {}
@@ -226,7 +226,7 @@ class Channel(Versioned, models.Model):
     def remove(self, *, by: Actor) -> None:
         """Delete the channel with its messages. Raises CapabilityRequired, or MailStays.
 
-        A directory that deletes a person removes the person's channels.
+        No capability is checked if `by` is a directory: it removes the channels of each person that it deletes.
         """
         with transaction.atomic():
             row: Channel = self.lock()

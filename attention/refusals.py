@@ -1,4 +1,4 @@
-"""Agents with unusually many refusals in the last hour, compared with this weekday and hour in the last four weeks.
+"""Agents with far more refusals in the last hour than at this time of the week in each of the last four weeks.
 
 Calls that wait for approval are logged as refused, but are not counted here.
 """

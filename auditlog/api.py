@@ -312,9 +312,9 @@ class EventQuery(TimeRangeQuery, CursorQuery):
 class StopSerializer(serializers.Serializer[Any]):
     """An obstacle that stops a call, who caused the obstacle, and who can remove it."""
 
-    reason = serializers.CharField(source="cause.reason", help_text="Reason in the log.")
+    reason = serializers.CharField(source="cause.reason", help_text="Error code of the obstacle, as in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")
-    sentence = serializers.CharField(source="text", help_text="Finding of the check.")
+    sentence = serializers.CharField(source="text", help_text="What the check found, as a sentence.")
     since = UtcDateTimeField(
         source="cause.since", allow_null=True, help_text="When the obstacle began; null if unknown."
     )
@@ -344,7 +344,7 @@ class LineSerializer(serializers.Serializer[Any]):
         [("pass", "pass"), ("stop", "stop"), ("open", "open")],
         help_text="`pass`, `stop`, or `open`. `open` means that only the server knows the result.",
     )
-    text = serializers.CharField(help_text="Finding of the check.")
+    text = serializers.CharField(help_text="What the check found, as a sentence.")
 
 
 class TrailSerializer(serializers.Serializer[Trail]):
@@ -434,7 +434,7 @@ class CallResource(Log):
         except Call.DoesNotExist as missing:
             raise Http404 from missing
         if question is None:
-            raise NotFound("This call's person or gateway, or its app or agent, is unknown or no longer exists.")
+            raise NotFound("The person, the gateway, or the app or agent of this call is unknown or no longer exists.")
         return Response(TrailSerializer(trail_of(current_decision(question), self.me)).data)
 
     @action(detail=False, url_path="what-if")

@@ -511,7 +511,7 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render the page with the panels of the busiest tools and callers. To a script, send only the panels."""
+    """Render the page with the panels of the busiest tools and callers; for a script, only the panels."""
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

@@ -23,7 +23,7 @@ CHUNK = 2_000  # Rows in memory at once.
 
 
 class AsItIs(Loader):
-    """Loader that returns JSON from the database unparsed, so that large numbers and deep nesting cannot fail."""
+    """Loads JSON unparsed: parsing could fail for large numbers or deep nesting."""
 
     def load(self, data: Buffer) -> orjson.Fragment:
         return orjson.Fragment(bytes(data))
@@ -32,7 +32,7 @@ class AsItIs(Loader):
 class LogExport(Export):
     """Rows of a log, newest first; `columns` maps fields to column names.
 
-    Each piece is read over a separate connection, without the time limit of pages.
+    Each piece is read over a separate database connection, without the time limit of pages.
     """
 
     def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str], *, by: Any) -> None:
@@ -76,7 +76,7 @@ class LogExport(Export):
 
     @contextmanager
     def reader(self) -> Iterator[psycopg.Connection[Any]]:
-        """Yield a connection for reading: inside a transaction the current connection, otherwise a new connection."""
+        """Yield a database connection for reading: the current one inside a transaction, otherwise a new one."""
         if connection.in_atomic_block:
             connection.ensure_connection()
             yield connection.connection

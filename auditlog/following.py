@@ -1,6 +1,6 @@
 """Live lists of calls: a page asks every second which calls were recorded since the last answer.
 
-Calls are read by id, up to a last id. No open transaction can still add rows up to this id (auditlog.replica). So no
+Calls are read by id, up to a last id. No open transaction can still add calls with lower ids (auditlog.replica). So no
 call is missed, except calls that took longer than LONGEST_CALL.
 """
 

@@ -176,7 +176,8 @@ class CachedAnswer[T](NamedTuple):
 def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> CachedAnswer[T]:
     """Return the answer of `read`. An answer about a long period is cached under `key`.
 
-    `length` is the length of the period. None (all time, or a period with given times) counts as long.
+    `length` is the period's length. It is None for all time, and for a period with a start or end time that the person
+    chose; such periods count as long.
     """
     if length is not None and length < KEPT_FROM:
         return CachedAnswer(read())

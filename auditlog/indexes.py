@@ -63,7 +63,7 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class _Missing:
-    """A partition that lacks one of the table's indexes; `index` is this index, `definition` its definition."""
+    """A partition that lacks an index of the table, and that index's definition."""
 
     index: str
     partition: str

@@ -242,9 +242,11 @@ for _name in CLASS_COLUMNS:
 class RollupState(models.Model):
     """Progress of counting the log for roll-ups; a single row, which the counting process locks.
 
-    Rows that existed when counting began are counted newest first. They are done if they are dated `counted_from` or
-    later. Rows added after counting began are counted by id, in two groups. Rows dated before `near_from` are done up
-    to the id `late_counted_to`. Rows dated `near_from` or later are done up to the id `counted_to`.
+    Three groups of rows are counted separately. These rows have been counted so far:
+
+    - of the rows with ids up to `began_at_id`, all rows dated `counted_from` or later,
+    - of the rows with higher ids dated `near_from` or later, all rows with ids up to `counted_to`,
+    - of the rows with higher ids dated before `near_from`, all rows with ids up to `late_counted_to`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)
@@ -370,7 +372,7 @@ def giving_reason(text: str) -> Iterator[None]:
 
 
 class Actor(Protocol):
-    """An actor who makes changes: a person, or for example a directory (SCIM)."""
+    """An actor who makes changes, such as a person or a directory (SCIM)."""
 
     pk: Any
     email: str
@@ -419,9 +421,9 @@ class EventManager(models.Manager["Event"]):
         self.bulk_create(self._unsaved(action, target, by, changes) for target in targets)
 
     def check_allowed(self, action: Action, targets: Sequence[models.Model], changes: Mapping[str, Any]) -> None:
-        """Run `check` of the current EventContext, which may raise. Call this before an action that cannot be undone.
+        """Run the `check` of the current EventContext; the check may raise.
 
-        `record` runs the check too.
+        Call this before an action that cannot be undone. `record` also runs the check.
         """
         if check := current_context().check:
             check(action, targets, changes)

@@ -48,7 +48,7 @@ def longest_partition(kept_days: int) -> int:
 
 @dataclass(frozen=True, slots=True, order=True)
 class PartitionDays:
-    """The days of one partition: from `start` to before `end`, UTC."""
+    """The days of one partition (UTC), from `start` up to, but not including, `end`."""
 
     start: date
     end: date
@@ -162,7 +162,7 @@ class Partitions:
         return midnight(min((span.start for span in self.spans() if span.end > limit), default=limit))
 
     def is_owner(self) -> bool:
-        """True if the current role owns the table, as required to drop partitions."""
+        """True if the current database role owns the table, as required to drop partitions."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT pg_has_role(current_user, relowner, 'USAGE') FROM pg_class WHERE oid = %s::regclass",
@@ -219,8 +219,8 @@ class Partitions:
     def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
         """Detach a partition and drop it; return False if it could not be dropped.
 
-        A partition that a killed process left partly or fully detached is dropped too. With `keep_rows`, a partition
-        that has rows is attached again.
+        A killed process may have detached the partition already, partly or fully. With `keep_rows`, a partition that
+        has rows is attached again, and not dropped.
         """
         names = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
         for attempt in range(ATTEMPTS):

@@ -122,7 +122,7 @@ class Standing(NamedTuple):
 
 
 class Gauging:
-    """Measures the lag of the replica, over a separate connection."""
+    """Measures the lag of the replica, over a separate database connection."""
 
     def __init__(self) -> None:
         self._own: psycopg.Connection[Any] | None = None

@@ -75,7 +75,7 @@ def equal(column: str, values: Iterable[Any]) -> Criterion:
 
 
 def in_sessions(ids: Iterable[UUID]) -> Criterion:
-    """Return a criterion that matches the calls of these sessions."""
+    """Return a criterion that matches the calls of these MCP sessions."""
     listed = list(dict.fromkeys(ids))
     if not listed:
         return Criterion(NOTHING)

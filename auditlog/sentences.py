@@ -72,7 +72,7 @@ UNKNOWN = ("{actor} acted on {target} in a way that this version does not know."
 
 
 class SentencePart(NamedTuple):
-    """A part of a sentence: our own text, or a name that a user chose; `of` is the role of the name in the sentence."""
+    """A part of a sentence: our own text, or a name that a user chose. `of` says what kind of name it is."""
 
     text: str
     of: str = ""  # "actor", "target", "name", "person", or "" for our own text.

@@ -167,7 +167,7 @@ def _waits(calls: Sequence[Call], first: datetime) -> Mapping[UUID, list[Period]
 @require_GET
 @own_resource("one's own calls", others=Capability.LOGS_READ)
 def session(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Show the calls of one session, open or ended. People who may not read logs see only their own calls."""
+    """Show the calls of one MCP session, open or ended. People who may not read logs see only their own calls."""
     criteria = [in_sessions([pk])]
     if not request.user.has_perm(Capability.LOGS_READ):
         criteria.append(equal("user_id", [request.user.pk]))

@@ -198,7 +198,9 @@ class WhatIfQuery(Query):
         max_length=LONGEST_TOOL,
         help_text="Name by which clients call the tool; without a tool, only access to the gateway is checked.",
     )
-    address = serializers.IPAddressField(required=False, help_text="Address of the client; by default an allowed one.")
+    address = serializers.IPAddressField(
+        required=False, help_text="IP address of the client; by default, an address that the token allows."
+    )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if several := {name: _several(attrs[name]) for name in THINGS if len(attrs[name]) > 1}:
@@ -273,7 +275,7 @@ PICKERS = (
     Picker("gateway", "Gateway"),
     Picker("tool", "Tool", "The tool's name as clients see it. If empty, only the access is checked.", optional=True),
     Picker("arguments", "Arguments", 'A JSON object, for rules: {"amount": 600}', optional=True),
-    Picker("address", "From address", "For tokens limited to some addresses.", optional=True),
+    Picker("address", "From address", "Needed only for tokens with an IP allowlist.", optional=True),
 )
 
 

@@ -366,7 +366,7 @@ def _credentials(question: Question, live: Connection | None) -> Iterator[Creden
 
 
 def digests_of(token: Token) -> TokenDigests:
-    """Return the digests by which the access statement finds an API access token."""
+    """Return the digests by which `query.sql` finds an API access token."""
     return TokenDigests((bytes(token.digest or b""),), (None,))
 
 
@@ -390,7 +390,7 @@ def _judge(grant: AccessRow, question: Question) -> Verdict:
 
 
 def _run(statement: bytes, queried: Sequence[bytes], further: Sequence[str]) -> dict[int, Any]:
-    """Run the access statement in the page's database connection, and return the result of `read_grants`."""
+    """Run the SQL `statement` over the page's database connection, and return the result of `read_grants`."""
     with database.cursor() as cursor, psycopg.RawCursor(cursor.connection) as raw:
         raw.execute(statement, [*(each.decode() for each in queried), *further])
         assert raw.pgresult is not None

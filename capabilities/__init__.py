@@ -48,7 +48,7 @@ class CapabilityRequired(PermissionDenied):
 
     @property
     def capability(self) -> Capability:
-        """The first of the alternatives: the capability that the user should ask for."""
+        """The capability that the user should ask for: the first of `capabilities`."""
         return self.capabilities[0]
 
 

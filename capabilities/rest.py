@@ -16,14 +16,14 @@ type Rule = Held | Own
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """Rule that allows every signed-in user to act on their own objects."""
+    """Permission rule that lets every signed-in user act on their own objects."""
 
     others: Held  # Needed for other people's objects; may be NOBODY.
     by_key: Held = None  # Needed by an API key, even for its owner's objects. None: the key needs `others`.
 
     @property
     def for_keys(self) -> Held:
-        """The capabilities an API key needs."""
+        """The capabilities that an API key needs, even for objects of the key's owner."""
         return self.by_key or self.others
 
     def check(self, user: Any, owner: UUID | None) -> None:
@@ -38,7 +38,7 @@ class Own:
 
 
 class HasCapability(BasePermission):
-    """Checks the rule of a REST operation, declared with `@operation(needs=Capability.HOSTS_READ)`.
+    """Checks the permission rule of a REST operation, declared with `@operation(needs=Capability.HOSTS_READ)`.
 
     The rule is one capability, a tuple of alternatives, a frozenset of capabilities that are all required, or `Own`.
     The rule None lets every signed-in user pass. A method without `@operation` is refused. API access tokens are
@@ -70,7 +70,7 @@ class HasCapability(BasePermission):
 
 
 def must_hold(user: Any, needed: Held) -> None:
-    """Raise CapabilityRequired unless `user` has the capabilities of `needed`."""
+    """Raise CapabilityRequired unless `user` has the capabilities that `needed` requires."""
     match needed:
         case None:
             return

@@ -97,8 +97,8 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     )
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
     cuts = serializers.CharField(
-        help_text="The people and things that the change cuts off, in words, or a note that they were not counted. "
-        "Empty if none are known. Always empty in the answer of `apply`."
+        help_text="Effects of the change, such as access that ends, in words; or a note that they were not counted. "
+        "Empty if no effect is known. Always empty in the answer of `apply`."
     )
 
 
@@ -125,7 +125,9 @@ class PlanSerializer(serializers.Serializer[Any]):
         help_text="Objects that stay the same, except that applying the files sets their `source`.",
     )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
-    summary = serializers.CharField(help_text="Numbers of changes in words, such as `2 added, 1 changed`.")
+    summary = serializers.CharField(
+        help_text="How many objects are added, changed or removed, such as `2 added, 1 changed`."
+    )
     unanswered = serializers.CharField(
         help_text="A text about servers that were added to a gateway, but did not list their tools. Empty if all "
         "listed them, and always empty in the answer of `plan`."

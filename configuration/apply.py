@@ -157,7 +157,7 @@ def _lock_agents(made: Plan) -> None:
 
 @contextmanager
 def _changes_meanwhile_are_refused() -> Iterator[None]:
-    """Raise AnotherPlan after a deadlock in the database, and if an object of the plan is removed meanwhile."""
+    """Raise AnotherPlan if the block ends with a database deadlock, or if an object of the plan was removed."""
     try:
         yield
     except Http404 as error:

@@ -137,7 +137,7 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield each target that a file governs. Also yield each governed owner, such as the gateway of a tool set."""
+    """Yield (row, ManagedObject) for each target, or parent such as a tool set's gateway, that a file governs."""
     rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
     for row in rows.values():
         if managed := ManagedObject.objects.of(row):

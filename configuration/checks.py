@@ -40,7 +40,7 @@ def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -
 def of_other_sources(
     document: ConfigDocument, world: World, sources: Mapping[tuple[str, str], str]
 ) -> Iterator[Mistake]:
-    """Yield a mistake for each object in the document that a file of another source governs.
+    """Yield a mistake for each object that is in this document but governed by a file of another source.
 
     `sources` is the result of `ManagedObjectQuerySet.sources`.
     """
@@ -111,7 +111,7 @@ class _Names:
 
 
 def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capability]]:
-    """Yield the title of a change with each capability that the change requires and `viewer` lacks."""
+    """Yield pairs of a change's title and a required capability that `viewer` lacks."""
     for change in changes:
         for capability in sorted(change.kind.needs(change)):
             if not viewer.has_perm(capability):

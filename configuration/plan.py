@@ -138,7 +138,7 @@ def _change(kind: Kind, entry: Entry, world: World, places: Mapping[Key, tuple[i
 
 
 def _different(kind: Kind, entry: Entry, now: Mapping[str, Any], world: World) -> dict[str, tuple[Any, Any]]:
-    """Return the fields that change, except secrets, with their values before and after."""
+    """Return {field: (value before, value after)} for each field that changes, except secret fields."""
     different = {}
     for one in kind.fields:
         if one.name in entry.given and not one.is_secret:

@@ -55,7 +55,7 @@ def field_lines(change: Change, longest: int = LONGEST) -> list[str]:
 
 
 def difference(before: Any, after: Any, *, is_new: bool = False, longest: int = LONGEST) -> str:
-    """Return the difference of two values on one line."""
+    """Return the difference between `before` and `after` as one line of text."""
     if is_new:
         return shown(after, longest)
     if isinstance(before, list) and isinstance(after, list):

@@ -116,7 +116,7 @@ class CarriedRow:
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
-        """Return why this identity, which is not active, cannot be used; empty if the viewer disabled it."""
+        """Return why this identity cannot be used; empty if the viewer disabled it. Not for active identities."""
         if not identity.enabled:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""
@@ -218,7 +218,7 @@ def lacking_identity(user: User) -> ConnectionQuerySet:
 
 
 def newest_lacking_identity(user: User, most: int = 3) -> list[OwnConnection]:
-    """Return the newest of the person's connections that lack an identity for a server, at most `most`."""
+    """Return the first `most` connections that `lacking_identity` finds, each as an OwnConnection."""
     return [OwnConnection(connection, user) for connection in with_carried(lacking_identity(user)[:most])]
 
 
@@ -256,7 +256,7 @@ def _detailed(rows: ConnectionQuerySet) -> Any:
 def _order(first: str) -> list[Any]:
     """Return the sort order: the connection with the id `first`, then the newest connections.
 
-    In errors that agents get, the links to this page contain such an id.
+    The errors that agents get link to *My identities* with the id of a connection.
     """
     try:
         named = [Case(When(pk=UUID(first), then=Value(0)), default=Value(1))]

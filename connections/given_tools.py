@@ -164,7 +164,7 @@ def asking_grants(given: GivenTools) -> GivenTools:
 
 
 def without_grant(grant: ToolGrant) -> Callable[[GivenTools], GivenTools]:
-    """Return the change that takes away the tools of this grant (see `refused_by`)."""
+    """Return a function that removes this grant from a GivenTools (see `refused_by`)."""
     lost = {grant.tool_set_id}
 
     def change(given: GivenTools) -> GivenTools:
@@ -178,12 +178,12 @@ def without_grant(grant: ToolGrant) -> Callable[[GivenTools], GivenTools]:
 
 
 def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenTools]:
-    """Return the change that limits an app or agent to this set."""
+    """Return a function that limits `host` to this set in a GivenTools (see `refused_by`)."""
     return lambda given: replace(given, limits=given.limits | {host.pk: tool_set.pk})
 
 
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
-    """Return the change that gives a tool the effect `effect`."""
+    """Return a function that sets the effect of a tool in a GivenTools (see `refused_by`)."""
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
     # The sets that then have the tool: as a member, or because their rule fits the tool with this effect.
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}
@@ -196,6 +196,6 @@ def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTo
 
 
 def with_features(tool_set: ToolSet, features: Iterable[Feature]) -> Callable[[GivenTools], GivenTools]:
-    """Return the change that gives the set exactly these features, as a function for `refused_by`."""
+    """Return a function that gives the set these features in a GivenTools (see `refused_by`)."""
     names = {feature.exposed_name[:300] for feature in features}
     return lambda given: replace(given, names={**given.names, tool_set.pk: names})

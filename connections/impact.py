@@ -137,11 +137,11 @@ def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
 
 
 def refused_unlisted(gateway: Gateway, viewer: User, *, list_used: bool) -> str:
-    """Return sentences on the effect if `gateway` allows only listed apps and agents.
+    """Return sentences about the effect of allowing only listed apps and agents on `gateway`.
 
     The sentences are about apps and agents that have a live connection and are neither listed nor blocked. With
-    `list_used`, saving the form lists these apps and agents. Without `list_used`, the gateway refuses them. Return an
-    empty text if the viewer may not see all connections.
+    `list_used`, these apps and agents are added to the list. Without `list_used`, the gateway refuses them. Empty if
+    the viewer may not see all connections.
     """
     if not viewer.has_perm(Capability.MCP_CONNECTIONS_READ):
         return ""

@@ -69,7 +69,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return a subquery that finds the role of a connection's user only if the role may not use gateways."""
+    """Return a subquery for connections: the role of the user, if this role may not use gateways."""
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
@@ -475,7 +475,7 @@ class Connection(Versioned, Switchable):
         return self.user_id == user.pk or user.has_perm(Capability.MCP_CONNECTIONS_REVOKE)
 
     def set_hold_wait(self, seconds: int | None, *, by: User) -> bool:
-        """Set for how many seconds a held call keeps its request open; None lets the gateway choose.
+        """Set the number of seconds that a held call keeps its request open; None lets the gateway choose.
 
         Returns False if the value did not change. Raises ConnectionAlreadyRevoked.
         """

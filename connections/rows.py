@@ -197,7 +197,10 @@ class ConnectionRow:
 
     @property
     def may_ask_for_new(self) -> bool:
-        """True if the viewer may end another person's token secrets. This person then has to collect new ones."""
+        """True if the viewer may end the secrets of another person's tokens.
+
+        The owner of the tokens then has to collect new secrets.
+        """
         return not self.is_own and self.connection.is_live and self.connection.host.is_agent and self.may_end_tokens
 
     @property
@@ -283,7 +286,7 @@ def _usable() -> Q:
 
 
 def _tokens_in_use() -> Any:
-    """Return the tokens and keys that are neither revoked nor expired, and whose secret exists."""
+    """Return the tokens and keys that have a secret and are neither revoked nor expired."""
     tokens: Any = Connection._meta.get_field("tokens").related_model
     unexpired = Q(expires_at=None) | Q(expires_at__gt=timezone.now())
     return tokens.objects.filter(unexpired, revoked_at=None, digest__isnull=False)

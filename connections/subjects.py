@@ -103,9 +103,9 @@ def _known(
 ) -> Callable[[Resource], QuerySet[Any]]:
     """Return a function that takes an API view and returns the objects that a filter may name.
 
-    These are the objects that `listed` returns. If the caller may read the log, the objects of logged calls are added.
-    An object belongs to a call if the call's `column` has the object's id, and call and object have the same values in
-    the columns in `shared`.
+    The function returns the objects that `listed` returns. If the caller may read the log, the function also returns
+    each object with a logged call: the object's id is in the call's `column`, and the call and the object have equal
+    values in the columns `shared`.
     """
 
     def things(view: Resource) -> QuerySet[Any]:

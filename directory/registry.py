@@ -122,7 +122,7 @@ def server_list(gateways: GatewayQuerySet, query: QueryDict) -> dict[str, Any]:
 
 
 def versions_of(gateways: GatewayQuerySet, name: str) -> dict[str, Any] | None:
-    """Return all versions of the gateway with the registry name `name` as a ServerList; None if no gateway has it."""
+    """Return a ServerList: all versions of the gateway with this registry name; None if there is no such gateway."""
     found = server_version(gateways, name, VERSION)
     return None if found is None else {"servers": [found], "metadata": {"count": 1}}
 
@@ -160,9 +160,9 @@ def _position(cursor: str) -> tuple[str, str]:
         slug, search = json.loads(base64.b64decode(f"{cursor}==", altchars=b"-_"))
         f"{slug}{search}".encode()  # JSON may escape half a surrogate pair, which the database refuses.
     except (ValueError, TypeError, binascii.Error, RecursionError):
-        raise BadQuery("cursor", "Is not a cursor of this list.") from None
+        raise BadQuery("cursor", "Must be a `nextCursor` of this list.") from None
     if not isinstance(slug, str) or not isinstance(search, str) or "\0" in slug + search:
-        raise BadQuery("cursor", "Is not a cursor of this list.")
+        raise BadQuery("cursor", "Must be a `nextCursor` of this list.")
     return slug, search
 
 

@@ -125,7 +125,7 @@ def start_loops(background: Background, *, has_replica: bool, does_chores: bool)
 
 
 async def _watch() -> None:
-    """Restart a killed embedded PostgreSQL, and sample the connection pool."""
+    """Update the gauges of database connections, and restart the embedded PostgreSQL if it has stopped."""
     health.update_connection_gauges()
     await asyncio.to_thread(database.ensure)
 

@@ -1,4 +1,4 @@
-"""Grants a serving role its rights. A gateway connects as this role if another role owns the gateway's tables.
+"""Grants a serving role its PostgreSQL rights. `serve` connects as this role if another role owns the tables.
 
 In the logs, a serving role can only insert and read rows. It cannot delete checkpoints or their signing key, drop the
 triggers that protect the logs, or alter a table (docs/how-to/deploy.md).
@@ -45,7 +45,7 @@ class Ungrantable(Exception):
 
 
 def statements(role: str) -> list[str]:
-    """Return the SQL that sets the rights of `role`.
+    """Return the SQL that sets the rights of the database role `role`.
 
     The SQL grants the rights that a serving process needs, and revokes all other rights of `role` on tables.
     """
@@ -54,7 +54,7 @@ def statements(role: str) -> list[str]:
 
 
 def apply(role: str) -> None:
-    """Grant `role` the rights that a serving process needs. Revoke all other rights of `role` on tables.
+    """Grant the database role `role` the rights that a serving process needs. Revoke its other rights on tables.
 
     Raises Ungrantable.
     """
@@ -77,11 +77,12 @@ def serving_roles() -> list[str]:
 
 
 def renew_grants() -> None:
-    """Repeat the grants to each serving role, so that they also cover new tables.
+    """Call `apply` again for each serving role, so that its rights also cover new tables.
 
     A role that has since become a superuser or an owner of the tables is skipped with a warning.
 
-    After a rollback, do nothing, because this version does not know which tables of the newer version are logs.
+    If a newer version has migrated the tables, do nothing, because this version does not know which tables of the
+    newer version are logs.
     """
     if Call.partitions.is_owner() and not schema_versions.newer_version():
         for role in serving_roles():

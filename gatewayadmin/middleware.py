@@ -145,7 +145,7 @@ class OuterMiddleware:
     Sets `request_id`, `client` (the actual client), `peer` (the connection's address, perhaps a proxy's) and `scheme`
     (of the public URL) in the scope.
 
-    Answers itself in these cases:
+    Answers the request itself in these cases:
     - 400: the Host is not ours, except at `unchecked` paths.
     - 413: the body is above LARGEST_BODY.
     - 413: the body is above `largest_anonymous_body`, and the request has no session or token.
@@ -353,10 +353,10 @@ _background = Background(DatabaseError)  # Only logged at debug level: the waiti
 async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether these headers have a valid API key or token, or a session of a signed-in person.
 
-    For a session, neither its time limits (accounts.sessions) nor a later sign-out of the person are checked.
+    For a session, its time limits (accounts.sessions) and a later sign-out of the person are not checked.
 
-    Raises SenderBusy if too many look-ups of this sender, or of all senders together, are waiting. Raises SenderBusy
-    also after a wait of LONGEST_WAIT_S.
+    Raises SenderBusy if too many look-ups of this sender, or of all senders together, are waiting, or if this look-up
+    has waited for LONGEST_WAIT_S.
     """
     scheme, _, secret = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":  # A bearer token takes precedence over a session.
@@ -411,7 +411,7 @@ class FairShares:
     """Lets at most `most` requests of each sender into `app` at a time. A request counts until its answer begins.
 
     Up to MOST_WAITING further requests of the sender wait. Requests beyond these get 429 immediately. A waiting request
-    gets 429 after LONGEST_WAIT_S. Paths below `free` are not limited. Of each sender, only one heavy request is in
+    gets 429 after LONGEST_WAIT_S. Paths below `free` are not limited. Each sender may have only one heavy request in
     `app` at a time. A request is heavy if its path matches `heavy`, or if it asks for a file (`?format=`).
     """
 

@@ -55,7 +55,7 @@ COUNTED = {"hosts": apps_to_approve, "definitions": definitions_to_judge, "serve
 
 
 def attention(request: HttpRequest) -> dict[str, Any]:
-    """Context processor. `attention` is queried when a template first uses it."""
+    """Context processor: adds `attention`, the counts of objects that wait for the user, queried on first use."""
     return {"attention": SimpleLazyObject(lambda: _counts(getattr(request, "user", None)))}
 
 

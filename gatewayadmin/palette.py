@@ -100,8 +100,8 @@ def _verb(words: str) -> tuple[str, str]:
 def _matching(offers: Iterable[Offer], user: User, words: str) -> Iterator[PaletteEntry]:
     """Yield the offers that match all words.
 
-    An offer whose text is exactly `words` comes first. Then come offers with all words in their text. The last are
-    offers that match only because of their further words (`Offer.words`).
+    An offer whose text is exactly `words` comes first, then offers with all words in their text. Offers that match
+    only because of their further words (`Offer.words`) come last.
     """
     wanted = words.lower().split()
     may = list(offered(offers, user))

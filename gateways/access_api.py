@@ -55,9 +55,11 @@ class CatalogueSerializer(serializers.Serializer[CatalogueRow]):
     ends_at = UtcDateTimeField(
         source="until", allow_null=True, help_text="When your access ends; null if no end is set."
     )
-    takes_requests = serializers.BooleanField(source="gateway.takes_requests", help_text="Whether it takes requests.")
+    takes_requests = serializers.BooleanField(
+        source="gateway.takes_requests", help_text="Whether people may request access to it."
+    )
     request_id = serializers.UUIDField(
-        source="gateway.waits", allow_null=True, help_text="Your newest request that waits; null if none waits."
+        source="gateway.waits", allow_null=True, help_text="Your newest request that awaits a decision; null if none."
     )
 
 
@@ -105,9 +107,11 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
         source="decided_by.email",
         default=None,
         allow_null=True,
-        help_text="Address of the person who decided or withdrew it; null while it waits.",
+        help_text="Address of the person who decided or withdrew the request; null while it waits for a decision.",
     )
-    decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided or withdrawn; null while it waits.")
+    decided_at = UtcDateTimeField(
+        allow_null=True, help_text="When the request was decided or withdrawn; null while it waits for a decision."
+    )
     answer = serializers.CharField(help_text="Note of the person who decided; may be empty.")
     created_at = UtcDateTimeField(help_text="When it was made.")
 
@@ -133,7 +137,7 @@ class AccessRequestBody(RequestBody):
 
     gateway_id = serializers.UUIDField(help_text="The gateway.")
     tool_set_id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="Tool set of the gateway to ask for; null asks for the gateway only."
+        required=False, allow_null=True, help_text="Requested tool set of the gateway; null requests only the gateway."
     )
     reason = serializers.CharField(max_length=500, help_text="What you need the access for.")
     days = serializers.IntegerField(

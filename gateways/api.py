@@ -1,4 +1,4 @@
-"""REST resources: gateways, the servers of a gateway, the gateways of a shared identity, archiving a server."""
+"""REST resources: gateways, their servers, the gateways of a shared identity, and the archiving of a server."""
 
 from __future__ import annotations
 

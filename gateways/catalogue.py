@@ -86,7 +86,7 @@ type SQL = tuple[str, list[Any]]
 
 
 def month() -> list[datetime]:
-    """Return the start and end of the last SPAN. The end lets PostgreSQL skip future partitions."""
+    """Return [start of the last SPAN, one hour from now]. The second time lets PostgreSQL skip future partitions."""
     now = timezone.now()
     return [now - SPAN.length, now + timedelta(hours=1)]  # An hour allows for clock skew.
 

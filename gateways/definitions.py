@@ -33,7 +33,7 @@ class DiffPart(NamedTuple):
 class DiffLine(NamedTuple):
     """A line of the old version, of the new version or of both.
 
-    With the mark `gap`, it is a note that tells how many lines are omitted.
+    A line with the mark `gap` is a note that says how many lines are omitted.
     """
 
     mark: Mark

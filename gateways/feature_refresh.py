@@ -1,6 +1,6 @@
 """List the tools of a gateway's servers and store them.
 
-This happens at *Refresh tools*, and when a server is newly assigned to the gateway.
+This happens after *Refresh tools*, and when a server is newly assigned to the gateway.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def refresh(gateway: Gateway, *, by: User) -> list[Refreshed]:
 
 
 def first_list(*assignments: Assignment, by: User) -> list[Refreshed]:
-    """List and store the features for new assignments in parallel, except disabled assignments and servers."""
+    """List and store features for new assignments in parallel. Disabled assignments and servers are skipped."""
     rows = Assignment.objects.live().filter(enabled=True, server__enabled=True)
     targets = _targets(rows.filter(pk__in=[one.pk for one in assignments]), by)
     # Until a server answers, the page shows that the server is being asked.

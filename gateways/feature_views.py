@@ -226,7 +226,7 @@ def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
 
 
 def _views(feature: Feature) -> Iterator[DefinitionView]:
-    """Yield the views that the page offers of the feature's definition, the default view first."""
+    """Yield the views in which the page can show the feature's definition, the default view first."""
     # While the server offers a definition that is not approved, the default view shows it, or its differences from the
     # approved one.
     if feature.approved and feature.offered:

@@ -333,7 +333,7 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
         allow_null=True, help_text="When it was last called in the counted period; null if it was not."
     )
     counted_seconds = serializers.SerializerMethodField(
-        help_text="Length of the counted period, 30 days; null if calls are not counted."
+        help_text="Length of the counted period in seconds (30 days); null if calls are not counted."
     )
 
     def get_calls(self, entry: CatalogueEntry) -> int | None:

@@ -331,7 +331,7 @@ def switch(request: AppRequest) -> HttpResponse:
 @requires(Capability.GATEWAYS_MANAGE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, slug: str) -> HttpResponse:
-    """Archive the gateway. Needs two capabilities, because archiving also revokes the gateway's connections."""
+    """Archive the gateway and revoke its connections; the person must have the capabilities for both."""
     gateway = gateway_or_404(request.user, slug)
     return archive_page(
         request,
@@ -437,7 +437,7 @@ def _assigned(assignment: Assignment, by: User) -> str:
 
 
 def _left_to_bring(assignment: Assignment) -> str:
-    """Return a text to append: the number of live connections that now need an identity; empty if the number is 0."""
+    """Return the end of the message about `assignment`: how many live connections now need an identity; "" if 0."""
     if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
         return ""
     count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()

@@ -32,7 +32,7 @@ class NewAgentForm(AgentForm):
     allow_enrolment = forms.BooleanField(
         required=False,
         label="Allow enrolment",
-        help_text="With a link, anyone who can use a gateway can create their own token for this agent.",
+        help_text="Anyone who can use a gateway can open the enrolment link and create their own token for this agent.",
     )
 
 

@@ -46,7 +46,7 @@ class HostQuerySet(models.QuerySet["Host"]):
     def add_agent(self, *, name: str, description: str = "", allow_enrolment: bool = False, by: User) -> "Host":
         """Create a token-based host for an agent; all its connections share this host.
 
-        With `allow_enrolment` every person may create their own token for it. Raises AgentNameTaken, or
+        With `allow_enrolment`, every person may create their own token for this host. Raises AgentNameTaken, or
         CapabilityRequired if the person `by` may not allow enrolment.
         """
         if allow_enrolment and not by.has_perm(Capability.API_TOKENS_MANAGE):
@@ -69,7 +69,7 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
-        """Return the host of the OAuth app with this `dedupe_key`, even an archived one; create it if missing."""
+        """Return the host of the OAuth app with this `dedupe_key`, even if archived; create the host if missing."""
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
@@ -130,9 +130,9 @@ class Host(Versioned, Switchable):
 
     @property
     def stop_label(self) -> str:
-        """The label of the button that disables the host and revokes its connections; empty if it would change nothing.
+        """The label of the button that disables the host and revokes its connections.
 
-        Needs the annotations of `hosts.views.counted`.
+        Empty if the button would change nothing. Needs the annotations of `hosts.views.counted`.
         """
         return self.stop_label_for(self.connection_count)  # type: ignore[attr-defined]
 
@@ -152,7 +152,7 @@ class Host(Versioned, Switchable):
 
     @property
     def names_itself(self) -> bool:
-        """True if the app chose its name itself, so that the name is unverified and may imitate another app."""
+        """True if the app chose its own name. Such a name is unverified, and may imitate another app."""
         return not self.is_agent and not self.is_playground
 
     @property

@@ -276,7 +276,7 @@ def archive_picked(request: AppRequest) -> HttpResponse:
 @requires(Capability.HOSTS_TOGGLE)
 @requires(Capability.MCP_CONNECTIONS_REVOKE)
 def archive(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Archive a host. Needs two capabilities, because archiving also revokes the host's connections."""
+    """Archive a host and revoke its connections; the person must have the capabilities for both."""
     host = host_or_404(request.user, pk)
     return archive_page(
         request,

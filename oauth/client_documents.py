@@ -80,7 +80,7 @@ def is_address(client_id: str) -> bool:
 
 
 def check_document_url(client_id: str) -> None:
-    """Raise UnreadableDocument unless this URL may be fetched. Does not resolve its host."""
+    """Raise UnreadableDocument unless this URL may be fetched. Does not resolve the domain of the URL."""
     match = _address.fullmatch(client_id)
     path = match["path"] if match else ""
     if not match or len(client_id) > LONGEST_ADDRESS or "#" in path or "\\" in path or _dots.search(path):
@@ -144,7 +144,7 @@ def _refuse_others(answer: HttpAnswer) -> None:
 def _fresh_for(cache_control: str) -> timedelta:
     """Return how long the document may be cached (RFC 9111): from FRESH_AT_LEAST to FRESH_AT_MOST.
 
-    The default is FRESH_AT_MOST.
+    If `cache_control` does not limit caching, return FRESH_AT_MOST.
     """
     rules = cache_control.lower()
     if "no-store" in rules or "no-cache" in rules:

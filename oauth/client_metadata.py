@@ -27,7 +27,7 @@ class BadRedirect(Exception):
 
 
 def check_redirect_uri(uri: str) -> None:
-    """Raise BadRedirect, with the URI and the rule, unless `uri` may be registered."""
+    """Raise BadRedirect if `uri` must not be registered; the message says why."""
     parts = _split(uri)
     if parts.fragment or "#" in uri:
         raise BadRedirect(f"{uri}: a redirect URI must not have a fragment.")
@@ -73,7 +73,7 @@ def origins(uris: Iterable[str]) -> list[str]:
 
 
 def only_loopback(uris: Iterable[str]) -> bool:
-    """True if all URIs are loopback, so that any program on the person's machine could receive the code."""
+    """True if all URIs are loopback: then any program on the person's machine could receive the code."""
     return all(urlsplit(uri).hostname in LOOPBACK for uri in uris)
 
 
@@ -96,7 +96,7 @@ class UnknownResource(Exception):
 
 
 def same_resource(first: str, second: str) -> bool:
-    """Return whether both URLs name one resource. Return False if `first` has a user name or control characters."""
+    """Return whether the URLs name the same resource; False if `first` has a user name or control characters."""
     try:
         if "@" in urlsplit(first).netloc or not first.isprintable():
             return False

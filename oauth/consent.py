@@ -67,8 +67,8 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
     """Return the connection that the person allowed.
 
-    Creates the connection if it does not exist, and its connection key if it has none. The connection's OAuth tokens
-    belong to this key. The caller must open a transaction.
+    Creates the connection and its connection key if they do not exist. The connection's OAuth tokens belong to this
+    key. The caller must open a transaction.
     """
     assert flow.application
     assert flow.gateway
@@ -85,9 +85,9 @@ def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
 
 
 def _send(request: AppRequest, flow: AuthorizeRequest, url: str | None) -> HttpResponse:
-    """Return a page that forwards to the app at `url`, if `url` is not empty.
+    """Return a page that forwards to the app at `url`.
 
-    If `url` is None, the page says that the flow is over (410).
+    If `url` is empty, the page does not forward. If `url` is None, the page says that the flow is over (410).
     """
     if url is None:
         return render(request, "oauth/expired.html", {"flow": flow}, status=410)

@@ -80,7 +80,7 @@ app_name = "oauth2_provider"
 
 
 def always_json(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Set the content type and cache headers, which some error responses of the toolkit lack (RFC 6749 section 5)."""
+    """Set Content-Type and Cache-Control (RFC 6749 section 5), which some errors of Django OAuth Toolkit lack."""
 
     @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -126,7 +126,7 @@ def _invalid(sentence: str) -> HttpResponse:
 
 
 class TokenEndpoint(TokenView):  # type: ignore[misc]
-    """POST /oauth/token, without the toolkit's device grant, which is not supported."""
+    """POST /oauth/token, without device authorization (RFC 8628), which is not supported."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         response: HttpResponse = self.authorization_flow_token_response(request, *args, **kwargs)

@@ -31,7 +31,7 @@ BROWSER = "authorize_browser"
 def flow_browser_digest(request: AppRequest) -> bytes:
     """Return the digest that ties a flow to this browser.
 
-    It is the SHA-256 digest of a random value in the session. This value survives sign-in.
+    It is the SHA-256 digest of a random value in the Django session. This value survives sign-in.
     """
     if BROWSER not in request.session:
         request.session[BROWSER] = secrets.token_urlsafe(32)

@@ -23,7 +23,7 @@ OF_ONE_PERSON = {"document": 5}
 def allows(request: HttpRequest, action: str, *, of: str = "") -> bool:
     """Count an `action` of the request's IP address, and return whether it is within the limit of this minute.
 
-    Each value of `of`, for example a client id, is counted separately.
+    `of` is a client id, for example. There is a separate count for each `of`.
     """
     sender = address_group(request.META.get("REMOTE_ADDR", "")) or ""
     return _count(f"{action} {sender} {of}") <= A_MINUTE[action]

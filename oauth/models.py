@@ -1,6 +1,6 @@
 """Models of OAuth: registrations, bindings, and authorize flows.
 
-A registration ties an application to its host. A binding ties a grant or token to its connection.
+A registration ties an application to its host. A binding ties an authorization code or a token to its connection.
 """
 
 from datetime import timedelta
@@ -70,9 +70,9 @@ class BindingQuerySet(models.QuerySet["Binding"]):
 
 
 class Binding(models.Model):
-    """The connection to which a grant, access token or refresh token of Django OAuth Toolkit belongs.
+    """The connection to which an authorization code, access token or refresh token of Django OAuth Toolkit belongs.
 
-    A binding is written in the transaction that creates the toolkit's row. Without a binding, there is no access.
+    A binding is written in the transaction that creates the code or token. Without a binding, there is no access.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -158,7 +158,7 @@ class AuthorizeRequest(models.Model):
 
     @property
     def is_locked(self) -> bool:
-        """True if the app named the gateway, so that the person cannot choose another."""
+        """True if the app named the gateway: then the person cannot choose another gateway."""
         return bool(self.parameters.get("locked"))
 
     @property

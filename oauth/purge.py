@@ -48,8 +48,8 @@ def access_tokens(now: datetime) -> int:
 def registrations(now: datetime) -> int:
     """Delete registrations that apps made themselves, and that have no code, token or flow in progress.
 
-    A registration that was never connected is deleted after UNUSED. Any other is deleted when it has not been used for
-    the lifetime of a refresh token.
+    A registration that was never connected is deleted after UNUSED. Any other registration is deleted when it has not
+    been used for the lifetime of a refresh token.
     """
     of_this = {"application": OuterRef("pk")}
     last_used = Coalesce(F("registration__last_used_at"), F("created"))

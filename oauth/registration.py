@@ -31,7 +31,7 @@ BIGGEST = 16 * 1024
 
 @cross_origin
 class Register(DynamicClientRegistrationView):  # type: ignore[misc]
-    """POST /oauth/register: Django OAuth Toolkit's registration, with our rules and a complete response."""
+    """POST /oauth/register: Django OAuth Toolkit's registration, with more checks and a complete response."""
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if not limits.allows(request, "register"):
@@ -73,7 +73,7 @@ def _remember(client_id: str, metadata: Mapping[str, Any], request: HttpRequest)
 
 
 def _complete_response(answer: dict[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the toolkit's response, completed by the fields that RFC 7591 section 3.2.1 and clients expect."""
+    """Return `answer` with the additional fields that RFC 7591 section 3.2.1 and clients expect."""
     method = metadata.get("token_endpoint_auth_method", "client_secret_basic")
     echoed = {
         key: metadata[key] for key in ("client_uri", "logo_uri", "software_id", "software_version") if key in metadata
@@ -125,10 +125,7 @@ def app_fingerprint(application: Application) -> str:
 
 
 def registration_of(application: Application) -> Registration:
-    """Return the registration of an application.
-
-    If it does not exist yet, as for an app that was registered by hand, create it.
-    """
+    """Return the registration of an application; create the registration if it does not exist yet."""
     registration, _ = Registration.objects.get_or_create(
         application=application,
         defaults={"fingerprint": app_fingerprint(application), "client_name": application.name[:120]},

@@ -1,4 +1,4 @@
-"""Django OAuth Toolkit's validator with our rules: every code and token belongs to one live connection."""
+"""Django OAuth Toolkit's validator, extended: every code and token belongs to one live connection."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 
 
 def _is_usable(connection: Connection) -> bool:
-    """True if tokens may be issued.
+    """True if tokens may be issued for `connection`.
 
     Tokens are issued even if the host, gateway or connection is disabled, because each MCP request checks these.
     """

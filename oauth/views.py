@@ -343,7 +343,7 @@ def _usable(request: AppRequest) -> list[Gateway]:
 
 
 def _instructions(request: AppRequest, gateway: Gateway, connection: Connection | None, how: str) -> dict[str, Any]:
-    """Return the instructions for the chosen client. If this client lacks the method `how`, use another one."""
+    """Return the instructions for the chosen client. If this client lacks the method `how`, use another method."""
     chosen = client_of(request.GET.get("client", ""))
     ways = [way for way in WAYS if chosen.by(way)]
     may = {"browser": request.user.has_perm(Capability.OAUTH_CONNECT), "token": may_create(request.user)}
@@ -388,7 +388,7 @@ class RegistrationRow:
 
     @property
     def published_by(self) -> str:
-        """The host name of the app's client ID metadata document; empty if the app has no such document."""
+        """The domain in the URL of the app's client ID metadata document; empty if the app has no such document."""
         if self.application.registration_source != Application.RegistrationSource.CIMD:
             return ""
         return urlsplit(self.application.client_id).hostname or ""

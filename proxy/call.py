@@ -140,7 +140,7 @@ FAILED = frozenset({"tool_error", "rpc_error", "upstream_error", "timeout", "bad
 
 NO_SESSION = "The gateway could not read its sessions; nothing was executed."
 ACCESS_NOT_CHECKED = "The gateway could not check access."
-ANSWER_NOT_TAKEN = "The gateway could not take this answer; send it again."
+ANSWER_NOT_TAKEN = "The gateway could not process this answer; send it again."
 NO_SESSION_ID = "The header Mcp-Session-Id must name the session to end"
 NOT_EXECUTED = "The gateway cannot record calls at the moment; nothing was executed."
 NOT_RECORDED = "The gateway could not record this call; the server may have executed it."
@@ -675,7 +675,7 @@ class Endpoint:
     ) -> tuple[AccessRow, Resolved]:
         """Find `feature`, whose name has no stored row. Return the grant to use from now on, and the found feature.
 
-        If `assigned` is given, this server is first asked for a new list. Raises OutOfScope or UpstreamError.
+        If a server (`assigned`) is given, its list is requested first. Raises OutOfScope or UpstreamError.
         """
         if assigned is not None:
             try:
@@ -1197,7 +1197,7 @@ def _unavailable(request: McpRequest, text: str, data: Object | None = None, *, 
 
 
 async def _cancel_when_client_leaves(request: McpRequest, answering: Awaitable[Response]) -> Response:
-    """Await `answering`, and cancel it when the client closes the connection, as MCP 2026-07-28 requires."""
+    """Await `answering`, and cancel it when the client disconnects, as MCP 2026-07-28 requires."""
     task = asyncio.current_task()
     left = False
 
@@ -1322,8 +1322,8 @@ class _Sent:
     async def _may_pass_on(self, notification: Object) -> bool:
         """Return whether the client may get this notification.
 
-        If the notification tells a client of the session era that a resource was updated, return whether the client may
-        subscribe to the resource, or False if that is unknown. In all other cases, return True.
+        A client of the session era may get an update of a resource only if it may subscribe to the resource. If this
+        is unknown (the database is unavailable), return False. All other notifications are allowed.
         """
         uri = params_of(notification).get("uri")
         if self.request.modern or notification.get("method") != UPDATED or not isinstance(uri, str):
@@ -1378,7 +1378,7 @@ def _params(
 
 
 def _with_trace(params: Object, trace: Trace, *, in_modern_era: bool) -> Object:
-    """Return the params with this trace context. In the session era, params without a trace context stay unchanged."""
+    """Return the params with this trace context. In the session era, only an existing trace context is replaced."""
     meta: Object = params.get("_meta", {})
     if not in_modern_era and trace_context.PARENT not in meta:
         return params

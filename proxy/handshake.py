@@ -117,8 +117,8 @@ class Eras:
     async def _look(self, target: Target, age: float) -> str:
         """Return the server's eras. Probe the server unless its stored eras are at most `age` seconds old.
 
-        While another worker probes the server, return the stored eras, whatever their age. If no eras are stored yet
-        and `age` is 0, wait for the other worker. If no eras are stored yet and `age` is not 0, return an empty text.
+        While another worker probes the server, return the stored eras, whatever their age. If no eras are stored yet,
+        wait for the other worker if `age` is 0; otherwise return an empty text.
         Raises an UpstreamError or DatabaseUnavailable.
         """
         claim = target.timeout_s + CLAIM_SECONDS

@@ -1,4 +1,4 @@
-"""Answers to calls that were not sent because a rule holds them: a text for the model, or a page for the person."""
+"""Answers to calls that were not sent because a rule holds them: a text, or a request to open the hold's page."""
 
 from datetime import UTC, datetime
 from typing import NamedTuple

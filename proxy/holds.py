@@ -1,9 +1,9 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
-A hold is a row for one connection, tool and arguments. The row outlives the request. The database function
-`approvals_ask` uses the approval of a hold. Without an approval, the function finds the current hold or makes a new
-hold. All this is one transaction, so each approval is used only once. While a hold waits, the request stays open for
-some time, without a database connection.
+A hold is a row for one connection, tool and arguments. The row outlives the request. If a hold is approved, the
+database function `approvals_ask` uses up the approval. Otherwise, the function finds the current hold or makes a new
+hold. This is done in one transaction, so each approval is used only once. While a hold waits, the request stays open
+for some time, without a database connection.
 """
 
 import asyncio

@@ -311,9 +311,10 @@ class Lists:
     async def _wait_for(
         self, assignments: Sequence[AssignedServer], grant: AccessRow, kind: str, request: McpRequest
     ) -> Sequence[list[Definition] | UpstreamError]:
-        """Return the list of each server, or an error. If a list takes longer than a client may wait, return TimedOut.
+        """Return, for each server, its list or an error.
 
-        The request for the late list continues in the background.
+        The error is TimedOut for a list that takes longer than a client may wait. The request for such a list
+        continues in the background.
         """
 
         async def ask(assigned: AssignedServer) -> list[Definition] | UpstreamError:
@@ -507,7 +508,7 @@ def _split_by_readiness(assignments: Sequence[AssignedServer]) -> tuple[list[Ass
 def _raise_if_nothing_is_known(
     ready: Sequence[AssignedServer], live: dict[str, list[Definition] | UpstreamError]
 ) -> None:
-    """Raise an error if all servers failed and no list of a server is stored.
+    """Raise an error if all requests for lists failed, and no server has a stored list.
 
     Without the error, the client would get an empty list.
     """

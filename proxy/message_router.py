@@ -1,8 +1,8 @@
 """Keep track of the calls that run in sessions at servers, and forward the servers' messages to the clients.
 
-During a call, a server may send a request to the client on the standing stream of the gateway's session at the server.
-One worker reads this stream, and passes each message to the worker that runs the call or has the client's standing
-stream. Messages are passed in encrypted rows; the bus carries only ids, names, flags and digests.
+The gateway's session at a server has a standing stream. During a call, the server may send a request for the client on
+this stream. One worker reads the stream, and passes each message to the worker that runs the call or has the client's
+standing stream. Messages are passed in encrypted rows; the bus carries only ids, names, flags and digests.
 """
 
 from __future__ import annotations
@@ -393,7 +393,7 @@ def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozense
 
 
 def told_levels(level: str) -> frozenset[str]:
-    """Return this level and all more severe ones; all levels if `level` is empty."""
+    """Return this level and all more severe levels; all levels if `level` is empty."""
     return FROM_LEVEL[level] if level else ALL_LEVELS
 
 
@@ -507,10 +507,10 @@ class Carrier:
             await self._deliver(self._heard(held, [message]), to_call)
 
     def _hand_over(self, held: OpenServerStream, message: Object) -> asyncio.Future[bool]:
-        """Queue a server's message, to offer it to all workers after the messages that were queued before.
+        """Queue a server's message. Queued messages are offered to all workers, in the order of the queue.
 
-        The future's result is True if a worker took the message; False if no worker has a stream, or if the queue is
-        full.
+        Return a future. Its result is True if a worker took the message; False if no worker has a stream, or if the
+        queue is full.
         """
         told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         held.waiting_bytes += (size := len(jsonrpc.dumps(message)))

@@ -23,7 +23,7 @@ OTHER = "other"
 
 
 class Names:
-    """The names of gateways or servers that have label values of their own; others count as `other`.
+    """The names of gateways or servers that have label values of their own; all other names share the value `other`.
 
     A name is admitted if there is room, and then stays until `serve` restarts, because counters never decrease.
     """
@@ -176,7 +176,7 @@ def watch(
     idle: Callable[[], int],
     at_servers: Callable[[], Mapping[str, int]],
 ) -> None:
-    """Set the sources of the gauges: waiting requests, faults, idle connections, and calls at servers by state."""
+    """Set the sources of the gauges: waiting requests, faults, idle connections to servers, and calls by state."""
     _lanes.update(lanes)
     _faults.update(faults)
     _idle[:] = [idle]

@@ -141,7 +141,7 @@ REASONS = {
         Step.SERVER, "The token's scope does not include {server}.", page=TOKENS, status=403, published="Forbidden"
     ),
     "unknown_tool": Reason(
-        Step.TOOL, "No server of this gateway, or more than one, has a tool, prompt or resource of this name."
+        Step.TOOL, "The gateway has no tool, prompt or resource of this name, or several of its servers have one."
     ),
     "unknown_task": Reason(Step.TOOL, "The connection has no task of this id."),
     "server_disabled": Reason(Step.SERVER, "An administrator disabled {server}.", "server disabled"),

@@ -361,7 +361,7 @@ class McpRequest:
             self.mcp_task, self.feature = task, task.feature
 
     def set_grant(self, grant: AccessRow) -> None:
-        """Set the grant of the token, which is known. The request now counts as a call, which gets a row in the log."""
+        """Set the grant found for the token. The request then counts as a call, which gets a row in the log."""
         row, task = self.row, self.mcp_task
         if task is not None and (task.connection_id, task.is_modern) != (grant.connection_id, self.modern):
             self.mcp_task = self.feature = None  # Another connection's task must not be revealed, not even in the log.

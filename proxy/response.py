@@ -211,7 +211,7 @@ class Stream:
 
     @property
     def is_over(self) -> bool:
-        """True if the response was sent or is being sent, so that nothing may follow on the stream."""
+        """True if the response was sent or is being sent: then nothing else may be sent on the stream."""
         return self._ended
 
     @property

@@ -411,8 +411,8 @@ END = "DELETE FROM proxy_suspendedcall WHERE id = %s"
 class BadState(UpstreamError):
     """The requestState is refused.
 
-    The requestState is unknown, belongs to another request or connection, was used before, or is too old. Or the call
-    of the requestState cannot continue.
+    It is unknown, belongs to another request or connection, was used before, is too old, or belongs to a call that
+    cannot continue.
     """
 
     code = jsonrpc.INVALID_PARAMS
@@ -505,7 +505,7 @@ class SuspendedCalls:
     ) -> RpcResponse:
         """Return the answer of `ask`, or `input_required` if the server needs something from the client first.
 
-        Raises errors of `ask`.
+        Raises the errors of `ask`.
         """
         call = _Call(asking)
 

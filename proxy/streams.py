@@ -152,7 +152,7 @@ class StandingStream:
         self.put(message)
 
     def put(self, message: Object, *, first: bool = False) -> None:
-        """Queue this message; with `first`, as the next to send. If the client reads too slowly, end the stream."""
+        """Queue this message, before all others if `first` is True. If the client reads too slowly, end the stream."""
         if self._over:
             return
         if self.subscription is not None:
@@ -325,7 +325,7 @@ class Streams:
     def of_owner(self, owner: str) -> list[StandingStream]:
         """Return the standing streams of `owner`, newest first.
 
-        The owner is a session, or a connection without a session.
+        The owner is a client's session, or the connection of a client without a session.
         """
         return [standing for standing in reversed(self.standing()) if standing.owner == owner]
 
@@ -485,7 +485,8 @@ class Streams:
     async def cancel(self, owner: str, request_id: object) -> None:
         """Cancel the call of `owner` that has this request id, in whichever worker the call runs.
 
-        `owner` is a session, or a connection without a session. Does nothing unless exactly one call has the id.
+        `owner` is the client's session, or the connection of a client without a session. Does nothing unless exactly
+        one call has the id.
         """
         if type(request_id) is not int and not isinstance(request_id, str):
             return
@@ -689,9 +690,10 @@ class Resumption:
     async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """Send the stored messages, the notifications named in `lists`, and one for each resource in `subscribed`.
+        """Send the stored messages, the notifications named in `lists`, and an update of each resource in `subscribed`.
 
-        Resources to which the client may no longer subscribe are left out; without the database, all resources are.
+        Leave out resources to which the client may no longer subscribe. Leave out all resources if the database is
+        unavailable.
         """
         self.server_streams.give_waiting(standing.owner)
         # Changes of lists and resources may have been missed.

@@ -107,7 +107,7 @@ def open_task(cipher: Cipher, message: Message) -> Task | None:
 def created(
     cipher: Cipher, assigned: AssignedServer, request: McpRequest, message: Message, answer: RpcResponse
 ) -> Task | None:
-    """Return the task that a server created, according to its `answer` to a call; None if it created none.
+    """Return the task that a server created, according to its `answer` to a call; None if it created no task.
 
     Raises BadAnswer.
     """

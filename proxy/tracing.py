@@ -343,7 +343,7 @@ def _reason_of(error: BaseException) -> str:
 
 
 def _session(proxy: str) -> requests.Session:
-    """Return a session that posts through this proxy and ignores proxy settings of the environment."""
+    """Return an HTTP session that posts through this outbound proxy, and ignores proxy settings of the environment."""
     session = requests.Session()
     session.trust_env = False
     session.proxies = {"https": proxy}

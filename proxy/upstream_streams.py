@@ -156,8 +156,8 @@ class ServerStreams:
     async def _follow(self, changed: set[str], granted: Mapping[AccessQuery, AccessRow]) -> None:
         """Open the server streams that owners now need, and close the server streams that are no longer needed.
 
-        An owner is a client's session or, without sessions, its connection. Only the owners in `changed`, and those
-        that `_due` returns, are checked.
+        An owner is a client's session, or the connection of a client without a session. Only the owners in `changed`,
+        and the owners that `_due` returns, are checked.
         """
         began = time.monotonic()
         standing = self.streams.standing()
@@ -362,9 +362,9 @@ class ServerStreams:
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close streams with `is_for_calls`, the longest idle first, until there is room for `wanted` streams.
+        """Close streams for calls (`is_for_calls`), the longest idle first, until `wanted` more can be opened.
 
-        Return False if too few of these streams are idle.
+        Return False if too few streams for calls are idle.
         """
         if (most := wanted - self._room()) <= 0:
             return True

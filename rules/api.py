@@ -83,7 +83,7 @@ class RuleSerializer(serializers.Serializer[Rule]):
     hold_minutes = serializers.IntegerField(help_text="Minutes for which a held call waits for a decision.")
     position = serializers.IntegerField(help_text="Place in the order of rules.")
     revision = serializers.IntegerField(
-        help_text="Increases if any field but `name`, `text`, `mode`, `enabled`, `note` and `position` changes."
+        help_text="Increases when a field changes, except `name`, `text`, `mode`, `enabled`, `note` and `position`."
     )
     created_at = UtcDateTimeField(help_text="When it was created.")
 
@@ -148,7 +148,7 @@ class RuleQuery(ListQuery):
 
 
 class RulePlace(RequestBody):
-    """The place of a rule."""
+    """The new place of a rule in the order of all rules."""
 
     position = serializers.IntegerField(min_value=1, help_text="Place in the order of all rules, from 1.")
 
@@ -225,7 +225,7 @@ class RuleResource(Resource):
         return self.changed(rule, rule.move, to=self.body()["position"])
 
     def _now(self, pk: UUID, status: int = HTTPStatus.OK) -> Response:
-        """Return the current rule."""
+        """Return a response with the rule, read again from the database."""
         return self.answer(get_object_or_404(self.queryset.all(), pk=pk), status)
 
 

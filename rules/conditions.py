@@ -20,7 +20,7 @@ class Builder(NamedTuple):
 ALWAYS, ARGUMENT, HOURS, PRODUCTION, EXPRESSION = "always", "argument", "hours", "production", "expression"
 BUILDERS = (
     Builder(ALWAYS, "Every call", "Every call of the chosen tools."),
-    Builder(ARGUMENT, "An argument", "One argument equals, contains, matches or exceeds something."),
+    Builder(ARGUMENT, "An argument", "One argument equals, contains, matches or exceeds a value."),
     Builder(
         HOURS,
         "Outside office hours",
@@ -84,7 +84,7 @@ def _argument(values: dict[str, Any]) -> str:
 
 
 def path_of(argument: str) -> str:
-    """Return the CEL for an argument of a call: `args.name`, or `args["name"]` if `name` is no identifier."""
+    """Return the CEL for an argument of a call: `args.name`, or `args["name"]` if `name` is not an identifier."""
     return f"args.{argument}" if is_identifier(argument) else f"args[{literal(argument)}]"
 
 

@@ -94,7 +94,7 @@ class RuleEffect(models.TextChoices):
 
 
 class Approvers(models.TextChoices):
-    """The people who decide first on the calls that a rule holds."""
+    """The people who may decide on a call that a rule holds, before the hold's `fallback_at`."""
 
     ANYBODY = "anybody", "Everybody who may decide on held calls"
     TEAM = "team", "A team"

@@ -70,7 +70,7 @@ class Replay:
 
     @property
     def is_blind(self) -> bool:
-        """True if there are calls of the rule's tools, but nothing is known about any of them."""
+        """True if the rule's tools have calls, but the replay could not judge any of them."""
         return bool(self.unknown) and not self.judged and not self.count
 
     def add(self, call: Call, *, failed: bool) -> None:
@@ -91,9 +91,9 @@ def replay(
 ) -> Replay:
     """Return a Replay of the calls of the last `days` days that match the rule. Stop after about `seconds` seconds.
 
-    A condition that reads arguments cannot judge a call without complete recorded arguments. Such a call matches
-    if it was made since `labels_from` and has the rule's label. If `labels_from` is None, no such call matches: the
-    rule is new or changed, and labels with the rule's name do not count.
+    A condition on arguments cannot be applied to a call whose arguments are not recorded completely. Such a call
+    matches if it has the rule's label and was made since `labels_from`. If the rule is new or changed, pass None: then
+    no such call matches, because existing labels are not from this version of the rule.
     """
     ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
     reads = reads_arguments(rule.when)
@@ -199,7 +199,7 @@ class CallFacts:
         self._slugs: dict[UUID | None, str] = {}
 
     def ruled(self, call: Call, arguments: dict[str, Any] | None) -> RuledCall:
-        """Return the call as rules see it."""
+        """Return the logged call as a RuledCall, to which rules can be applied."""
         rules = Rules(
             (), *self._person(call.user_id), self._zone, self._kind(call.host_id), self._slug(call.gateway_id)
         )

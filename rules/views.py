@@ -137,9 +137,10 @@ def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
 
 
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
-    """Return a template context with `failure`: the newest call for which a rule of this name had no result.
+    """Return a template context with `failure`: the newest call for which the rule's condition had no result.
 
-    `failure` is None if there is no such call. The context is empty if `viewer` may not read the log.
+    Calls are found by the rule's name in their labels. `failure` is None if there is no such call. The context is
+    empty if `viewer` may not read the log.
     """
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}

@@ -52,14 +52,16 @@ _COMMON = {
 }
 LIMITS = {
     "memory_mb": _number(
-        "Memory of the program and its children, in MB. Checked each second.", 16, 1_000_000, default=512
+        "Maximum memory in MB, including child processes. Checked each second.", 16, 1_000_000, default=512
     ),
-    "processes": _number("Processes and threads; with `isolation: none`, processes only.", 1, 10_000, default=64),
-    "open_files": _number("Files that each process may have open.", 16, 1_000_000, default=256),
-    "cpu_seconds": _number("Seconds of processor time of each process. If missing, there is no limit.", 1, 10_000_000),
+    "processes": _number(
+        "Maximum processes and threads; with `isolation: none`, processes only.", 1, 10_000, default=64
+    ),
+    "open_files": _number("Maximum open files of each process.", 16, 1_000_000, default=256),
+    "cpu_seconds": _number("Maximum processor seconds of each process. If missing, there is no limit.", 1, 10_000_000),
     "call_seconds": _number("Seconds until a call ends with an error.", 1, 86_400, default=300),
     "start_seconds": _number("Seconds to answer `initialize`.", 1, 600, default=30),
-    "programs": _number("Programs that may run at once, in `mode: session`.", 1, 1000, default=20),
+    "programs": _number("Maximum programs at once, in `mode: session`.", 1, 1000, default=20),
 }
 SERVER = _object(
     "A program that speaks MCP on standard input and output.",

@@ -112,7 +112,7 @@ class SharedClients:
                 await session.send_notification(notification)
 
     def uris(self) -> set[str]:
-        """Return the URIs that any client subscribes to."""
+        """Return the URIs of all resources to which at least one client subscribes."""
         return set().union(*self.subscriptions.values(), *self.listened)
 
 

@@ -1,8 +1,8 @@
 """Start a program as its own user and with its limits, or kill all processes of a program's user.
 
-Only `runner.process` runs this script, in each new process, so the script imports only the standard library. The
-program's environment is passed as the environment of the script, not as an argument, because other users can read the
-arguments of a process.
+`runner.process` runs this script in a new Python process without site-packages, so the script imports only the standard
+library. The program's environment is passed as the environment of the script, not as an argument, because other users
+can read the arguments of a process.
 """
 
 import contextlib

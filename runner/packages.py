@@ -48,7 +48,7 @@ def install(file: RunnerFile) -> list[str]:
 
 
 def command_of(file: RunnerFile, entry: RunnerEntry) -> tuple[list[str], str]:
-    """Return the entry's command, with the program's full path, and the folder with the package's programs.
+    """Return a pair: the entry's command with the program's full path, and the folder of the package's programs.
 
     The folder is "" if the entry has no package. Raises LookupError if the package is not installed, or if the program
     is missing. With isolation `uid`, also raises LookupError if other users cannot run the program.

@@ -35,7 +35,7 @@ def now() -> str:
 
 
 def lacking_capabilities() -> list[str]:
-    """Return the capabilities that this process lacks to run each program as a separate user."""
+    """Return the missing Linux capabilities that this process needs to run each program as a separate user."""
     if os.geteuid() == 0 and not Path("/proc/self/status").exists():
         return []
     effective = int(_status(os.getpid()).get("CapEff", "0"), 16)
@@ -60,9 +60,9 @@ class ProcessUsage:
     memory_bytes: int
 
     def has_home(self, home: Path) -> bool:
-        """True if the process has this HOME.
+        """True if the environment of the process has this HOME.
 
-        Child processes inherit HOME. They keep HOME when they leave their session and their parent.
+        Child processes inherit HOME, and keep it even if they leave their session and their parent.
         """
         with contextlib.suppress(OSError):
             return f"HOME={home}".encode() in Path(f"/proc/{self.pid}/environ").read_bytes().split(b"\0")
@@ -168,7 +168,10 @@ class Accounts:
 
 
 def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> None:
-    """Remove the files that find(1) finds at `paths` with the conditions `matching`. By default, remove the `paths`."""
+    """Remove the files and folders that find(1) selects at `paths` with the tests `matching`.
+
+    By default, remove `paths` themselves.
+    """
     # shutil cannot remove folders that are nested too deep.
     command = ["find", *paths, *matching, "-exec", "rm", "-rf", "--", "{}", "+"]
     subprocess.run(command, stderr=subprocess.DEVNULL, check=False)  # noqa: S603
@@ -329,7 +332,7 @@ class ProgramProcess:
                 os.killpg(self.process.pid, number)
 
     async def ends_soon(self) -> None:
-        """Wait until the program has ended, CLOSE_SECONDS at most."""
+        """Wait until the program has ended, but at most CLOSE_SECONDS."""
         await self._exits_within(CLOSE_SECONDS)
 
     async def _exits_within(self, seconds: float) -> bool:

@@ -125,7 +125,7 @@ class RunnerApp:
         if scope["path"] == "/healthz":
             return JSONResponse({"ok": True})
         if headers.get(b"host", "").lower() not in self._hosts:
-            return _error(421, "This host is not served. Add it to “hosts” in runner.yaml.")
+            return _error(421, "This Host header is not accepted. Add its value to “hosts” in runner.yaml.")
         if b"origin" in headers:
             return _error(403, "Browsers are not served.")
         scheme, _, token = headers.get(b"authorization", "").partition(" ")

@@ -250,7 +250,7 @@ class People:
             Event.objects.record(Action.USER_UNLINKED, user, by=by, changes={"issuer": [account.issuer, None]})
 
     def _end_grants(self, user: User, by: Directory) -> None:
-        """End the requests, grants, approver roles and channels of the person. The channel for mail stays."""
+        """End the person's access requests, grants, approver roles, and notification channels other than mail."""
         for request in user.access_requests.filter(state=RequestState.OPEN).order_by("pk"):
             request.withdraw(by=by)
         for grants in (GatewayGrant.objects, ToolGrant.objects):

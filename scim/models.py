@@ -307,7 +307,7 @@ class IssuedProvisioningKey(NamedTuple):
 
 
 class DirectoryPerson(models.Model):
-    """A directory's data about a person: the person's ids there, and attributes that are returned to the directory."""
+    """A directory's data about a person: the directory's ids, and attributes to return to the directory."""
 
     user = models.OneToOneField(User, models.PROTECT, primary_key=True, related_name="directory_person")
     external_id = models.CharField(max_length=200, blank=True)
@@ -360,7 +360,7 @@ class DirectoryPerson(models.Model):
     def set_active(self, active: bool, *, by: Directory) -> None:
         """Deactivate this person, or reactivate a person whom a directory deactivated.
 
-        Call `describe` afterwards, which saves this object. Raises DeactivatedByOthers, and the errors of
+        Afterwards, call `describe`, which saves this object. Raises DeactivatedByOthers, and the errors of
         User.deactivate and User.reactivate.
         """
         if active == self.user.is_active:

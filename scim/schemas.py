@@ -168,7 +168,7 @@ def _by_text(condition: Callable[[str], Q | None]) -> Equals:
 
 
 def _address(address: str) -> Q:
-    """Return the condition "directories know the person by `address`". Our e-mail address of the person may differ."""
+    """Match people whom directories know by `address`. A person's e-mail address in the gateway may differ from it."""
     unsent = Q(directory_person__isnull=True) | Q(directory_person__email="")
     return Q(directory_person__email=address.lower()) | Q(email=address.lower()) & unsent
 

@@ -178,7 +178,7 @@ class ServerTrial:
 
     @property
     def signs_in(self) -> Needs | None:
-        """The `needs` of the server if people sign in at an issuer; otherwise None."""
+        """`needs` if people sign in at an issuer (OAuth), otherwise None."""
         return self.needs if self.needs and self.needs.auth_type == AuthType.OAUTH else None
 
     @property
@@ -218,7 +218,7 @@ class ServerTrial:
     def causes(self) -> list[dict[str, str]]:
         """The most likely causes of a failure, at most three; empty if `kind` is not `bad`.
 
-        `try` is a URL to test next; `at` is the id of the part of the form to change.
+        Each cause has a `text`, and either `try` (a URL to test next) or `at` (the id of the form part to change).
         """
         if self.kind != "bad":
             return []
@@ -282,7 +282,7 @@ def _line(text: Any) -> str:
 def try_server(values: dict[str, Any], secret: str, kinds: Sequence[str] = (FeatureKind.TOOL,)) -> ServerTrial:
     """Test the server described by `values`, with `secret` if given, and list its features. Nothing is stored.
 
-    If there is no MCP endpoint at the root of a host, the usual paths are tried too; see `ServerTrial.url`.
+    If the URL has no path and leads to no MCP endpoint, the usual paths are tried too; see `ServerTrial.url`.
     """
     asked, parts = _ask(values, secret, kinds), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
@@ -425,7 +425,7 @@ TESTED = "tested_server"  # Session key: the outcome of testing a server before 
 def add(request: AppRequest) -> HttpResponse:
     """GET: choose a server. POST with `check`, `tile`, `test` or `try`: test the server.
 
-    POST with `program`: add this program of the runner, on no gateway. Any other POST: add the server.
+    POST with `program`: add this program of the runner as a server, on no gateway. Any other POST: add the server.
     """
     if request.method == "GET":
         return show(request, f"{PAGE}#tiles" if request.htmx.target == "tiles" else f"{PAGE}#flow", _choice(request))
@@ -476,7 +476,7 @@ def _programs() -> dict[str, Any]:
 
 
 def _add_program(request: AppRequest) -> HttpResponse:
-    """Add a program of the runner as a server with the program's title, on no gateway, and contact the server."""
+    """Add a program of the runner as a server named by the program's title, on no gateway. Then contact the server."""
     try:
         program = programs.list_programs().find(request.POST["program"])
     except programs.RunnerUnavailable as fault:
@@ -554,7 +554,7 @@ def _not_asked(request: AppRequest, posted: dict[str, str], checked: NewServerFo
 
 
 def _shown_before(request: AppRequest) -> dict[str, Any]:
-    """Return the context that shows the last test's result; {} if that test was of another URL than the form's."""
+    """Return the context that shows the last test's result; {} if the test was for another URL than the form has."""
     tested: dict[str, Any] = request.session.get(TESTED) or {}
     shown: dict[str, Any] = tested.get("shown", {})
     return shown if tested.get("url") == request.POST.get("url") else {}

@@ -89,7 +89,9 @@ class ServerSerializer(serializers.Serializer[Server]):
     )
     health_checked_at = UtcDateTimeField(allow_null=True, help_text="Time of the last contact; null if never.")
     protocol_era = serializers.CharField(help_text="`session`, `modern` (MCP 2026-07-28), `both`, or empty if unknown.")
-    protocol_probed_at = UtcDateTimeField(allow_null=True, help_text="When the era was detected; null if not yet.")
+    protocol_probed_at = UtcDateTimeField(
+        allow_null=True, help_text="When `protocol_era` was detected; null if not detected yet."
+    )
     protocol_evidence = serializers.CharField(help_text="Its answers to `server/discover` and `initialize`.")
     gateways_count = serializers.IntegerField(source="gateway_count", help_text="Number of gateways it is assigned to.")
     created_by = CreatedBy()
@@ -106,7 +108,7 @@ class ProbeSerializer(serializers.Serializer[Any]):
         help_text="Whether access was refused, usually because a credential is missing or not accepted."
     )
     tools = serializers.ListField(child=serializers.CharField(allow_null=True), help_text="Names of the tools.")
-    era = serializers.CharField(required=False, help_text="Eras of MCP that the server speaks.")
+    era = serializers.CharField(required=False, help_text="`session`, `modern` (MCP 2026-07-28) or `both`.")
     version = serializers.CharField(required=False, allow_null=True, help_text="Newest MCP version the server speaks.")
     took_ms = serializers.FloatField(required=False, help_text="Duration in milliseconds.")
 
@@ -188,7 +190,7 @@ class ClientFile(RequestBody):
         default="", allow_blank=True, help_text="Slug of the gateway to assign the servers to."
     )
     new_gateway = serializers.CharField(
-        default="", allow_blank=True, max_length=80, help_text="Name of a gateway to create. Omit `gateway` then."
+        default="", allow_blank=True, max_length=80, help_text="Name of a gateway to create, instead of `gateway`."
     )
     tools = serializers.ChoiceField(
         ["all", "read_only", "none"], default="all", help_text="Which tools of the servers are allowed on the gateway."
@@ -211,7 +213,7 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if the entry is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
     detail = serializers.CharField(
-        help_text="Result of adding the entry, if `make` names it. Reason, if the entry is unusable. Otherwise empty."
+        help_text="If `make` names the entry: the result of adding it. If it is unusable: the reason. Otherwise empty."
     )
     server = ServerReference(
         allow_null=True,

@@ -94,7 +94,10 @@ def _addable(offers: Iterable[OfferedEntry]) -> list[OfferedEntry]:
 
 
 def _filled(offer: OfferedEntry, ticked: set[str], draft: FileDraft, posted: Any) -> tuple[str, bool, bool, bool]:
-    """Return a row's name, and whether the row is ticked, uses the file's credential, and has an entered credential."""
+    """Return a row's name and three booleans.
+
+    The booleans say if the row is ticked, if it uses the file's credential, and if the person entered a credential.
+    """
     number = str(offer.number)
     name = posted.get(f"name-{number}", offer.name) if posted else offer.name
     uses = f"use-{number}" in posted if posted else bool(offer.entry.secret)

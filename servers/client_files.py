@@ -76,7 +76,7 @@ def _parsed(text: str) -> Any:
     try:
         "".join(_texts(data)).encode()
     except UnicodeEncodeError:
-        raise Unreadable(1, 1, "A text has half of a character, such as “\\ud800”. Remove it.") from None
+        raise Unreadable(1, 1, "A text has half of a surrogate pair, such as “\\ud800”. Remove it.") from None
     return data
 
 

@@ -120,7 +120,7 @@ class Discovered:
 
 
 def identity_for(server: Server, user: User) -> Identity | None:
-    """Return the credential for a test of `server`: the user's own, otherwise a shared one; None if there is none."""
+    """Return the credential for a test of `server`: the user's own, otherwise a shared one; None if neither exists."""
     if not server.needs_credential:
         return None
     usable = Identity.objects.filter(server=server).usable()
@@ -187,7 +187,7 @@ def record_contact(server: Server, identity: Identity | None, outcome: Discovere
 
 
 def _note_info(server: Server, identity: Identity | None, info: ServerDescription) -> None:
-    """Store the self-description that the server sent to this identity. Clients get this description."""
+    """Store the ServerDescription that the server returned for this identity. Clients get this description."""
     said = {
         "version": info.version,
         "modern_capabilities" if info.era == MODERN else "capabilities": info.capabilities,

@@ -210,8 +210,8 @@ class ServerForm(SignInSettings, SlugForm):
     )
     expected_issuer = address(
         "Expected issuer",
-        "Needed only if sign-in fails because the issuer's name differs from its address. Enter the exact name if you "
-        "know that it is right. Empty: name and address must match.",
+        "Needed only if sign-in fails because the issuer's name differs from its address. Enter the issuer's "
+        "exact name, but only if you are sure of it. Empty: name and address must match.",
     )
     resource_sent = forms.ChoiceField(
         label="Resource",
@@ -237,7 +237,7 @@ class ServerForm(SignInSettings, SlugForm):
     authorization_endpoint = address(
         "Authorization endpoint",
         "Address of the sign-in page, only for issuers without metadata. If you enter it, the issuer's metadata are "
-        "not read, and you must enter the client on the server's page.",
+        "not read, and you must enter the client ID on the server's page.",
     )
     token_endpoint = address(
         "Token endpoint",

@@ -66,11 +66,11 @@ class IdentitySerializer(serializers.Serializer[Identity]):
     )
     unconfirmed_since = UtcDateTimeField(
         allow_null=True,
-        help_text="Time at which a change of the server's path, header or auth type suspended the identity. Null "
-        "if the identity does not wait for confirmation.",
+        help_text="When the identity was suspended, because the server's path, header or auth type changed. Null if "
+        "the identity does not wait for confirmation.",
     )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
-    last_error = serializers.CharField(help_text="Refusal at the last use or test; otherwise empty.")
+    last_error = serializers.CharField(help_text="Why it was refused at the last use or test; empty if it was not.")
     created_at = UtcDateTimeField(help_text="When it was created.")
     revoked_at = UtcDateTimeField(allow_null=True, help_text="When it was revoked; null if it was not.")
 
@@ -99,9 +99,8 @@ class NewIdentity(RequestBody):
     everywhere = serializers.BooleanField(
         default=True,
         help_text=(
-            "Whether to use the credential on your connections that have none for the server, and on your connections "
-            "that use `instead_of`. "
-            "Ignored for shared identities."
+            "Whether to use the credential on all your connections that have no credential for the server, or that "
+            "use the credential in `instead_of`. Ignored for shared identities."
         ),
     )
     instead_of = serializers.UUIDField(
@@ -135,7 +134,7 @@ class Secret(RequestBody):
 
 
 class IdentityResource(Resource):
-    """Your own identities. With a capability, also shared identities and those of other people."""
+    """Your own identities. With `servers:manage`, also shared identities. With `identities:read`, all identities."""
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         IdentityAlreadyRevoked: Problem(HTTPStatus.CONFLICT, "identity_revoked"),

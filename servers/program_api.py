@@ -98,8 +98,8 @@ class ProgramResource(Resource):
     def program(self, request: Request, slug: str) -> Response:
         """Get the program of a server.
 
-        404 if the server is no program of the runner. If the runner does not answer, the status is 200, and `problem`
-        has the reason.
+        404 if the server is not a program of the runner. If the runner does not answer, the status is 200, and
+        `problem` has the reason.
         """
         name = program_or_404(slug)[1]
         try:
@@ -112,8 +112,8 @@ class ProgramResource(Resource):
     def standard_error(self, request: Request, slug: str) -> Response:
         """Get the last lines that the program of a server wrote to standard error.
 
-        404 if the server is no program of the runner. If the runner does not answer, the status is 200, and `problem`
-        has the reason.
+        404 if the server is not a program of the runner. If the runner does not answer, the status is 200, and
+        `problem` has the reason.
         """
         name = program_or_404(slug)[1]
         try:

@@ -116,7 +116,7 @@ class ProgramOffer(NamedTuple):
 
 
 def program_name(server: Server) -> str | None:
-    """Return the name of the server's program; None if the server is no program of the runner."""
+    """Return the name of the server's program; None if the server is not a program of the runner."""
     return upstream_guard().program_at(server.url)
 
 

@@ -25,14 +25,14 @@ def upstream_guard() -> Guard:
 def guard_for_strangers() -> Guard:
     """Return the guard for URLs that anybody may supply.
 
-    It allows only public addresses, and the outbound proxy resolves no host name.
+    The guard allows only public addresses. It never lets the outbound proxy resolve a host name.
     """
     proxy = settings.OUTBOUND_PROXY
     return Guard(proxy=replace(proxy, resolved=NO_PLACES) if proxy else None)
 
 
 def leads_inside(url: str) -> bool | None:
-    """Return whether `url` resolves to an allowed private address; None if it does not resolve or is refused."""
+    """Return whether `url` resolves to an allowed private address; None if the guard refuses or cannot resolve it."""
     try:
         return upstream_guard().check_now(url)
     except UrlRefused:

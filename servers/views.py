@@ -189,7 +189,7 @@ def standard_error(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def program_or_404(slug: str) -> tuple[Server, str]:
-    """Return a server and the name of its program; 404 if the server is no program of the runner."""
+    """Return a server and the name of its program; 404 if the server is not a program of the runner."""
     server = server_or_404(slug)
     if name := programs.program_name(server):
         return server, name
@@ -256,10 +256,10 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
-    """Test a server with the edited `values`. The stored identity is not sent to another origin.
+    """Test a server with the edited `values`. The person's own identity is sent only to the stored URL's origin.
 
-    A shared identity is sent only to the stored URL and in the stored header, because changing them requires a
-    password and a confirmation.
+    A shared identity is sent only to the stored URL and in the stored header, because changing the URL or the header
+    requires a password and a confirmation.
     """
     stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name", "private")}
     values = stored | {name: value for name, value in values.items() if name != "end_sign_ins"}

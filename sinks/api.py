@@ -100,7 +100,9 @@ class NewSink(SinkChanges):
     sends_calls = serializers.BooleanField(default=True)
     sends_events = serializers.BooleanField(default=True)
     sends_payloads = serializers.BooleanField(default=False)
-    from_beginning = serializers.BooleanField(default=False, help_text="Whether earlier calls and events are sent too.")
+    from_beginning = serializers.BooleanField(
+        default=False, help_text="Whether calls and events from before the sink was added are sent too."
+    )
 
 
 class SinkQuery(ListQuery):

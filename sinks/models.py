@@ -116,7 +116,7 @@ class SinkManager(models.Manager["Sink"]):
 
 
 class Sink(Versioned, Switchable):
-    """A receiver of the logs, and its position: the rows that it has acknowledged."""
+    """A receiver of the logs. Its position says which rows the receiver has acknowledged."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     name = models.CharField(max_length=80)
@@ -218,7 +218,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def sends(self) -> str:
-        """The kinds of log rows that the sink sends, as text, such as "calls and admin events"."""
+        """The kinds of log rows that the sink gets, as text, such as "calls and admin events"."""
         calls = "calls with payloads" if self.sends_payloads else "calls"
         return " and ".join([calls] * self.sends_calls + ["admin events"] * self.sends_events)
 
@@ -262,7 +262,7 @@ class Sink(Versioned, Switchable):
         return self.receiver_kind(self)
 
     def must_be_open_to(self, by: User | None) -> None:
-        """Raise CapabilityRequired unless the person `by` may see all logs that this sink sends."""
+        """Raise CapabilityRequired unless the person `by` may see all the logs that this sink gets."""
         # Without this check, people could use a sink to read logs that they may not see on the pages.
         for name, capability in CONTENT.items():
             if by is not None and getattr(self, name) and not by.has_perm(capability):
@@ -448,7 +448,7 @@ class Sink(Versioned, Switchable):
             Event.objects.record(Action.SINK_ROW_REFUSED, self, by=None, changes=told)
 
     def note_dropped(self, before: datetime, calls: int | None) -> None:
-        """Record that undelivered calls before this date were dropped, unless this is recorded already.
+        """Record that undelivered calls older than `before` were dropped, unless this is recorded already.
 
         `calls` is the number of these calls, or None if they were not counted.
         """
@@ -464,7 +464,7 @@ class Sink(Versioned, Switchable):
 class ArchivedPartition(models.Model):
     """A partition of the call log that was archived or could not be archived (sinks.archive).
 
-    The row stays when the partition is dropped. Database roles that only serve requests can only read this table.
+    The row stays when the partition is dropped. Database roles that only serve requests cannot write to this table.
     """
 
     name = models.CharField(max_length=63, primary_key=True)

@@ -101,7 +101,7 @@ class S3:
     """Objects of a bucket below a prefix. `keys` are the id and secret of an access key, separated by a colon.
 
     `address` is `https://HOST/BUCKET/PREFIX` or `https://BUCKET.HOST/PREFIX`. `?region=` sets the region if the host
-    does not contain it. One request takes `seconds` at most.
+    name does not contain the region. One request takes `seconds` at most.
     """
 
     def __init__(self, address: str, keys: str, guard: Guard, seconds: float) -> None:

@@ -104,7 +104,7 @@ def fields_of(text: bytes) -> Iterator[tuple[str, Value | None]]:
 
 
 def _end_of(text: bytes, begin: int) -> int:
-    """Return the end index of the value that begins at `begin`."""
+    """Return the end index of the JSON value that begins at index `begin` of `text`."""
     depth = 0
     for part in _parts(text, begin):
         sign = part[0][:1]

@@ -1,7 +1,7 @@
 """Read the logs for a sink in batches, and store the acknowledged position.
 
 A round reads the rows after the sink's position, up to the newest id. The round begins once all rows up to this id can
-be read (auditlog.replica). Separate rounds read the rows of long calls: calls that began before the sink's `near_from`.
+be read (auditlog.replica). Rows of long calls, which began before the sink's `near_from`, are read in separate rounds.
 Only the process that has the lease (`claim`) can advance the position.
 """
 
@@ -76,7 +76,7 @@ class Batch(NamedTuple):
 class SinkReader:
     """Reads the undelivered rows of one sink, under the sink's lease. `most` limits the rows of a batch.
 
-    `last_ids` has, by table, the ids up to which the logs are read. Missing ids are looked up when they are needed.
+    `last_ids` maps names of tables to the highest ids to read. For any other table, this id is looked up and added.
     """
 
     def __init__(self, own: psycopg.Connection[Any], pk: UUID, claim: UUID) -> None:

@@ -84,7 +84,7 @@ class Undelivered(Exception):
 
 
 class Receiver:
-    """Delivers lines to one sink until `close`. The class attributes describe its kind for forms and checks."""
+    """Delivers lines to one sink until `close`. The class attributes describe the kind of sink for forms and checks."""
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -161,7 +161,7 @@ def send_notice(receiver: Receiver, line: LogLine, seconds: float) -> None:
 
 
 def shown_origin(address: str) -> str:
-    """Return scheme, host and port, which may be shown anywhere. Path and query may contain a token."""
+    """Return scheme, host and port of `address`. Path and query are left out, because they may contain a token."""
     try:
         parts = urlsplit(address)
         host, port = parts.hostname or "", parts.port
@@ -174,7 +174,7 @@ def shown_origin(address: str) -> str:
 def _guard(sink: Sink) -> Guard:
     """Return the address check for the sink's sockets.
 
-    Private addresses are allowed only if the sink's host had a private address when the sink was set up.
+    Private addresses are allowed only if the receiver had a private address when the sink was set up.
     """
     return upstream_guard() if sink.private else upstream_guard().outside()
 
@@ -228,7 +228,7 @@ def signature(key: bytes, named: str, moment: str, body: bytes) -> str:
 
 
 class _Posts(Receiver):
-    """A receiver of compressed POSTs to one URL."""
+    """Base class of receivers that send compressed POSTs to one URL."""
 
     def __init__(self, sink: Sink, url: str) -> None:
         self._url = url
@@ -486,7 +486,7 @@ class Syslog(Receiver):
                 stream.close()
 
     def message(self, line: LogLine) -> bytes:
-        """Return a line as a frame: length, PRI, version, time, host, program, process, kind, no structured data."""
+        """Return a line as an RFC 5424 message with its length before it. The MSGID is the log, such as `call`."""
         head = f"<{AUDIT + line.severity}>1 {stamp(line.at)} {self._name} gateway-admin - {line.log} - "
         message = head.encode() + line.text
         return b"%d %b" % (len(message), message)

@@ -109,7 +109,7 @@ class _Service:
             self._receiver.close()
 
     def run(self) -> None:
-        """Run until nothing is left, delivery fails, the sink was changed or paused, or the time is over."""
+        """Deliver batches until no rows are left, a delivery fails, the sink is changed or paused, or time is up."""
         note: Note | None = lambda sink, reader: True  # noqa: E731  (nothing was delivered yet)
         sink: Sink | None = None
         while note is not None:

@@ -216,9 +216,10 @@ class Admission(models.Model):
     def _role(
         self, who: Claims, groups: frozenset[str], person: User | None, rules: Sequence[GroupRule]
     ) -> Role | None:
-        """Return the role of the first matching rule, otherwise the default role, which may be None.
+        """Return the role of the first matching group rule that has a role; otherwise the default role, if any.
 
         Break-glass owners keep their present role. If no rule has a role, all existing people keep their present role.
+        If the provider sent no groups, people keep their present role instead of a role that permits more.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role
@@ -306,14 +307,14 @@ def _put(person: User, team: Team, *, is_member: bool) -> None:
 
 
 def rules_as_stored(rules: Sequence[GroupRule]) -> list[list[str | None]]:
-    """Return the rules in the form that is stored in events."""
+    """Return the group rules in the form that events store."""
     return [
         [rule.group, rule.role.name if rule.role else None, rule.team.name if rule.team else None] for rule in rules
     ]
 
 
 def checked_rules(rules: Sequence[GroupRule]) -> list[GroupRule]:
-    """Return valid rules, with the blanks around their group names removed. Raises BadRules."""
+    """Validate the group rules, and return them without blanks around the group names. Raises BadRules."""
     tidy = [GroupRule(rule.group.strip(), rule.role, rule.team) for rule in rules]
     for rule in tidy:
         if not rule.group or len(rule.group) > LONGEST_GROUP or not (rule.role or rule.team):

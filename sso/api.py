@@ -22,7 +22,9 @@ from ui.operations import RequestBody, operation
 from ui.rest import Problem, Reference, Resource
 from wire.oauth_client import MOST_BYTES
 
-RULES = "The first matching rule with a role sets the role. Every matching rule adds its team, if it has one."
+RULES = (
+    "The first matching group rule with a role sets the role. Every matching group rule adds its team, if it has one."
+)
 
 
 def _existing(model: type[Role | Team], source: str) -> serializers.PrimaryKeyRelatedField[Any]:
@@ -72,7 +74,9 @@ class OrganisationSerializer(serializers.ModelSerializer[Provider]):
     has_secret = serializers.BooleanField(
         help_text="Whether a client secret (OpenID Connect) or a key that signs requests (SAML) is saved."
     )
-    default_role = Reference(allow_null=True, help_text="Role of people without a matching rule; null refuses them.")
+    default_role = Reference(
+        allow_null=True, help_text="Role of people who get no role from a group rule; null refuses these people."
+    )
     domains = serializers.ListField(child=serializers.CharField(), help_text="E-mail domains of the organisation.")
     rules = GroupRuleSerializer(many=True, help_text=RULES)
     redirect_uri = serializers.SerializerMethodField(help_text="Redirect URI to enter at the provider.")

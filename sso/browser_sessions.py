@@ -17,7 +17,7 @@ BROWSER = "organisation"  # Key of the account at the organisation, in the sessi
 
 
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
-    """End the sessions matching `of` that began with a password, and return how many of them were still open.
+    """End the sessions that match `of` and began with a password. Return how many of these sessions were open.
 
     Call this in the transaction of the change that makes the sessions end.
     """

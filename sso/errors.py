@@ -129,8 +129,8 @@ ASK_THERE = Advice(
     "Your organisation did not sign you in to this workspace. Ask its IT administrator for access to this application."
 )
 SET_UP = Advice(
-    "This workspace did not accept the answer of your organisation, because the settings of the two do not match. Tell "
-    "an administrator of this workspace, who finds the details in the admin events.",
+    "This workspace did not accept the answer of your organisation, because the sign-in settings of the two do not "
+    "match. Tell an administrator of this workspace, who finds the details in the admin events.",
     is_for_administrators=True,
 )
 LINK_AGAIN = Advice(

@@ -21,14 +21,17 @@ LOGIN, LINK, CONFIRM = "login", "link", "confirm"
 
 
 def email_of(value: object) -> str:
-    """Return the e-mail address in `value`, or "" if it is no text, is too long, or is not printable ASCII."""
+    """Return the e-mail address in `value`, or "" if it is not text, is too long, or is not printable ASCII."""
     email = value.strip() if isinstance(value, str) else ""
     # Addresses are lower-cased later, which could turn letters outside ASCII into another person's address.
     return email if len(email) <= LONGEST_EMAIL and email.isascii() and email.isprintable() else ""
 
 
 def groups_of(values: Iterable[object]) -> frozenset[str]:
-    """Return only printable names, because a name with a hidden character might look like another group's name."""
+    """Return the printable names in `values`.
+
+    A name with a hidden character is left out, because it might look like another group's name.
+    """
     return frozenset(group for group in values if isinstance(group, str) and group.isprintable())
 
 
@@ -43,7 +46,7 @@ def is_true(value: object) -> bool | None:
 
 
 def line_of(value: object) -> str:
-    """Return the text without line breaks and other non-printable characters; "" if `value` is no text."""
+    """Return the text without line breaks and other non-printable characters; "" if `value` is not text."""
     return printable(value).strip() if isinstance(value, str) else ""
 
 

@@ -33,7 +33,7 @@ class RuleForm(forms.Form):
 
 
 class ProviderForm(forms.Form):
-    """The settings of the identity provider and the group rules. Labels and help texts are the model's."""
+    """The settings of the identity provider and the group rules. Most labels and help texts come from the model."""
 
     secret = forms.CharField(
         label="Client secret",

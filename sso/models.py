@@ -250,10 +250,10 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         return row
 
     def go_by_keys(self, pair: tuple[str, str] | None, replaced: str) -> dict[str, Any]:
-        """Delete all decryption keys if the settings do not allow encryption. Otherwise add the key in `pair`.
+        """Delete all decryption keys if encrypted assertions are not enabled. Otherwise add the key in `pair`.
 
         `pair` is a new key and its certificate, or None if no key is to be added. `replaced` is the fingerprint of the
-        key before this change. Return the changes to record. Raises ChangedThere.
+        newest key when this change began. Return the changes to record. Raises ChangedThere.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
@@ -336,7 +336,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
 
     def with_metadata_of(self, age: timedelta) -> Self:
-        """Return the current provider. If its metadata are older than `age` and have a URL, first read them again.
+        """Read the metadata again if they have a URL and are older than `age`. Return the current provider.
 
         The known metadata stay if reading fails. The metadata are not read if the last attempt was less than 30 seconds
         ago.

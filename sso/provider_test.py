@@ -48,7 +48,7 @@ def _oidc_found(provider: Provider) -> str:
 
 
 def _saml_found(provider: Provider, by: Grantor | None) -> str:
-    """Describe the metadata. If there is a metadata URL, first read the metadata again. Raises ProviderError."""
+    """Read the metadata again if they have a URL, and return a description of them. Raises ProviderError."""
     must_be_installed()
     if not provider.certificates:
         raise BadSamlMetadata("Enter the provider's metadata first.")

@@ -260,7 +260,7 @@ def sign_in_refused(
 ) -> HttpResponse:
     """Show the page “Not signed in” with advice.
 
-    The page also answers a refused confirmation, and a refused link between accounts.
+    The page is also shown for a sign-in that should have confirmed a change or linked an account.
     """
     context = {"advice": advice, "reason": reason}
     return _without_referrer(request, "sso/refused.html", context, status)

@@ -119,7 +119,7 @@ def sought(words: str, *, of_many: bool = False) -> Q:
 
 
 def prefixed(words: str) -> Q:
-    """Match tokens whose prefix starts with `words`. The prefix of a previous secret that still works counts, too.
+    """Match tokens whose prefix starts with `words`. Also compare the prefix of a previous secret that still works.
 
     If `words` do not start with one of PREFIXES, return an empty Q. An empty Q has no effect in `a | b`.
     """
@@ -435,8 +435,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If an earlier request is still open, do not make another: with `overlap_hours=0`, only end the previous secret
-        at once; with any other value, change nothing.
+        If an earlier request is still open, no second request is made. If the token's previous secret still works, it
+        ends at once with `overlap_hours=0`. Any other value changes nothing.
 
         Raises TokenError for the key of an app. Also raises BadTokenOverlap, TokenAlreadyRevoked or Expired.
         """
@@ -533,7 +533,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def edit(self, *, by: User, seen: Seen | None = None, **fields: Any) -> None:
         """Change any of `name`, `expires_in_days` (from now), `allowed_ips` and `calls_per_minute`.
 
-        Raises TokenAlreadyRevoked, Expired, TokenNameTaken, BadLifetime, BadAllowlistEntry or ChangedMeanwhile, and
+        Raises TokenAlreadyRevoked, Expired, TokenNameTaken, BadLifetime, BadAllowlistEntry or ChangedMeanwhile. Raises
         CapabilityRequired if the person `by` raises or removes `calls_per_minute`, but lacks `api-tokens:manage`.
         """
         new_values: dict[str, Any] = {"name": str(fields["name"]).strip()} if "name" in fields else {}

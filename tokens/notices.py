@@ -1,4 +1,4 @@
-"""Notices about tokens: a person learns that somebody else replaced or ended one of their secrets."""
+"""Notices to a person whose token or connection was changed by somebody else."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def may_create(viewer: User) -> bool:
 
 
 def foremost_waiting(owner: User) -> list[Token]:
-    """Return up to NOTICES + 1 tokens whose new secret `owner` may collect, the oldest request first."""
+    """Return up to NOTICES + 1 tokens of `owner` that have a new secret to collect, the oldest request first."""
     waiting = Token.objects.filter(of_status("waiting"), connection__user=owner)
     asked = waiting.prefetch_related(Prefetch("connection", _connections().all())).select_related("asked_by")
     return list(asked.order_by("asked_at")[: NOTICES + 1])
@@ -289,7 +289,7 @@ class TokenRow:
 
 
 class Care(NamedTuple):
-    """A category of active tokens that need attention. On the page, the card titled `title` opens their list."""
+    """A category of active tokens that need attention. On the page, the card `title` opens the list of these tokens."""
 
     title: str
     note: str

@@ -58,7 +58,9 @@ class TokenSerializer(serializers.Serializer[Token]):
         help_text="What blocks the token: `user`, `host`, `gateway`, `connection` or `reach`; null if nothing blocks "
         "the token."
     )
-    blocked_reason = CauseField(help_text="Reason that blocks it, as a code of the log; null if nothing does.")
+    blocked_reason = CauseField(
+        help_text="Why the token is blocked, as an error code of the log; null if nothing blocks the token."
+    )
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
     host = Reference(source="connection.host", help_text="The app or agent.")
     gateway = GatewayReference(source="connection.gateway")
@@ -179,7 +181,7 @@ class NewToken(RequestBody):
         allow_null=True,
         allow_empty=False,
         default=None,
-        help_text="Servers it reaches; null means all of the gateway, including future ones.",
+        help_text="Servers it reaches; null means all servers of the gateway, including servers added later.",
     )
     expires_in_days = serializers.IntegerField(
         allow_null=True,

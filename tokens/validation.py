@@ -1,4 +1,4 @@
-"""Rules for tokens: lifetime and allowed addresses, and the errors of creating or changing a token."""
+"""Validation of tokens' lifetimes and allowed addresses, and the errors of creating or changing a token."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta

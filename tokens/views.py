@@ -238,7 +238,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _use(token: Token, viewer: User) -> TokenUse | None:
-    """Return the token's use of tools if `viewer` is its owner or may read the log, otherwise None."""
+    """Return the TokenUse of `token` if `viewer` is its owner or may read the log, otherwise None."""
     if token.connection.user_id != viewer.pk and not viewer.has_perm(Capability.LOGS_READ):
         return None
     servers = [server.pk for server in servers_of(token)]

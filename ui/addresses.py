@@ -20,7 +20,7 @@ _plain_host = re.compile(r"[a-z0-9_.-]+", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """The parts of a URL in order. Only `rest`, the part after the host, may be shortened."""
+    """The parts of a URL in order. Only `rest`, the part after host name and port, may be shortened."""
 
     before: str
     domain: str  # Identifies the target: the registered domain, an IP address, or the scheme of an app.
@@ -30,9 +30,9 @@ class Address:
 
 
 def parts(uri: str, *, longest: int = 60) -> Address:
-    """Split `uri` into parts in ASCII. The part after the host is cut at `longest` characters.
+    """Split `uri` into parts in ASCII. The part after host name and port is cut at `longest` characters.
 
-    If it is uncertain which host a browser would open, `domain` is empty and the whole URL is in `before`.
+    If it is uncertain which host name a browser would open, `domain` is empty and the whole URL is in `before`.
     """
     try:
         split = urlsplit(uri)
@@ -59,13 +59,13 @@ def parts(uri: str, *, longest: int = 60) -> Address:
 
 
 def registered_domain(host: str) -> str:
-    """Return the registered domain by the public suffix list, or the whole host."""
+    """Return the registered domain according to the public suffix list; if there is none, return `host`."""
     is_number = host.startswith("[") or host.rpartition(".")[2].isdecimal()
     return host if is_number else str(_suffixes().privatesuffix(host) or host)
 
 
 def _ascii_host(split: SplitResult) -> str:
-    """Return the host in punycode, or an IPv6 address in brackets. Return "" for anything but a plain host."""
+    """Return the host name in punycode, or the IP address (IPv6 in brackets). Return "" if it is invalid."""
     host = hosts.canonical_host(split.hostname or "")
     return host if host.startswith("[") or _plain_host.fullmatch(host) else ""
 

@@ -36,7 +36,7 @@ def take_pages_through(pages: dict[str, Any]) -> None:
 
 
 def complete(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a database, completed by Django's defaults."""
+    """Return the settings of a database, with Django's defaults for missing settings."""
     completed: dict[str, Any] = ConnectionHandler({DEFAULT_DB_ALIAS: deepcopy(settings)}).settings[DEFAULT_DB_ALIAS]
     return completed
 

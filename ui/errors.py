@@ -35,7 +35,10 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 
 @requires_csrf_token
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Return 404 to an MCP client, otherwise 403, because the form came over http, is too old, or is not ours."""
+    """Return 404 to an MCP client, otherwise 403.
+
+    The 403 page gives the reason: the form's page works only over https, or was open for too long.
+    """
     if _is_mcp_client(request):
         return _no_gateway()
     if settings.CSRF_COOKIE_SECURE and request.headers.get("Origin", "").startswith("http://"):
@@ -54,7 +57,7 @@ def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 
 @requires_csrf_token
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """Return 404, or a redirect if the URL exists without its last slash (CommonMiddleware adds missing slashes)."""
+    """Return 404. If only the URL without its last slash is a page, redirect a GET request to that page instead."""
     if _is_mcp_client(request):
         return _no_gateway()
     if request.method == "GET" and (shorter := _without_last_slash(request)):

@@ -18,7 +18,7 @@ from rest_framework import serializers
 
 
 class ExplainedChoice(forms.RadioSelect):
-    """Radio buttons with an explanation each."""
+    """Radio buttons, each with an explanation."""
 
     def __init__(self, sentences: Mapping[Any, str]) -> None:
         super().__init__()
@@ -137,6 +137,6 @@ def holds(field: str, words: str) -> Q:
 def named(name: str) -> Q:
     """Match rows with this name, ignoring case in the same way as the constraints that make names unique.
 
-    `iexact` compares upper case, which differs for some letters: the Kelvin sign is “k” in lower case only.
+    `iexact` would compare in upper case, where the Kelvin sign and “k” differ. In lower case they are equal.
     """
     return Q(Exact(Lower("name"), Lower(Value(name))))

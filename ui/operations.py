@@ -204,7 +204,7 @@ class Afterwards(Response):
 
 
 def stored_answer(request: Request, make: Callable[[], Response]) -> Response:
-    """Return the answer of `make`, or the stored answer for the same credential, key and request.
+    """Return the answer of `make`, or the stored answer for the same credential, idempotency key and request.
 
     Errors are not stored. Raises InProgress, KeyReused, AnswerLost, or ValidationError for an invalid key.
     """
@@ -252,7 +252,7 @@ def _digest(*parts: str) -> str:
 
 
 def _alone(key: str) -> None:
-    """Lock the key across processes until the end of the transaction. Raises InProgress."""
+    """Lock the idempotency key for all processes until the transaction ends. Raises InProgress if it is locked."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(%s)", [_lock(key)])
         if not cursor.fetchone()[0]:
@@ -268,7 +268,7 @@ def _alone(key: str) -> None:
 
 @contextmanager
 def _alone_for_longer(key: str) -> Iterator[None]:
-    """Lock the key beyond the transaction, until the end of the block or of this process."""
+    """Lock the idempotency key beyond the transaction, until the end of the block or of this process."""
     with databases.connect_direct() as own:
         own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
         try:

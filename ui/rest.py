@@ -214,7 +214,7 @@ class Resource(GenericViewSet[Any]):
         return cast("User", self.request.user)
 
     def must_own(self, owner: UUID | None) -> None:
-        """Raise CapabilityRequired for another person's object, unless the operation's rule (`Own`) allows it."""
+        """Raise the errors of `Own.check` if the user is not `owner` and may not act on other people's objects."""
         rule = cast("Own", self.operation.needs)
         rule.check(self.me, owner)
 

@@ -229,7 +229,7 @@ class TableView:
 
     @property
     def fit(self) -> str:
-        """The layout; `scroll` instead of `fixed` if extra columns are chosen, so that each column keeps its width."""
+        """The layout. Extra columns change `fixed` to `scroll`, so that each column keeps its width."""
         more = any(column.is_extra and column.name in self.chosen for column in self.columns)
         return "scroll" if more and self.table.fit == "fixed" else self.table.fit
 
@@ -246,7 +246,7 @@ class TableView:
 
     @property
     def orders(self) -> list[Choice]:
-        """The options for the order. Choosing the current order again does not reverse its direction."""
+        """The options for the order. Unlike a column's head, the option of the current order does not reverse it."""
         found = [] if self.table.order else [Choice("", "Usual order", not self.sort)]
         for head in (self._head(column) for column in self.columns if column.sorts):
             name = head.column.name

@@ -45,7 +45,7 @@ class Seen(Protocol):
 class FormSeen(NamedTuple):
     """The version that a row had when a form was opened.
 
-    Later changes of the row conflict with the form only in fields that the form would change, too.
+    A later change of the row conflicts with the form only if both change the same field.
     """
 
     version: str

@@ -124,8 +124,9 @@ def confirmed(
 ) -> HttpResponse:
     """Show a confirmation (see `confirm`). On POST, run `act` and return the response of `act`.
 
-    If `act` returns no response, redirect with the toast `done` to `to`, or to `back` if `to` is empty. If `act` raises
-    one of `faults`, return the response of `refused`. Without `refused`, redirect to `back` with the message.
+    If `act` returns no response, show the toast `done` on the page `to` or, if `to` is empty, on the page `back`. If
+    `act` raises one of `faults`, return the response of `refused`. Without `refused`, redirect to `back` with the
+    message.
     """
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         told = {name: value() if callable(value) else value for name, value in question.items()}
@@ -145,7 +146,7 @@ def switch_on(request: AppRequest, row: SwitchableRow, noun: str, undo: str, sho
 def switch_off(
     request: AppRequest, row: SwitchableRow, noun: str, undo: str, shown: ShowRow, **question: Any
 ) -> HttpResponse:
-    """Ask, then disable `row`; `undo` is the URL that enables it again. `question` is passed to `confirmed`."""
+    """Ask for confirmation, then disable `row`. `undo` is the URL to enable it. `question` is passed to `confirmed`."""
 
     def act() -> HttpResponse:
         return shown(request, row, f"{noun} disabled", Undo.if_changed(row.disable(by=request.user), undo))
@@ -298,8 +299,8 @@ def end_picked(
     """End the selected rows after a confirmation; `verb` is a pair such as ("Revoke", "revoked").
 
     `end` may refuse a row with one of `faults`. `ends` returns the consequences as a sentence. Without `undo`, the
-    person types the number and noun of the rows to confirm, such as "2 hosts". With `undo`, the person only clicks to
-    confirm. The toast then has an Undo button, which posts `undo` as the form field "act".
+    person confirms by typing the number and noun of the rows, such as "2 hosts". With `undo`, the person confirms by
+    one click. The toast then has an Undo button, which posts `undo` as the form field "act".
     """
     act, done = verb
     ending = picked.open

@@ -103,7 +103,7 @@ def _decimal(value: float) -> tuple[str, str, int]:
 
 
 def check_unambiguous(text: bytes) -> None:
-    """Raise Ambiguous if an object in this JSON text has a duplicate key, as parsers pick different values for it.
+    """Raise Ambiguous if an object in this JSON text has a duplicate key: parsers differ in the value they pick.
 
     Also raise Ambiguous if a key has NUL or a lone surrogate, or if the text is nested too deeply.
     """

@@ -85,8 +85,8 @@ class Spoken(NamedTuple):
     def eras_beside(self, known: str) -> str:
         """Return the eras to store. `known` contains the eras stored until now; it is empty if none are stored.
 
-        Return `eras` if `is_certain` is true, or if `known` is empty or equal to `eras`. Otherwise return BOTH, to
-        keep the stored era, too.
+        Return `eras` if `is_certain` is true, or if `known` is empty or equal to `eras`. Otherwise return BOTH, so
+        that the stored era is not lost.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
@@ -109,8 +109,8 @@ class Beside(Protocol):
 class QueueSlot:
     """A call's concurrency slot and time limit.
 
-    The `with` block of a QueueSlot is for the time in which the server waits for client input: in this block, the slot
-    is free for other calls, and the idle limit is paused.
+    Enter the `with` block of a QueueSlot while the server waits for client input. In this block, the slot is free for
+    other calls, and the idle limit is paused.
     """
 
     __slots__ = ("_away", "_connection", "_limit", "_over", "_person", "_queue")

@@ -114,7 +114,7 @@ def row(kind: str, alias: str, definition: Definition) -> Object:
 
 
 def exposed(kind: str, alias: str, name: str) -> str:
-    """Return the name clients use for a tool or prompt. URIs are returned unchanged, as the proxy maps them later."""
+    """Return the name clients use for a tool or prompt. URIs are returned unchanged; the proxy maps them later."""
     return exposed_name(alias, name) if kind in (TOOL, PROMPT) else name
 
 
@@ -264,7 +264,7 @@ def dotted_name(alias: str, tool: str) -> str:
 
 
 def fingerprint(definition: Mapping[str, Any]) -> str:
-    """Return a digest of a definition without `_meta`, which may differ from one answer to the next."""
+    """Return a digest of a definition. `_meta` is left out, because it may differ from one answer to the next."""
     told = {name: value for name, value in definition.items() if name != "_meta"}
     return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -81,7 +81,7 @@ class ConnectTimedOut(NotConnected):
 
 
 class TlsFailed(NotConnected):
-    """TLS could not be agreed on."""
+    """The TLS handshake with the server failed."""
 
     sentence = 'No secure connection to server "{server}" can be made.'
     cause = "did not agree on a secure connection (TLS)"

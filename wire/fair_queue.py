@@ -54,7 +54,7 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """A waiting call or answer: the bytes that it needs in each account (0 for a call), and when the wait began."""
+    """A waiting call or answer. `counted` has the bytes that an answer needs in each account, and 0 for a call."""
 
     counted: dict[Account, int]
     began: float
@@ -112,7 +112,7 @@ class ByteBudget:
         return any(self._full(claim) in held.counted for claim in claims)
 
     def change(self, before: dict[Account, int], after: dict[Account, int]) -> None:
-        """Reserve the bytes of `after` instead of the bytes of `before`."""
+        """Release the bytes in `before`, and reserve the bytes in `after`; both have a number for each account."""
         self._loop = self._loop or asyncio.get_running_loop()
         for account in before | after:
             held = self._held.pop(account, 0) + after.get(account, 0) - before.get(account, 0)
@@ -239,7 +239,7 @@ class FairQueue:
             raise
 
     def come_back(self, person: str, connection: str) -> None:
-        """Take back the slot that a running call released for a while. Does not wait, even above the limit."""
+        """Take back the slot that a running call released for a while. Does not wait, even if no slot is free."""
         self._start(person, connection)
 
     def leave(self, person: str, connection: str) -> None:
@@ -336,7 +336,7 @@ class Slices:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        """Context for work that cannot be sliced: one piece of work at a time, and after it a pause."""
+        """Context for work that cannot be sliced. Pieces of such work run one at a time, with a pause after each."""
         await self._whole.acquire()
         loop = asyncio.get_running_loop()
         began = loop.time()

@@ -1,4 +1,4 @@
-"""Outbound HTTP proxy: which hosts are reached through it, and the CONNECT request for a tunnel.
+"""Outbound HTTP proxy: which addresses are reached through it, and the CONNECT request for a tunnel.
 
 Only TLS is tunnelled: plain HTTP is allowed only in networks that are reached without a proxy. Needs no Django.
 """
@@ -66,7 +66,7 @@ NO_PLACES = HostSet()
 class OutboundProxy:
     """An HTTP proxy that opens tunnels to IP addresses.
 
-    For hosts in `resolved`, the proxy gets the name instead of the address, and resolves it itself.
+    For host names in `resolved`, the proxy gets the name instead of the IP address, and resolves the name.
     """
 
     host: str
@@ -86,11 +86,11 @@ class OutboundProxy:
         return f"{host}:{self.port}"
 
     def resolves(self, host: str) -> bool:
-        """Return whether the proxy resolves this host. If so, the proxy gets the host's name, not its IP address."""
+        """Return whether the proxy resolves this host name. If so, the proxy gets the name, not the IP address."""
         return self.resolved.has_name(host) and not self.direct.has_name(host)
 
     def for_hosts_of_others(self) -> OutboundProxy:
-        """Return a copy for hosts that no administrator entered.
+        """Return a copy of this proxy's settings for host names that no administrator entered.
 
         In the copy, `resolved` has the same names, but does not include their subdomains.
         """
@@ -183,7 +183,7 @@ def spelled(host: str) -> str:
 
 
 def is_at_host_of(url: str, others: Iterable[str]) -> bool:
-    """Return whether the host of `url` is the host of one of `others`. Empty URLs never match."""
+    """Return whether `url` has the host name of one of the URLs in `others`. Empty URLs never match."""
     host = _host(url)
     return bool(host) and any(host == _host(each) for each in others)
 

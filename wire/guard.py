@@ -122,7 +122,7 @@ class OwnEndpoints:
 
     @classmethod
     def of(cls, public_url: str, listener: str, *, hosts: Iterable[str]) -> OwnEndpoints:
-        """Build from the public URL, the listener's origin ("" for none) and the gateway's host names."""
+        """Build OwnEndpoints from the public URL, the listener's origin ("" for none) and the gateway's host names."""
         ports = {_port(parts) for parts in map(urlsplit, filter(None, (public_url, listener)))}
         names = {*(host.strip("[]").lower() for host in hosts), urlsplit(public_url).hostname or ""}
         listening = frozenset({_port(urlsplit(listener))} if listener else ())
@@ -156,7 +156,7 @@ NOWHERE = OwnEndpoints()
 
 
 def _is_gateway(path: str) -> bool:
-    """Decode and normalise this path like a reverse proxy. Return whether it is then `/mcp` or a path below."""
+    """Decode and normalise this path like a reverse proxy. Return whether the result is at or below `/mcp`."""
     tidy = normpath(unquote(path)).lstrip("/")
     return tidy == "mcp" or tidy.startswith("mcp/")
 
@@ -203,7 +203,7 @@ class Guard:
         return any(target in network for network in self.allowed)
 
     def way(self, host: str, address: str) -> OutboundProxy | None:
-        """Return the proxy for calls to this host and IP address, or None if such calls are made directly.
+        """Return the proxy for calls to this host name and IP address, or None if such calls are made directly.
 
         Calls to addresses in the allowed ranges are always made directly.
         """
@@ -211,10 +211,10 @@ class Guard:
         return None if proxy is None or self.is_inside(address) or proxy.direct.has(host, address) else proxy
 
     def way_by_name(self, host: str) -> OutboundProxy | None:
-        """Return the proxy if it resolves this host's name itself, otherwise None.
+        """Return the proxy if the proxy resolves this host name, otherwise None.
 
         If the proxy resolves the name, the gateway checks no address. Call this only for TLS, which authenticates
-        the host.
+        the machine with this name.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 

@@ -19,10 +19,10 @@ _authority = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@%\\\s]+)(?::[0-9]{1,5})?", r
 
 
 def canonical_host(host: str) -> str:
-    """Return the canonical spelling of a host without port: in lower case and ASCII, without final dot.
+    """Return a host name (without port) in its canonical spelling: in lower case and ASCII, without final dot.
 
-    Percent-encoding is decoded. An IPv4 address has four decimal numbers, an IPv6 address has brackets. An invalid name
-    is not converted to ASCII.
+    Percent-encoding is decoded. An IPv4 address gets four decimal numbers, and an IPv6 address gets brackets. An
+    invalid name is not converted to ASCII.
     """
     name = unquote(host).strip("[]").lower()
     try:

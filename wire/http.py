@@ -218,8 +218,8 @@ def header_cache[Read](data: bytes, body: bytes, read: Read) -> HeaderCache[Read
 class HttpConnection(asyncio.Protocol):
     """A connection that carries one exchange at a time.
 
-    An event stream is passed on piece by piece. Any other answer is passed on when it is complete. The rest of a
-    large answer, also of an event stream, is read when `budget` has room for it.
+    An event stream is passed on piece by piece, any other answer when it is complete. If an answer or event stream is
+    large, the rest of it is read when `budget` has room for it.
     """
 
     # Slots save memory: with more than thirty attributes, objects do not share the keys of their dicts.

@@ -202,7 +202,7 @@ def with_members(
 ) -> bytes:
     """Replace the id of an answer, and drop and add members of its result. No other value changes.
 
-    In a small answer, the other values keep their spelling in JSON.
+    In a small answer, the JSON text of the other values does not change either.
     """
     changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
     if len(text) > LARGE:  # Parsing it twice is too slow.

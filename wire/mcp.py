@@ -116,9 +116,9 @@ class SessionHandle(NamedTuple):
 
 
 def offered(capabilities: object) -> Object:
-    """Return the members of the declared `capabilities` that the gateway serves, including `extensions`.
+    """Return the part of the declared MCP `capabilities` that the gateway serves, including `extensions`.
 
-    A capability keeps only its known members that are true, such as `listChanged`.
+    An MCP capability keeps only its known members that are true, such as `listChanged`.
     """
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
@@ -130,7 +130,7 @@ def offered(capabilities: object) -> Object:
 
 
 def extensions_in(capabilities: object) -> Object:
-    """Return `{"extensions": ...}` from the capabilities of a client or server.
+    """Return `{"extensions": ...}` from the MCP capabilities of a client or server.
 
     Empty if there are no extensions, or if they are too large or nested too deeply.
     """
@@ -146,7 +146,7 @@ def extensions_in(capabilities: object) -> Object:
 def tasks_in(capabilities: Object) -> Object:
     """Return the part of the `tasks` capability that the gateway serves in the session era.
 
-    This part is tool calls as tasks, and cancelling tasks. Return {} if `tasks` does not include tool calls.
+    The gateway serves tool calls as tasks, and requests to cancel tasks. Return {} if `tasks` has no tool calls.
     """
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
@@ -415,7 +415,7 @@ async def ignore(_: Object) -> None:
 
 
 async def refuse_server_request(message: Object, answer: Answer) -> None:
-    """Answer a server's request as a client without capabilities: pings succeed, other requests fail."""
+    """Answer a server's request as a client without MCP capabilities: pings succeed, other requests fail."""
     if message.get("method") == "ping":
         await answer({"result": {}})
     else:

@@ -159,7 +159,7 @@ def default_issuer(url: str) -> str:
 
 
 def issuer_host(issuer: str) -> str:
-    """Return the host of an issuer, with the port if the issuer has one."""
+    """Return the host name in an issuer's URL, with the port if the URL has one."""
     return issuer.partition("://")[2].partition("/")[0]
 
 

@@ -25,7 +25,7 @@ from wire.versions import NAME
 class HttpAnswer:
     """A decompressed answer.
 
-    `address` is the server's IP address. If the outbound proxy resolves the server's name, `address` is this name.
+    `address` is the IP address that answered. If the outbound proxy resolved the host name, `address` is this name.
     """
 
     url: str

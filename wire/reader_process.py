@@ -178,7 +178,7 @@ def _read(pipe: IO[bytes]) -> tuple[Object, bytes]:
 
 
 def run_reader() -> None:
-    """Main loop of the process: do the work read from stdin, until there is none for IDLE_SECONDS."""
+    """Main loop of the process: do the work read from stdin, until no work arrives for IDLE_SECONDS."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # On Ctrl-C, the worker closes the pipe.
     os.nice(NICE)
     gc.disable()  # Parsed messages have no cycles, and looking for them takes longer than parsing.

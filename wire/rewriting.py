@@ -349,7 +349,7 @@ def changed(text: bytes, document: Object, request_id: Id | None, changes: Chang
 
 
 def _as_asked(shown: Object, result: Object, changes: Changes) -> Object:
-    """In a result, put the URI from the client's request in place of the URI that was read at the server."""
+    """In a result of reading a resource, replace the URI of the read resource by the URI in the client's request."""
     old, new = result.get("contents"), shown.get("contents")
     if not isinstance(old, list) or not isinstance(new, list):
         return shown

@@ -64,7 +64,7 @@ type OnSession = Callable[[SessionHandle], Awaitable[None]]
 
 
 def declared(capabilities: object, *, with_extensions: bool = True) -> str:
-    """Return a client's BRIDGED capabilities as a text, such as `roots,sampling,sampling.tools`.
+    """Return a client's MCP capabilities that are in BRIDGED, as a text such as `roots,sampling,sampling.tools`.
 
     If `with_extensions`, a digest of the client's extensions is appended.
     """
@@ -81,7 +81,7 @@ def declared(capabilities: object, *, with_extensions: bool = True) -> str:
 
 
 def capabilities_of(text: str) -> Object:
-    """Return the capabilities in `text`, a result of `declared`. Extensions are left out."""
+    """Return the MCP capabilities in `text`, a result of `declared`. Extensions are left out."""
     capabilities: Object = {}
     for name in filter(None, text.split(",")):
         group, _, member = name.partition(".")
@@ -101,7 +101,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server seems to have lost the session: 404 without a JSON-RPC answer, or a GET refused due to its session."""
+    """The server seems to have lost the session: it answered 404 without JSON-RPC, or refused a GET of the session."""
 
 
 class SessionStore(Protocol):

@@ -42,7 +42,7 @@ def event(data: bytes, event_id: bytes = b"") -> bytes:
 
 
 class EventParser:
-    """Parses a stream into events of at most `limit` bytes. The constants above limit the number of events."""
+    """Parses a stream into events of at most `limit` bytes. Constants of this module limit the number of events."""
 
     __slots__ = (
         "_after_cr",

@@ -1,7 +1,7 @@
 """Format of bearer credentials: create, validate and digest them. Needs no Django.
 
-A credential is `<prefix>_`, 38 random base62 characters (about 226 bits), and 6 base62 characters of the CRC-32 over
-everything before.
+A credential has three parts: `<prefix>_`, 38 random base62 characters (about 226 bits), and the CRC-32 of the first two
+parts as 6 base62 characters.
 """
 
 import hashlib

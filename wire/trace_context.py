@@ -1,6 +1,7 @@
 """Headers of a call that are forwarded to servers: the trace context, and the number of gateways passed.
 
-The trace context (W3C) joins the traces of caller and server. The number stops loops (docs/reference/protocol.md).
+The trace context (W3C) joins the traces of caller and server. The number of gateways is limited, to stop loops
+(docs/reference/protocol.md).
 """
 
 import re
@@ -29,7 +30,7 @@ type Trace = Mapping[str, str]
 class TooManyHops(UpstreamError):
     """The request passed too many gateways, so it is in a loop.
 
-    The placeholder `{server}` in `sentence` stands for the number of gateways here, not for the name of a server.
+    In `sentence`, the placeholder `{server}` stands for the number of gateways, not for the name of a server.
     """
 
     reason = "loop"
@@ -56,7 +57,7 @@ def check_hops(headers: Mapping[bytes, bytes]) -> None:
 
 
 def _hops_sent_on(headers: Mapping[bytes, bytes]) -> dict[str, str]:
-    """Return the header HOPS_HEADER for requests to servers. Its number is one more than in `headers`."""
+    """Return the header HOPS_HEADER for requests to servers. Its number is the number in `headers` plus 1."""
     return {HOPS_HEADER: str(hops_passed(headers) + 1)}
 
 
@@ -83,7 +84,7 @@ def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
 def in_meta(meta: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Trace:
     """Return the headers to forward: the trace context in `meta`, and HOPS_HEADER.
 
-    The number in HOPS_HEADER is one more than in `headers`.
+    The number in HOPS_HEADER is the number in `headers` plus 1.
     """
     told = {name: value for name in FIELDS if isinstance(value := meta.get(name), str)}
     return forwarded_headers(

@@ -1,7 +1,7 @@
 """The history of facts that decide who may use gateways: teams, roles, and the people a gateway is open to.
 
-Triggers write it (migrations/0001_history.py), also for changes by older releases. Grants are not in it:
-they store their own dates.
+Database triggers (migrations/0001_history.py) write the history, so changes made by an older release are in it too.
+The history has no grants, because grants store their own dates.
 """
 
 from datetime import datetime
@@ -12,7 +12,7 @@ from django.db.models import Q
 
 
 class FactKind(models.TextChoices):
-    """A kind of fact, as a sentence about `subject` and `object`."""
+    """A kind of fact; the label states the fact about `subject` and `object`."""
 
     MEMBER = "member", "The person is in the team."
     OPEN_TO = "open_to", "The gateway is open to the team."
@@ -26,7 +26,7 @@ class FactKind(models.TextChoices):
 
 
 def lasted(moment: datetime, began: str, *ends: str) -> Q:
-    """Match rows in force at `moment`. `began` names the column with the start time, `ends` those with an end time."""
+    """Match rows in force at `moment`. `began` is the name of the start column; `ends` are the names of end columns."""
     found = Q(**{f"{began}__lte": moment})
     for end in ends:
         found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})

@@ -44,7 +44,7 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
         return self.filter(named | ~Q(kind=ThingKind.IDENTITY))
 
     def answerable_by(self, reviewer: User) -> ReviewLineQuerySet:
-        """Return the lines of open reviews that `reviewer` may answer, also as fallback reviewer.
+        """Return the lines of open reviews that `reviewer` may answer, either as reviewer or as fallback reviewer.
 
         Leaves out ended lines and, if the review does not allow self-review, lines about the reviewer's own access.
         """

@@ -267,8 +267,8 @@ class Review(Versioned, models.Model):
     def close_when_due(self) -> bool:
         """Close the review if its due date has passed. Return True if this call closed the review.
 
-        A review with `ends_unanswered` and open lines is closed only a day (GRACE) after its due date. When this
-        method closes such a review, it also ends the access in these lines if possible.
+        If the review has `ends_unanswered` and open lines, it is not closed until one day (GRACE) after its due date.
+        When this method closes such a review, it also ends the access in the open lines if possible.
         """
         with transaction.atomic():
             review: Review = self.lock()

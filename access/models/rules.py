@@ -75,7 +75,7 @@ class Unanswered(models.TextChoices):
 
 
 def may_review(person: User) -> bool:
-    """True if `person` may read all reviews, and may answer the lines of reviews in which they are a reviewer."""
+    """True if `person` may read all reviews, and may answer lines in reviews that name them as a reviewer."""
     return person.is_active and all(map(person.has_perm, SEES))
 
 

@@ -48,8 +48,8 @@ KINDS = [*ThingKind]
 # Kinds that a review cannot end, because ending them would affect other access too. Each has a sentence about the
 # people who can change it.
 OTHERS = {
-    ThingKind.ROLE: "People with “Manage people” change roles.",
-    ThingKind.EVERYONE: "People with “Basic gateway management” choose who may use a gateway.",
+    ThingKind.ROLE: "People with “Manage people” can change roles.",
+    ThingKind.EVERYONE: "People with “Basic gateway management” can choose who may use a gateway.",
 }
 
 
@@ -76,9 +76,9 @@ class ReviewedThing:
 
     @property
     def is_unused(self) -> bool:
-        """True if the thing has been neither used nor started in the last UNUSED_DAYS days.
+        """True if the last use and the start of the thing are more than UNUSED_DAYS days ago.
 
-        False if both its last use and its start are unknown.
+        If one of the two times is unknown, only the other counts. False if both times are unknown.
         """
         last = max(filter(None, (self.last_used_at, self.since)), default=None)
         return last is not None and last < timezone.now() - timedelta(days=UNUSED_DAYS)
@@ -140,9 +140,10 @@ def _of_source(source: AccessSource) -> ThingRow:
 
 
 def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bool:
-    """End this grant, token or other thing, from the next request on. Return False if it had ended before.
+    """End a grant, token or other thing, with effect from the next request.
 
-    Raises CannotEnd, CapabilityRequired, PeopleError or one of ENDED_MEANWHILE.
+    Return False if the thing had ended before. Raises CannotEnd, CapabilityRequired or PeopleError. Raises an exception
+    of ENDED_MEANWHILE if somebody else ends the thing at the same moment.
     """
     actor: User = acting_now(by)
     if pk is None:
@@ -181,7 +182,7 @@ def _leave_team(pk: UUID, person: User, by: User) -> bool:
 def _revoke(row: Token | Connection | Identity | None, actor: User, by: User) -> bool:
     """Revoke `row`, and return True. Return False if `row` is None.
 
-    Owners need no capability, unless they act with an API key. Other people always need a capability.
+    The row's owner needs a capability only when acting with an API key. Other people always need one.
     """
     owner: UUID | None
     needed: tuple[Capability, ...]

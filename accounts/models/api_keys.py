@@ -163,7 +163,7 @@ class ApiKey(HoldsSecret, Versioned, models.Model):
 
     @property
     def acting(self) -> User:
-        """Return the owner with permissions limited to the key's capabilities that the owner still has."""
+        """Return the owner, limited to the capabilities that both the key and the owner have."""
         owner = self.user
         owner.narrowed_to = with_included(self.granted_capabilities)
         return owner

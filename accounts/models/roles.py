@@ -221,7 +221,7 @@ class Role(Versioned, models.Model):
 
 
 def _capability_changes(before: frozenset[Capability], after: frozenset[Capability]) -> dict[str, list[Any]]:
-    """Return the entry `capabilities` for an event's changes, as slugs before and after; {} if nothing changed."""
+    """Return {"capabilities": [old slugs, new slugs]} for an event's `changes`; {} if nothing changed."""
     if before == after:
         return {}
     return {"capabilities": [sorted(c.slug for c in before), sorted(c.slug for c in after)]}

@@ -40,7 +40,7 @@ class SavedViewManager(models.Manager["SavedView"].from_queryset(SavedViewQueryS
 
 
 class SavedView(Versioned, models.Model):
-    """A named query string of the Logs page. Viewers of a shared view see only the calls that they may see."""
+    """A named query string of the Logs page. Sharing a view gives nobody access to more calls."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     owner = models.ForeignKey(User, models.PROTECT, related_name="saved_views")

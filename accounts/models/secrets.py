@@ -52,9 +52,9 @@ class HoldsPrevious(HoldsSecret):
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def keep_as_previous(self, row: HoldsSecret, lasting: timedelta, last_used_at: Any) -> None:
-        """Copy the secret of `row` to the PREVIOUS columns, valid for `lasting`. Does not save.
+        """Copy the secret of `row` to this row's PREVIOUS columns, without saving this row.
 
-        If `lasting` is zero, only clear these columns.
+        The copy is valid for `lasting`. If `lasting` is zero, only clear the columns.
         """
         self.forget_previous()
         if lasting:

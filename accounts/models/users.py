@@ -224,8 +224,9 @@ class User(Versioned, AbstractBaseUser):
     def status(self) -> str:
         """Return the person's status.
 
-        A person who has joined is `active` or `deactivated`. Before that, a person managed by a directory is
-        `deactivated`, `invited` or `provisioned`, and anybody else `revoked`, `invited` or `expired`.
+        A person who has joined is `active` or `deactivated`. Before joining, a person managed by a directory is
+        `deactivated`, `invited` or `provisioned`. Any other person who has not joined is `revoked`, `invited` or
+        `expired`.
         """
         if self.has_joined:
             return "active" if self.is_active else "deactivated"

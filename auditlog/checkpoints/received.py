@@ -59,9 +59,9 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Map numbers of checkpoints to ids of rows of `log`.
+        """Return a dictionary from the number of a checkpoint to an id of a row of `log`.
 
-        The file must contain all the checkpoint's rows with ids above this id. Rows up to this id may be missing. If a
+        The file must contain the checkpoint's rows with higher ids. Other rows of the checkpoint may be missing. If a
         checkpoint is not in the result, any of its rows may be missing.
         """
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.

@@ -74,7 +74,7 @@ class Leaf(NamedTuple):
 def columns_of(
     version: int, as_text: Collection[str] = AS_TEXT, columns: Mapping[int, tuple[str, ...]] = CALL_COLUMNS
 ) -> str:
-    """Return the columns of a leaf of this format version, for a SELECT. Columns in `as_text` are cast to text."""
+    """Return the columns to SELECT for leaves in format `version`. Columns in `as_text` are cast to text."""
     return ", ".join(f"{name}::text AS {name}" if name in as_text else name for name in columns[version])
 
 

@@ -11,7 +11,7 @@ Needs only Python 3.11 or newer: no network, no installation, no code of the gat
 With `--review FILE`, it also checks that an export of an access review (JSON lines, with all lines of the review)
 matches the event in the log that records the end of the review.
 
-Do not take the public key from the person who gave you the file. Best is a copy that was stored when the log was new.
+Do not take the public key from the person who gave you the file. If possible, use a copy stored when the log was new.
 Exit codes: 0 if everything matches, 1 with findings, 2 if a file cannot be read or is not a signed export.
 docs/how-to/answer-an-auditor.md explains what a match proves.
 """
@@ -163,7 +163,7 @@ def is_late(kind: str, sealed_at: datetime, recorded: datetime) -> bool:
 
 def late_lines(spans: Iterable[LogPeriod]) -> list[str]:
     """Return a sentence for each period in which rows waited long for a checkpoint."""
-    said = "Sealed late: rows of the period from {}. Changes to them before sealing cannot be found."
+    said = "Sealed late: rows of the period from {}. Changes made before sealing cannot be found."
     return [said.format(span.in_words) for span in merged(spans)]
 
 
@@ -215,7 +215,7 @@ class CheckpointLine:
         return moment(self.body["sealed_at"]).astimezone(UTC)
 
     def note_wait(self, row: dict[str, Any]) -> None:
-        """Set `waited_since` to the time when this row was recorded, if the row waited long and no earlier row did."""
+        """If this row waited too long, note it: `waited_since` is the time when the oldest such row was recorded."""
         recorded = moment(row.get("recorded_at") or row["created_at"]).astimezone(UTC)
         if recorded >= BEGINNING and is_late(self.body["kind"], self.sealed_at, recorded):
             self.waited_since = min(recorded, self.waited_since or recorded)
@@ -413,7 +413,7 @@ class Verification:
                 return
         if not self.matched["event"]:
             self.found(
-                "The export has no admin events, so the review cannot be compared with the event of its closing."
+                "The export has no admin events, so the review cannot be compared with the event that closed it."
             )
             return
         self.found(

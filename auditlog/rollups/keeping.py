@@ -132,7 +132,7 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return the time at which each grain's roll-ups begin. The keys are the names of fields in RollupState.
+    """Return the time at which each grain's roll-ups begin, by RollupState field.
 
     Grains without a retention of their own are left out.
     """

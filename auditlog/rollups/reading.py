@@ -114,7 +114,7 @@ class Numbers:
         return self.quantile(0.95)
 
     def quantile(self, part: float) -> float | None:
-        """Return the duration in ms (±10 %) within which the share `part` of the calls ended; None without calls."""
+        """Return the quantile `part` of durations in ms (±10 %); None without calls."""
         return quantile(self.classes, part)
 
     def add(self, other: Numbers) -> None:

@@ -1,4 +1,4 @@
-"""Agents in configuration files, and what they may use on gateways. Files do not list apps, which add themselves."""
+"""Agents in configuration files, and what they may use on gateways. Files list no apps: apps register themselves."""
 
 from __future__ import annotations
 

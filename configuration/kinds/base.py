@@ -205,7 +205,7 @@ class World:
         self.entries: dict[tuple[str, Key], Entry] = {}
 
     def narrowed[Row: Model](self, rows: QuerySet[Row], kind: Kind) -> QuerySet[Row]:
-        """Return all of `rows`. If this World reads only one top-level object, return only the rows of that object."""
+        """Return `rows`. If this World reads only one top-level object, the rows of all others are left out."""
         return rows if self._only is None else rows.filter(**{kind.lookup: self._only})
 
     def of(self, kind: str) -> dict[Key, Found]:

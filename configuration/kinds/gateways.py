@@ -267,7 +267,7 @@ def _needs_credential(server: str, world: World) -> bool:
 
 
 def _switches(assignments: QuerySet[Assignment]) -> dict[Any, dict[str, bool]]:
-    """Return, by assignment id and then by the tool's name at the server, whether the tool is enabled."""
+    """Return {assignment id: {tool name at the server: True if enabled}}."""
     found: dict[Any, dict[str, bool]] = defaultdict(dict)
     tools = Feature.objects.tools().placed().filter(assignment__in=assignments)
     for assignment, name, enabled in tools.values_list("assignment", "name", "enabled"):

@@ -1,4 +1,4 @@
-"""Configuration files: the settings of sign-in by the organisation. SAML has keys and metadata, so it is left out."""
+"""The organisation's sign-in settings in configuration files. SAML is left out, because it has keys and metadata."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules on tool calls in configuration files. The order of the list is the order in which they apply."""
+"""Rules on tool calls in configuration files. They apply in the order of the list."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _written(rule: Rule) -> dict[str, Any]:
 
 
 def _related(values: dict[str, Any], world: World) -> dict[str, Any]:
-    """Return the values with rows instead of names."""
+    """Return the values; the names of servers, gateway and approver team are replaced by their database rows."""
     found = dict(values)
     if "servers" in found:
         found["servers"] = [world.row("servers", slug) for slug in found["servers"]]

@@ -202,7 +202,7 @@ class CapabilityAction:
             pages.message_user(request, f"“{self.one}” was done for {count} {noun}.", messages.SUCCESS)
 
     def _act(self, row: Any, user: Any) -> tuple[bool, str]:
-        """Act on one row. With `tests`, return whether the row passed, and why; otherwise return True and no text."""
+        """Act on one row. Return the pair that `tests` returns, or (True, "") if the action has no `tests`."""
         if self.tests:
             return self.tests(row, user)
         with transaction.atomic():

@@ -134,7 +134,7 @@ def _answered(caller: Caller, tool: Tool, arguments: Object) -> tuple[str, Objec
 
 
 def _result(summary: str, content: Object) -> Object:
-    """Return the result: the structured content, and a text with the same content between two random marks."""
+    """Return the tool's result: the content in structured form, and as text between tags with a random name."""
     # Names and texts inside the content cannot imitate a mark that nobody can guess.
     mark = f"data-{secrets.token_hex(4)}"
     lines = [NOTICE, f"<{mark}>", f"summary: {_inline(summary)}", *_lines(content), f"</{mark}>"]

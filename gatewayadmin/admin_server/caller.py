@@ -68,7 +68,7 @@ class Caller:
         return cls(person)
 
     def must_hold(self, needed: Held) -> None:
-        """Raise ToolFailed, which names the missing capability, unless the person has the capabilities of `needed`."""
+        """Raise ToolFailed if the person lacks a capability that `needed` requires. The error names it."""
         try:
             must_hold(self.person, needed)
         except CapabilityRequired as missing:
@@ -121,5 +121,5 @@ def _sentences(errors: Any, name: str = "") -> Iterator[str]:
 
 
 def next_of(answer: Mapping[str, Any], parameter: str) -> str | None:
-    """Return `parameter` of the link to the next page; None on the last page."""
+    """Return the value of the query parameter `parameter` in the link to the next page; None on the last page."""
     return parse_qs(urlsplit(answer["next"]).query)[parameter][0] if answer.get("next") else None

@@ -276,7 +276,7 @@ def _tools() -> Iterator[Tool]:
             "from": _text("Only calls of this time or later (ISO 8601).", "2026-11-25T08:00:00Z"),
             "to": _text("Only calls before this time.", "2026-11-26T08:00:00Z"),
             **_BY_NAME,
-            "tool": _text("Tool, by its name for clients.", "crm__delete_contact"),
+            "tool": _text("Tool, by the name that clients see.", "crm__delete_contact"),
             **_PAGE,
         },
         answers={"calls": _ROWS, "cursor": _CURSOR},
@@ -321,8 +321,9 @@ def _tools() -> Iterator[Tool]:
     yield Tool(
         "agent_summary",
         "Summarize an agent",
-        "Summarize an app or agent: its connections, last use, tools called and refusals of 30 days, and what it may "
-        f"use but does not use (least privilege). Needs hosts:read and logs:read. {UNTRUSTED}",
+        "Summarize an app or agent: its connections, its last use, its tool calls and refusals of the last 30 days, "
+        "and the tools and connections that it could use but does not (least privilege). "
+        f"Needs hosts:read and logs:read. {UNTRUSTED}",
         _agent_summary,
         {"host": _BY_NAME["host"]},
         ("host",),

@@ -46,7 +46,7 @@ def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("mail", deploy=True)
 def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
-    """Warn if the sender is not set or is local, because other servers refuse such mail or treat it as spam."""
+    """Warn if the mail sender is unset or local, because other mail servers refuse its mail or treat it as spam."""
     if not settings.MAIL_SERVER:
         return []
     hint = "Set GATEWAY_EMAIL_FROM to an address your mail server accepts as sender."
@@ -65,7 +65,7 @@ def the_database_urls_lead_where_they_should(
 ) -> list[CheckMessage]:
     """Report how the database URLs are used, and problems with them.
 
-    Does nothing if `databases` is empty. The command `manage.py check --database default` passes a database.
+    Does nothing if `databases` is empty or None. `manage.py check` names a database only if run with `--database`.
     """
     if not databases:
         return []
@@ -179,7 +179,7 @@ def survey(workers: int) -> DatabaseReport:
 def _look_at_pages(report: DatabaseReport, direct: psycopg.Connection[Any]) -> bool:
     """Check the database connections of pages. Return whether they use a pooler."""
     if settings.PAGES_DATABASE is None:
-        report.uses.append("Pages, calls and chores connect to the database directly.")
+        report.uses.append("Pages, calls and background chores connect to the database directly.")
         return False
     conninfo = database.conninfo_of(databases.complete(settings.PAGES_DATABASE))
     try:
@@ -194,7 +194,7 @@ def _look_at_pages(report: DatabaseReport, direct: psycopg.Connection[Any]) -> b
         raise UnusableDatabase(
             f"DATABASE_URL: the database cannot be reached: {' '.join(str(error).split())}"
         ) from error
-    report.uses.append(f"Pages use DATABASE_URL ({found}); calls and chores use {DIRECT}.")
+    report.uses.append(f"Pages use DATABASE_URL ({found}); calls and background chores use {DIRECT}.")
     if row and not row[0]:
         report.warnings.append(
             "The SQL statements of pages have no time limit: run ALTER ROLE ... SET statement_timeout = '15s' "

@@ -69,7 +69,7 @@ class PageConnection(psycopg.Connection[Any]):
 
     @staticmethod
     def check(connection: PageConnection) -> None:
-        """Raise an error unless the server answers within CHECK_S. Called when a connection leaves the pool."""
+        """Raise an error unless PostgreSQL answers within CHECK_S. Called when a connection is taken from the pool."""
         connection.longest_wait = CHECK_S
         ConnectionPool.check_connection(connection)
         connection.longest_wait = SILENCE_S
@@ -164,7 +164,7 @@ def serve_pages() -> None:
 
 
 def limit_statements() -> None:
-    """Limit the time of statements of new connections. For processes that serve pages."""
+    """Set the statement timeout for new connections of this process, which serves pages or does chores."""
     options = connections.settings["default"]["OPTIONS"]
     options["options"] = options["options"].removesuffix(LIMITED) + LIMITED
 
@@ -188,7 +188,7 @@ def is_embedded() -> bool:
 
 
 def ensure() -> None:
-    """Start the embedded server if it does not run. Does nothing for other servers. Raises UnusableDatabase."""
+    """Start the embedded PostgreSQL, if this installation uses it and it does not run. Raises UnusableDatabase."""
     if is_embedded():
         try:
             cluster(settings.DATA_DIR).ensure()
@@ -336,7 +336,7 @@ def same_database(direct: psycopg.Connection[Any], pages: psycopg.Connection[Any
 
 
 def _session(connection: psycopg.Connection[Any]) -> int:
-    """Return the process id of the server session that serves this connection now."""
+    """Return the process id of the PostgreSQL session that serves this connection now."""
     row = connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone()
     return int(row[0]) if row else 0
 

@@ -63,7 +63,7 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the names of environment variables that lack at least one key of their key file in `folder`.
+    """Return the names of the environment variables that lack a key of their key file in `folder`.
 
     Files that do not exist are skipped. Raises Refused for unreadable files.
     """
@@ -147,7 +147,7 @@ def _fresh(name: str) -> str:
 
 
 def _write_once(path: Path, key: str) -> None:
-    """Write `key` atomically, unless another process was faster."""
+    """Create the file `path` with `key`, atomically. If the file already exists, leave it unchanged."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         file.write(key + "\n")

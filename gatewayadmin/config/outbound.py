@@ -44,7 +44,7 @@ def mailers(url: str) -> dict[str, dict[str, Any]]:
 
 
 def _mail_parts(url: str) -> tuple[SplitResult | None, int | None]:
-    """Return the parts and the port of a URL; (None, None) if, for example, its password has a "/"."""
+    """Return a URL's parts and port; (None, None) for an invalid URL, such as one with a "/" in the password."""
     try:
         parts = urlsplit(url)
         return parts, parts.port

@@ -50,7 +50,7 @@ def fault(probe: psycopg.Connection[Any]) -> str:
 
 
 def record() -> None:
-    """Record that this version has migrated the tables. Keep the record of a newer version."""
+    """Record that this version has migrated the tables, unless a newer version is recorded."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(f"{_VERSION} FOR UPDATE")
         current = cursor.fetchone()

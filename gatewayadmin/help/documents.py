@@ -94,7 +94,10 @@ class FoundPage(NamedTuple):
 
 
 def url_of(file: str) -> str | None:
-    """Return the URL of a file in the folder of docs/; None if nothing is served for it."""
+    """Return the URL of a file; None if the file is not served.
+
+    `file` is the path of the file, relative to the folder that contains docs/.
+    """
     if page := _by_file().get(file):
         return page.url
     path = file.removeprefix("docs/")
@@ -206,7 +209,10 @@ def _found(page: HelpPage, section: Section, wanted: list[str]) -> FoundPage:
 
 
 def _score(head: str, section: Section, wanted: list[str]) -> float:
-    """Score a section for the `wanted` words; titles count more. 0 if a word is in neither the section nor `head`."""
+    """Return the section's score for the `wanted` words; matches in titles count more.
+
+    `head` is the title and summary of the page. The score is 0 if a word is in neither the section nor `head`.
+    """
     title, text = section.title.lower(), section.text.lower()
     total = 0.0
     for word in wanted:

@@ -2,7 +2,7 @@
 
 A usual day is the average of at most 28 days before these 24 hours.
 
-Only the newest MOST_READ calls are counted. If there are more, totals come from roll-ups if possible.
+At most the newest MOST_READ calls are read. If there are more calls, the totals come from roll-ups if possible.
 """
 
 from __future__ import annotations
@@ -194,9 +194,10 @@ class Activity:
 
 
 def _days(since: datetime, first: datetime, *, is_cut: bool = False) -> int:
-    """Return the number of days from the first call (`first`) to `since`, rounded up: at least 0, at most `BEFORE`.
+    """Return the number of days from the earliest known call (`first`) to `since`: at least 0, at most `BEFORE`.
 
-    If `is_cut` is True, calls before `first` were not read. Then round down: less than a day counts as 0.
+    If `is_cut` is True, calls before `first` were not read, and the number is rounded down. Otherwise, it is rounded
+    up.
     """
     days = (since - first) / DAY
     return max(0, min(BEFORE.days, floor(days) if is_cut else ceil(days)))

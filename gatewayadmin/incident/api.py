@@ -39,7 +39,7 @@ class ReasonGiven(RequestBody):
 
 
 class StoppedSerializer(serializers.Serializer[Stopped]):
-    """The result of an act that stops something."""
+    """The result of stopping something."""
 
     detail = serializers.CharField(source="words", help_text="What was ended, in words.")
     undo = serializers.CharField(

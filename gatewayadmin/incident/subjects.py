@@ -302,7 +302,7 @@ class PersonSubject(Subject):
 
     @cached_property
     def sign_ins(self) -> int:
-        """The number of sign-ins at issuers. The gateway refreshes the tokens of each sign-in that is not revoked."""
+        """The number of the person's sign-ins at issuers that are not revoked."""
         return Identity.objects.own(self.row).live().exclude(issuer="").count()
 
     @property

@@ -48,7 +48,7 @@ class RefusedCommand(BaseCommand):
 
 
 def gateway_named(slug: str) -> Gateway:
-    """Return the gateway; raises CommandError, which names the gateways that exist."""
+    """Return the gateway with this slug. If there is none, raise CommandError, which names existing gateways."""
     if (gateway := Gateway.objects.live().filter(slug=slug).first()) is None:
         slugs = ", ".join(Gateway.objects.live().order_by("slug").values_list("slug", flat=True)[:20])
         raise CommandError(f"There is no gateway {slug}. There are: {slugs or 'none'}.")

@@ -147,7 +147,7 @@ class Chosen:
 
     @cached_property
     def not_given(self) -> int:
-        """The number of features left out: not given to the user by a grant, or not usable by the Playground."""
+        """The number of features of `listed` that are not given to the user, or that the Playground may not use."""
         return self.listed.count() - self._given(self.listed).count()
 
     @property

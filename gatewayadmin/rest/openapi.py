@@ -274,7 +274,7 @@ class OperationSchema(AutoSchema):
             (status.value, "application/json"): self._page(serializer) if self.action == "list" else serializer
         }
         if self.action == "retrieve":
-            answers[HTTPStatus.NOT_MODIFIED.value] = OpenApiResponse(description="Not changed since `If-None-Match`.")
+            answers[HTTPStatus.NOT_MODIFIED.value] = OpenApiResponse(description="Not changed: the `ETag` is current.")
         return answers
 
     def _page(self, row: Any) -> dict[str, Any]:
@@ -356,7 +356,7 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 
 
 class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """Authentication by an API key or an API access token. An API access token can only rotate itself."""
+    """Authentication by an API key or an API access token. With a token, callers can only rotate this token."""
 
     target_class = "tokens.authentication.BearerAuthentication"
     name = ["apiKey", "accessToken"]  # noqa: RUF012
@@ -367,7 +367,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
             {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "An API access token, `gwa_...`. It can only rotate itself.",
+                "description": "An API access token, `gwa_...`. This API accepts it only to rotate the token itself.",
             },
         ]
 

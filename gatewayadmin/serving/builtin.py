@@ -62,8 +62,8 @@ def introduction(capabilities: Object, instructions: str) -> dict[str, Object]:
 async def answer(message: Message, info: Object, fixed: Mapping[str, Object], handlers: Mapping[str, Handler]) -> bytes:
     """Return the JSON-RPC response to `message`. `info` is the name and version of the server.
 
-    The keys of both mappings are method names. `fixed` has constant results, including those of `introduction`. A
-    function in `handlers` gets the params, and returns a result or raises NotFound.
+    The keys of `fixed` and `handlers` are method names. `fixed` has constant results, including those of
+    `introduction`. A function in `handlers` gets the params, and returns a result or raises NotFound.
     """
     try:
         if message.method == "initialize":

@@ -75,7 +75,7 @@ class Readiness:
         self._faults = faults
 
     def drain(self) -> None:
-        """Report not ready from now on, because this process is about to stop."""
+        """Make this process report that it is not ready, because it is about to stop."""
         self._is_draining = True
 
     def problem(self) -> str:
@@ -170,7 +170,7 @@ async def metrics(request: Request) -> Response:
     """Return the metrics of all workers to programs on this machine, or to requests with GATEWAY_METRICS_TOKEN."""
     if not (_is_local(request) or _has_token(request)):
         return PlainTextResponse(
-            "Send GATEWAY_METRICS_TOKEN as bearer token. A request from loopback that passes no proxy needs no token. "
+            "Send GATEWAY_METRICS_TOKEN as bearer token. A request from loopback without a proxy needs no token. "
             "If GATEWAY_TRUSTED_PROXIES contains loopback, every request needs the token.\n",
             403,
         )

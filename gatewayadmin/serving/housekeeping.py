@@ -215,7 +215,7 @@ def _kept_since(now: datetime) -> datetime:
 
 @lru_cache(maxsize=1)  # Cached per run: looking for newer rows reads whole partitions.
 def _drop_limit(now: datetime) -> date:
-    """Return the limit of this run: partitions with only earlier days may be dropped."""
+    """Return the limit for dropping partitions: all days of a dropped partition must be before this date."""
     # If archiving is on, partitions must be archived first.
     limit = archive.keep_from(_kept_since(now).date())
     for number, (name, span) in enumerate(Call.partitions.expired(limit)):

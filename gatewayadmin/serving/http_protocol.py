@@ -1,4 +1,4 @@
-"""The server's HTTP protocols: uvicorn's with limits, and a faster one for MCP calls (GATEWAY_FAST_HTTP).
+"""The HTTP protocols of `serve`: uvicorn's with limits, and a faster one for MCP calls (GATEWAY_FAST_HTTP).
 
 The faster protocol serves POST requests to `/mcp/<slug>`. It writes answers itself, because writing them with
 uvicorn takes as long as a whole access check. It does not parse a header block that repeats the block of the previous
@@ -483,7 +483,10 @@ class McpCycle(RequestResponseCycle):
             self.transport.write(b"\r\n" if more else b"\r\n0\r\n\r\n")
 
     def _start_answer(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Return the head of the answer, and decide how the answer ends."""
+        """Return the head of the answer.
+
+        Sets `chunked_encoding`. Sets `keep_alive` to False if the connection must close after the answer.
+        """
         if self.more_body:  # Answered before the whole request arrived: the rest is not read.
             self.keep_alive = False
         lines = [*self.default_headers, *headers]

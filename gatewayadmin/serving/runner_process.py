@@ -51,7 +51,7 @@ class RunnerProcess:
             logger.exception("The runner has ended, and cannot be started again.")
 
     def end(self) -> None:
-        """Ask the runner to end, and its programs with it."""
+        """Ask the runner to end itself and its programs."""
         self.process.terminate()
 
 

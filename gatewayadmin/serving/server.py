@@ -1,4 +1,4 @@
-"""The server: gunicorn in this process, and uvicorn in each worker except the one for chores."""
+"""The web server: gunicorn in this process, and uvicorn in each worker except the one for chores."""
 
 import asyncio
 import ctypes
@@ -250,7 +250,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
 
 class OrderlyArbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's main process. It tells its workers when the whole server stops, and keeps the runner running."""
+    """gunicorn's main process. Records for its workers that gunicorn is stopping, and restarts an ended runner."""
 
     def manage_workers(self) -> None:  # Called every second.
         super().manage_workers()
@@ -307,11 +307,11 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
         super().__init__()
 
     def note_stop(self) -> None:
-        """Tell all workers that the whole server is stopping."""
+        """Record for all workers that gunicorn is stopping."""
         self._stops[0] = 1
 
     def is_stopping(self) -> bool:
-        """Return whether the whole server is stopping, not just this worker."""
+        """Return whether gunicorn is stopping, not just this worker."""
         return bool(self._stops[0])
 
     def load_config(self) -> None:

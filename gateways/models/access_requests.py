@@ -82,7 +82,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
     def visible_to(self, viewer: User) -> "AccessRequestQuerySet":
         """Return the requests that `viewer` may read.
 
-        A viewer with GATEWAYS_READ may read all requests. Other viewers may read only the requests from `concerning`.
+        A viewer with GATEWAYS_READ may read all requests. Other viewers may read only those that `concerning` returns.
         """
         return self if viewer.has_perm(Capability.GATEWAYS_READ) else self.concerning(viewer)
 
@@ -142,7 +142,7 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if the role of `by` cannot use gateways, so that an approval would give nothing.
+    """Raise RequestRefused if the role of `by` cannot use gateways: an approval would then give nothing.
 
     Also raise it if `tool_set` is archived, belongs to another gateway, or is not needed. No tool set is needed if
     everybody who may use the gateway can use all its tools. Raise AlreadyGiven if `by` has the requested access without
@@ -288,7 +288,7 @@ class AccessRequest(Versioned, models.Model):
     def withdraw(self, *, by: Actor) -> None:
         """Withdraw the request. Raises RequestRefused, for example if another person made the request.
 
-        A directory that deletes a person withdraws the person's requests.
+        If a directory deletes a person, it also withdraws the person's requests.
         """
         with transaction.atomic():
             row = self._locked_open()

@@ -201,9 +201,9 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 class Feature(Versioned, Switchable):
     """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
-    Without a row, a call of a tool or prompt is refused. Under `allow_all`, the proxy first requests the server's
-    list; if the list has the tool or prompt, the row is added and the call continues. A resource without a row is
-    allowed under `allow_all`, unless access is limited to tool sets.
+    If a tool or prompt has no row, its calls are refused. Under `allow_all`, however, the proxy first requests the
+    server's list; if the list has the tool or prompt, the row is added and the call continues. A resource without a
+    row is allowed under `allow_all`, unless access is limited to tool sets.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -30,7 +30,7 @@ class StillInUse(GatewayError):
 
 
 def like(pattern: str) -> str:
-    """Return the SQL LIKE pattern of a pattern with `*` and `?`."""
+    """Convert a pattern with `*` and `?` to an SQL LIKE pattern."""
     escaped = pattern.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
     return escaped.replace("*", "%").replace("?", "_")
 

@@ -365,7 +365,7 @@ _is_slug = re.compile(SLUG).fullmatch
 
 
 class ServersNeeded(IntEnum):
-    """Selects which of the gateway's servers the statement returns for a request."""
+    """Selects which of the gateway's servers the access statement (query.sql) returns for a request."""
 
     NONE = 0
     ALL = 1
@@ -521,7 +521,7 @@ _members_of_server, _members_of_feature = itemgetter(*AssignedServer._fields), i
 
 @lru_cache(maxsize=64)
 def _rules(text: str) -> Rules:
-    """Parse the rules that the statement has returned; the same text is parsed once."""
+    """Parse the rules that the access statement has returned; equal texts are parsed only once."""
     row = orjson.loads(text)
     return Rules(**row | {"rules": [DecidingRule._make(each) for each in row["rules"]], "teams": row["teams"] or []})
 

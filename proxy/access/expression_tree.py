@@ -119,7 +119,7 @@ def _arguments(node: Node) -> Iterator[tuple[str | None, int]]:
 
 
 def needed_by(tree: Node) -> frozenset[str]:
-    """Return arguments that a call must have to meet the condition.
+    """Return arguments that the condition requires: if one of them is absent, the call does not meet the condition.
 
     The set may be incomplete, because the condition is not evaluated here.
     """

@@ -71,7 +71,7 @@ def _problem_of(message: str) -> str:
 
 @lru_cache(maxsize=1)
 def _environment() -> Any:
-    """Return the CEL environment. The library is imported here, so that processes without rules do not load it."""
+    """Return the CEL environment. Import the library here, so that processes that use no conditions do not load it."""
     from cel_expr_python import cel  # noqa: PLC0415
 
     types = {

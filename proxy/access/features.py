@@ -304,8 +304,8 @@ def _owner_of_uri(
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
     """Return the server that has the resource `uri`, which contains no alias.
 
-    If no server has the resource, return the server without an alias, or None if all servers have an alias. Raises
-    UnknownFeature if several servers have the resource and all these servers have an alias.
+    If several servers have it, return the one without an alias; if each of them has an alias, raise UnknownFeature. If
+    no server has it, return the server without an alias, or None if there is no such server.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     # Servers that list the URI come first, then servers with a template for it. Of several, the one without an alias is
@@ -381,7 +381,7 @@ def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:
 
 
 def refusal_now(grant: AccessRow, feature: Named | None) -> UpstreamError | None:
-    """Return the error that ends a running call of `feature` under the current `grant`; None if it may continue."""
+    """Return the error that ends a running call of `feature` under the current `grant`; None if no error ends it."""
     if feature is None:
         return None
     try:
@@ -536,7 +536,7 @@ def may_be_own_name(grant: AccessRow, feature: Named) -> bool:
 def exposed_feature(grant: AccessRow, feature: Named) -> Named:
     """Return the kind and the exposed name of the feature whose own name at its server is `feature.name`.
 
-    `grant` must be queried with BY_OWN_NAME. Raises UnknownFeature, or AmbiguousName if several features match.
+    `grant` must have been queried with BY_OWN_NAME. Raises UnknownFeature, or AmbiguousName if several features match.
     """
     # Features that are disabled or held, or whose server is disabled, count too: otherwise disabling a feature or a
     # server would send its calls to another server.

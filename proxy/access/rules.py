@@ -117,9 +117,9 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 
 
 def _labels(match: Match) -> bool:
-    """Return whether a match adds a label of its own.
+    """Return whether this match adds the label that `_label` returns.
 
-    `decide_by_rules` itself adds the label of the rule that refuses or holds the call.
+    For the rule that refuses or holds the call, `decide_by_rules` adds the label of `_decided`.
     """
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 

@@ -101,18 +101,18 @@ class Bus:
         await self._first_attempt.wait()
 
     async def stop(self) -> None:
-        """Stop, and close the connection."""
+        """Stop, and close the database connection."""
         await self._background.stop()
         self._listener.close()
 
     async def _wait_for_beat(self) -> None:
-        """Wait until the connection is due for a check, or lost."""
+        """Wait until the database connection is lost, or is due for a check."""
         if self._listener.connected:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), BEAT_SECONDS)
 
     async def _stay_connected(self) -> None:
-        """Check the connection. If lost, reconnect, and call every handler with None, as messages may be missing."""
+        """Check the database connection. If it was lost, reconnect, and call every handler with None."""
         self._gone.clear()
         async with self._one:
             if self._listener.connected:
@@ -201,8 +201,8 @@ class Subscribable(Protocol):
 class Owner(NamedTuple):
     """The client that may answer a request.
 
-    The fields name the client's connection, the client's session, and the call that the client retries. If the client
-    has no session or retries no call, the field is None.
+    The fields name the client's connection, the client's session, and the call that the client retries. `session_id` is
+    None for a client without a session. `call_id` is None for a client that retries no call.
     """
 
     connection_id: str

@@ -77,7 +77,7 @@ NOBODY = AccessRow._make([""] * len(AccessRow._fields))
 
 @dataclass(slots=True)
 class CallRow:
-    """One row of auditlog_call; ids are UUIDs as text, empty for none.
+    """One row of auditlog_call. An id is a UUID as text; empty if there is no such object.
 
     `grant` has the token, connection, gateway, host and user of the call.
     """
@@ -202,7 +202,7 @@ type Line = Waiting[bytes, None]
 
 
 class CallWriter(GroupCommit[bytes, None]):
-    """Commits rows over `connections`, and is the circuit breaker of calls (see `may_begin`).
+    """Commits rows over several database connections, and is the circuit breaker of calls (see `may_begin`).
 
     The breaker opens when a commit fails or loses its connection. The breaker also opens when a commit takes more than
     a second, even in another process, which reports this over `bus`. The breaker closes when it can write a test row.

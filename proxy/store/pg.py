@@ -569,7 +569,7 @@ type Parameters = Sequence[Any] | Mapping[str, Any]
 
 
 class StatePool:
-    """A small pool of connections; each statement runs in a separate transaction."""
+    """A small pool of database connections; each statement runs in a separate transaction."""
 
     def __init__(self, conninfo: str) -> None:
         self._pool = AsyncConnectionPool(
@@ -596,7 +596,7 @@ class StatePool:
     async def fetch(self, sql: str, params: Parameters = ()) -> list[tuple[Any, ...]]:
         """Run one statement with psycopg parameters; return its rows, if any.
 
-        Raises DatabaseUnavailable; the statement may then have been executed nevertheless.
+        Raises DatabaseUnavailable. Even then, the statement may have been executed.
         """
         try:
             async with self._pool.connection() as connection:

@@ -1,7 +1,7 @@
 """Rate limits at /mcp, shared by all workers; used only if a limit is set.
 
-A worker leases calls from the shared counter in batches, never more than the limit allows. Unused calls of a lease are
-lost when the minute ends: in each worker about 1 % of the limit at most.
+A worker leases calls from the shared counter in batches, never more than the limit allows. When the minute ends, unused
+calls of a lease are lost: at most about 1 % of the limit in each worker.
 """
 
 import time
@@ -119,7 +119,7 @@ class Limits(GroupCommit[list[RateLimited], None]):
 
 
 def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
-    """Return the calls to lease for each subject: one for each waiting request, but at least 1 % of the limit."""
+    """Return how many calls to lease for each subject: one for each waiting request, but at least 1 % of the limit."""
     waiting = Counter(subject for missing, _ in batch for subject in missing)
     # Each subject once. If its limit has just changed, the batch may have the old and the new limit: one is used, and
     # requests with the other one get a lease in the next batch.

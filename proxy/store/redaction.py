@@ -204,7 +204,7 @@ _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
 
 
 class KnownSecrets:
-    """Redacts given values from texts, whether they are plain, percent-encoded, in hex or anywhere inside base64."""
+    """Redacts given secrets in texts: plain, percent-encoded, in hex, and anywhere inside base64."""
 
     def __init__(self, values: Iterable[str]) -> None:
         self._values = sorted({value for value in values if len(value) >= MIN_LENGTH}, key=len, reverse=True)

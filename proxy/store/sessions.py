@@ -399,7 +399,7 @@ class SessionKeeper:
     async def sweep(self) -> int:
         """End idle client sessions and idle sessions at servers, and return their number. Raises DatabaseUnavailable.
 
-        If a client session ends, its sessions at servers end, too. These sessions are not in the number.
+        If a client session ends, its sessions at servers end, too. The number does not include them.
         """
         idle = {"seconds": self._idle_seconds, "most": MOST_AT_A_SWEEP}
         ended = await self._state.fetch(f"{END_IDLE}{OF_GONE}{_counted('gone')}", idle)

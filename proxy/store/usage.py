@@ -1,4 +1,4 @@
-"""Usage noted during calls: last uses, health and descriptions of servers, requests with unknown tokens.
+"""Usage noted during calls: times of last use, the servers' health and descriptions, and requests with unknown tokens.
 
 Usage is written in the background, once a second. If writing fails, or if the process is killed before the usage is
 written, this usage is lost.

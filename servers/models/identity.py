@@ -187,7 +187,7 @@ class Identity(Versioned, Switchable):
 
     @property
     def needed(self) -> Capability:
-        """The capability that people other than the owner need to change the identity."""
+        """The capability with which people other than the owner may change the identity."""
         return Capability.SERVERS_MANAGE if self.is_shared else Capability.IDENTITIES_MANAGE
 
     def is_open_to(self, user: User) -> bool:
@@ -241,7 +241,8 @@ class Identity(Versioned, Switchable):
     def confirm(self, *, by: User) -> None:
         """Agree to send the secret to the address that `self.server` has.
 
-        Raises CapabilityRequired, IdentityAlreadyRevoked, or AnotherPlace if the server was changed meanwhile.
+        Raises CapabilityRequired or IdentityAlreadyRevoked. Raises AnotherPlace if the server's URL, header or auth
+        type was changed since `self.server` was read.
         """
         if not self.may_be_confirmed_by(by):
             raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
@@ -272,8 +273,8 @@ class Identity(Versioned, Switchable):
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
         """Store another secret. Sessions that were opened with the old secret are not used again.
 
-        `refusal` is the server's refusal in a test, if any. Raises IdentityAlreadyRevoked, or AnotherPlace if the
-        server was changed meanwhile.
+        `refusal` is the server's refusal in a test, if any. Raises IdentityAlreadyRevoked. Raises AnotherPlace if the
+        server's URL, header or auth type was changed since `self.server` was read.
         """
         with transaction.atomic():
             self._lock_server()

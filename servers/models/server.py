@@ -262,7 +262,8 @@ class Server(Versioned, Switchable):
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
         """True if the person must enter the password again for these changes.
 
-        The password is needed if a change redirects credentials, an OAuth client or sign-ins.
+        The password is needed if stored credentials would be sent to another target, or if the issuer's endpoints
+        change while an OAuth client or a sign-in is stored.
         """
         if self.would_redirect(fields):
             return True
@@ -299,7 +300,7 @@ class Server(Versioned, Switchable):
         return signed_in.filter(pk__in=ended)
 
     def _fits(self, then: Mapping[str, Any], issuer: str, resource: str, scope: str) -> bool:
-        """True if a grant for this issuer, resource and scope stays valid when `then` replaces the sign-in settings."""
+        """True if a sign-in for this issuer, resource and scope stays valid if `then` replaces the sign-in settings."""
         if (self.expected_issuer or issuer) != (then["expected_issuer"] or issuer):
             return False
         if self.moves_issuer(then):
@@ -315,9 +316,9 @@ class Server(Versioned, Switchable):
     def edit(self, *, by: User | None, seen: Seen | None = None, end_sign_ins: bool = False, **fields: Any) -> None:
         """Change name, URL, authentication, sign-in settings or limits, and record what changed.
 
-        A change of path, header or auth type ends the sign-ins at the server. It suspends the server's other identities
-        until they are confirmed. A change of the issuer's endpoints ends the OAuth client entered for the old
-        endpoints. Raises:
+        A change of path, header or auth type ends the sign-ins at the server, and suspends the server's other
+        identities until they are confirmed. A change of the issuer's endpoints ends the OAuth client entered for the
+        old endpoints. Raises:
 
         - AnotherPlace if credentials would be sent to another server.
         - WouldEndSignIns if new settings would end sign-ins and `end_sign_ins` is False.

@@ -313,7 +313,7 @@ def _legacy(http: Http, url: str, expected: str) -> AuthorizationServerMetadata 
 
 
 def _document(http: Http, address: str) -> Mapping[str, Any] | None:
-    """Return the JSON object at `address`; None if the answer is no JSON object or not 200.
+    """Return the JSON object at `address`; None if the answer is not a JSON object, or its status is not 200.
 
     Raises UnusableIssuer for temporary failures.
     """

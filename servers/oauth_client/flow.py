@@ -460,7 +460,7 @@ def _claims(sign_in: SignIn, tokens: Tokens) -> dict[str, object]:
 
 
 def _bind(sign_in: SignIn, identity: Identity) -> None:
-    """Use a personal identity on the connection of the sign-in.
+    """Use a personal identity on the connection for which the sign-in was started.
 
     Also use the identity on its owner's connections that have no live identity for the server.
     """

@@ -1,4 +1,4 @@
-"""OAuth client registrations at issuers, unfinished sign-ins, and the grants behind identities."""
+"""OAuth client registrations at issuers, unfinished sign-ins, and the OAuth grants of identities."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class ClientRegistration(models.Model):
     def end(self, *, by: User | None = None) -> None:
         """End the registration: new sign-ins do not use its client.
 
-        Existing grants are still refreshed with this client.
+        Access tokens of existing OAuth grants are still refreshed with this client.
         """
         with transaction.atomic():
             if type(self).objects.filter(pk=self.pk, ended_at=None).update(ended_at=timezone.now()):
@@ -151,7 +151,7 @@ class SignIn(models.Model):
             raise NoSignIn(f"The sign-in settings of {self.server} were changed while you signed in. Start again.")
 
     def lock(self) -> User:
-        """Lock the person, server and identity until the transaction ends, and return the current person."""
+        """Lock and re-read the person, server and identity until the transaction ends. Return the person."""
         # Deactivating a person locks the rows in this order, so there are no deadlocks. With `no_key`, connections that
         # start to use the identity do not wait.
         user = User.objects.select_for_update(of=("self",), no_key=True).get(pk=self.user_id)
@@ -170,7 +170,7 @@ def live_registration_of(server: Server, issuer: str = "") -> ClientRegistration
 def live_registrations(server: Server, issuer: str = "") -> models.QuerySet[ClientRegistration]:
     """Return the live registrations for this server: clients entered for this server, and some shared clients.
 
-    A shared client is included if its issuer is `issuer`, or if a grant or sign-in of the server uses the client.
+    A shared client is included if its issuer is `issuer`, or if it is used by an OAuth grant or sign-in of the server.
     """
     granted = Grant.objects.filter(identity__server=server).values("registration")
     asked = SignIn.objects.filter(server=server).values("registration")
@@ -184,8 +184,8 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 def unfinished_sign_ins(server: Server) -> int:
     """Return how many sign-ins at this server seem abandoned; 0 if fewer than MANY_UNFINISHED were begun.
 
-    Counts the sign-ins begun since the issuer last sent a person back, or since `registration.reset`. Subtracts one
-    for each person with an unexpired sign-in, because this person may still come back.
+    The count of begun sign-ins restarts at 0 when the issuer sends a person back, and at `registration.reset`. One is
+    subtracted for each person with an unexpired sign-in, because this person may still come back.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
@@ -219,7 +219,7 @@ class GrantManager(models.Manager["Grant"]):
         """Store the tokens of a sign-in in the identity for which the sign-in was started, or in a new one.
 
         Former tokens are revoked after the transaction. Raises NoSignIn, IdentityAlreadyRevoked, or AnotherPlace if the
-        server's URL was changed meanwhile.
+        server's URL was changed since the sign-in began.
         """
         with transaction.atomic():
             user = sign_in.lock()
@@ -345,7 +345,7 @@ class Grant(models.Model):
             transaction.on_commit(lambda: send_soon(requests))
 
     def revocations(self, identity: Identity, *, instead: Tokens | None = None) -> list[TokenRequest]:
-        """Return the revocation requests (RFC 7009) for the tokens of this grant.
+        """Return the revocation requests (RFC 7009) for the tokens of this OAuth grant.
 
         If new tokens replace these tokens, pass the new tokens as `instead`. Return an empty list if the requests could
         also revoke the new tokens.

@@ -148,7 +148,7 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
-    """Raise NotRegistered if some URLs of an issuer, but not all, are at origins of another issuer (RFC 9700, 4.4).
+    """Raise NotRegistered if only some of an issuer's URLs are at origins of another issuer (RFC 9700, 4.4).
 
     The URLs of an issuer are its identifier and its endpoints.
     """

@@ -100,8 +100,8 @@ class SignIns(Resource):
         """Start to sign in at the issuer of a server.
 
         The answer has the address where the person continues in a browser. The address works once, for ten minutes, and
-        only for this person. If you used a session, continue in the same browser. If you used an API key, continue in a
-        browser where the key's owner is signed in. The result is an identity, which GET /identities lists.
+        only for this person. If you sent a session cookie, continue in the same browser. If you sent an API key,
+        continue in a browser where the key's owner is signed in. The result is an identity. GET /identities lists it.
         """
         body = self.body()
         server = self._server(body["server_id"])
@@ -199,7 +199,7 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
 
 
 FORGOTTEN = "Client forgotten. The next sign-in needs a new registration"
-NOTHING_STORED = "Nothing was stored. If the client was registered with that issuer, enter the client again."
+NOTHING_STORED = "Nothing was stored. If the client was registered with the present issuer, enter the client again."
 
 
 class ClientForm(forms.Form):

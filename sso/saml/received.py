@@ -24,7 +24,7 @@ KEPT = timedelta(minutes=15)
 class ReceivedAssertion(models.Model):
     """A received assertion: its digest and its encrypted claims. The row expires after KEPT.
 
-    `take` removes the claims before that time, but leaves the digest.
+    `take` removes the claims. The digest stays until the row expires.
     """
 
     digest = models.CharField(max_length=64, primary_key=True)

@@ -118,7 +118,7 @@ def _parsed(encoded: str) -> Element:
 
 
 def _must_be_about_us(root: Element, expected: Expected) -> None:
-    """Refuse a response that is not for us or reports a failure.
+    """Refuse a response that reports a failure, comes from another issuer, or is for another recipient.
 
     The response itself may be unsigned, so passing this check proves nothing.
     """
@@ -158,7 +158,7 @@ def _must_be_signed_as_a_whole(root: Element, expected: Expected) -> None:
 def _must_be_plain(root: Element) -> None:
     """Raise ResponseRefused if there is not exactly one assertion, or if an ID occurs twice.
 
-    Also raises ResponseRefused if the assertion is neither at the top nor directly below.
+    Also raises ResponseRefused if the assertion is neither the root element nor a child of it.
     """
     if root.find(f".//{tag(ASSERTION, 'EncryptedAssertion')}") is not None:
         raise ResponseRefused("wrapped", "The encrypted assertion contains another encrypted one.")
@@ -424,7 +424,10 @@ def decrypt_assertion(sealed: EncryptedAssertion, keys: Sequence[rsa.RSAPrivateK
 
 
 def _decrypted(sealed: EncryptedAssertion, key: rsa.RSAPrivateKey) -> bytes | None:
-    """Return the decrypted data, or None. If unwrapping the key fails, decrypt with a random key to take equal time."""
+    """Return the decrypted data, or None if decryption fails.
+
+    If the key cannot be unwrapped, a random key is tried, so that the time does not show which step failed.
+    """
     unwrapped = another = os.urandom(sealed.length)
     with suppress(ValueError, UnsupportedAlgorithm):
         unwrapped = key.decrypt(sealed.wrapped, sealed.wrapping)

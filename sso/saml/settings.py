@@ -61,7 +61,7 @@ NAME_ID_FORMATS = {
 
 
 def _attribute(label: str, usual: str) -> models.CharField[str, str]:
-    """Return a column for the name of an attribute that the provider sends."""
+    """Return a model field for the name of a SAML attribute that the provider sends."""
     return models.CharField(
         label,
         max_length=LONGEST_ATTRIBUTE,
@@ -267,7 +267,7 @@ def _with_signing_key(present: Provider, fields: dict[str, Any]) -> tuple[dict[s
 def _decryption_key(present: Provider, fields: dict[str, Any], *, is_asked: bool) -> tuple[str, str] | None:
     """Return a new key for encrypted assertions, or None.
 
-    A key is created only if encrypted assertions are enabled. If a key exists already, `is_asked` must be True, too.
+    A key is created if encrypted assertions are enabled, and if either `is_asked` is True or no key exists yet.
     """
     if not fields.get("takes_encrypted", present.takes_encrypted):
         return None

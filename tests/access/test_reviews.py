@@ -187,8 +187,8 @@ def test_what_comes_from_a_role_or_is_open_to_everyone_is_flagged_not_ended(boss
 
     assert done == []
     assert {line.kind: why for line, why in refused} == {
-        "everyone": "People with “Basic gateway management” choose who may use a gateway.",
-        "role": "People with “Manage people” change roles.",
+        "everyone": "People with “Basic gateway management” can choose who may use a gateway.",
+        "role": "People with “Manage people” can change roles.",
     }
     assert [line.pk for line in flagged.done] == [everyone.pk]
     assert gateway.is_reachable_by(ann)

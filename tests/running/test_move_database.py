@@ -78,7 +78,7 @@ def call(url: str, token: str) -> httpx.Response:
 
 
 def start_with_history(home: Path) -> str:
-    """Create a token with a call, and a call weeks ago in the partition of its week; return the token."""
+    """Create a token and a logged call; copy the call's row to the partition of an earlier week; return the token."""
     with serving(home) as served:
         issued = manage(home, "issue_token", "--user", "admin@localhost", "--host", "CI", "--gateway", "quickstart")
         assert issued.returncode == 0, issued.stderr
@@ -199,7 +199,7 @@ def refusal(home: Path, target: str, **more: str) -> str:
 
 def test_a_dry_run_says_if_it_can_be_moved_and_changes_nothing(home: Path, target: str) -> None:
     done = manage(home, "move_database", "--check", DATABASE_URL=target, **keys_of(home))
-    assert (done.returncode, done.stdout) == (0, "It can be moved.\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "The database can be moved.\n"), done.stderr
     with psycopg.connect(target) as connection:
         assert connection.execute("SELECT count(*) FROM pg_class WHERE relname = 'accounts_user'").fetchone() == (0,)
 

@@ -1,4 +1,4 @@
-"""Pages through PgBouncer, logs from a replica, and a failover, on real servers."""
+"""Pages through PgBouncer, logs from a replica, and a failover, on real PostgreSQL servers."""
 
 import configparser
 import re
@@ -147,7 +147,8 @@ def test_pages_rest_and_chores_work_through_a_pooler_and_calls_go_on_without_it(
         serving(tmp_path, stack.enter_context(pooler(direct, mode, size=3)), **{DIRECT: direct}) as served,
     ):
         pooled = served.database_url
-        said = f"Pages use DATABASE_URL (through a pooler in transaction mode); calls and chores use {DIRECT}."
+        pages = "Pages use DATABASE_URL (through a pooler in transaction mode)"
+        said = f"{pages}; calls and background chores use {DIRECT}."
         assert said in served.log()
         assert "Warning" not in served.log()
         assert ready(served).endswith("\npages: DATABASE_URL\n")

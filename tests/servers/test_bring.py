@@ -179,7 +179,7 @@ BAD = {
     "deep": ('{"mcpServers": ' + "[" * 100_000, "nested too deeply"),
     "list": ("[]", "The file is not an object"),
     "no servers": ('{"theme": "dark"}', "The file needs"),
-    "half a character": ('{"mcpServers": {"\\ud800": {}}}', "half of a character"),
+    "half a character": ('{"mcpServers": {"\\ud800": {}}}', "half of a surrogate pair"),
     "large": ('{"mcpServers": {}}' + " " * MOST_BYTES, "larger than 256 KB"),
     "many": ('{"mcpServers": {' + ",".join(f'"{n}": {{}}' for n in range(201)) + "}}", "201 servers"),
     "yaml alias": ("mcp_servers:\n  a: &a {url: x}\n  b: *a\n", "Line 3, column 6: Aliases"),

@@ -163,7 +163,7 @@ def state_words(state: str, kind: str) -> str:
 def badge(state: str, text: str = "", why: str = "") -> SafeString:
     """Render a state as a word, a shape and a colour.
 
-    The word is `text`; if `text` is empty, the word is the state. A given `why` follows the word.
+    The word is `text`; if `text` is empty, the word is `state`. If `why` is not empty, it follows after a colon.
     """
     words = f"{text or state}: {why}" if why else text or state
     return format_html('<span class="badge" data-state="{}">{}</span>', state, words)
@@ -171,9 +171,9 @@ def badge(state: str, text: str = "", why: str = "") -> SafeString:
 
 @register.simple_tag
 def address(uri: str, longest: int = 60) -> SafeString:
-    """Render a web address with its full host and its domain emphasised.
+    """Render a web address with its full host name, and emphasise the domain.
 
-    The part after the host is cut at `longest` characters.
+    The part after host name and port is cut at `longest` characters.
     """
     address_parts = parts(uri, longest=longest)
     return format_html(
@@ -190,7 +190,7 @@ def address(uri: str, longest: int = 60) -> SafeString:
 def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[str, Any]:
     """Render a button that asks for the capability `name`; the button is small unless `primary` is set.
 
-    For a day after a request, a text replaces the button. A declined request is mentioned.
+    For a day after the user asked, a text replaces the button. If the newest request was declined, a text says so.
     """
     request, capability = context["request"], Capability[name]
     asked, declined_at = request.user.request_state(capability)
@@ -394,7 +394,7 @@ def field(bound: BoundField, optional: bool = False, **attrs: Any) -> dict[str, 
     """Render a form field with label, control, help and error.
 
     Other keyword arguments become attributes of the control: `placeholder="Feedback bot" mono=True autofocus=True`.
-    In a form with invalid fields, the first of them has the focus. Groups of choices never have it.
+    If fields of the form are invalid, the first of these fields has the focus. Groups of choices never have the focus.
     """
     widget = bound.field.widget
     many = isinstance(widget, GROUPS)
@@ -454,7 +454,7 @@ def undo(message: Message) -> Undo | None:
 def list_of(context: RequestContext, key: str, kind: str = "") -> TableView:
     """Return the view of the table with the key `key + kind`.
 
-    Templates must store it `as table`, because the tags for cells and heads read `table`.
+    Templates must store the result `as table`, because the tags for cells and heads read `table`.
     """
     return table_view(context["request"], key + kind)
 

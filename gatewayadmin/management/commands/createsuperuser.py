@@ -1,4 +1,4 @@
-"""Django's own command, refused: it would create an account without a role and without an admin event."""
+"""Refuses Django's command `createsuperuser`, which would create an account without a role or an admin event."""
 
 from gatewayadmin.management.base import RefusedCommand
 

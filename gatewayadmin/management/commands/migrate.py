@@ -1,4 +1,4 @@
-"""Django's `migrate`, made safe while servers run: calls never wait long for a migration's locks."""
+"""Django's `migrate`, made safe to run beside `serve`: calls never wait long for a migration's locks."""
 
 import time
 from contextlib import suppress

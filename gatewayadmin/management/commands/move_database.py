@@ -37,7 +37,7 @@ class Command(BaseCommand):
             database.require(tables=False)
             self._judge(settings.DATA_DIR)
             if check:
-                self.stdout.write("It can be moved.")
+                self.stdout.write("The database can be moved.")
                 return
             with database.advisory_lock(Lock.FIRST_START):
                 call_command("migrate", verbosity=0, interactive=False)

@@ -42,7 +42,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if not archive.archive_enabled():
-            raise CommandError("Set GATEWAY_ARCHIVE to where the archive is.")
+            raise CommandError("Set GATEWAY_ARCHIVE to the folder or bucket of the archive.")
         since: datetime = options["since"]
         until: datetime = options["until"] or since + DAY
         equal = {column: options[name] for name, column in COLUMN_OF_OPTION.items() if options[name] is not None}

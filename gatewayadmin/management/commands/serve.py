@@ -1,4 +1,4 @@
-"""Prepares the database and starts the server."""
+"""Prepares the database and starts the web server."""
 
 import secrets
 import signal
