@@ -284,7 +284,7 @@ def _ask(request: AppRequest, form: AnswerForm, ending: list[ReviewLine], back: 
         title=f"End {number}",
         text=ends_in_words(ending, request.user),
         more=sentences(
-            "This takes effect on the next request and cannot be undone.",
+            "Access ends with the next request. This cannot be undone.",
             f"{number_of(kept, 'other answer')} will be saved too." if kept else "",
         ),
         icon="revoke",

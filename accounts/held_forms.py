@@ -1,6 +1,7 @@
-"""Store a submitted form while the person re-authenticates, then resubmit the form.
+"""Store a submitted form that first requires a confirmation, and resubmit it after the confirmation.
 
-The session stores the form, encrypted, for one person and one URL, under a random key (not the encryption key). The
+The person confirms by re-authentication, or by *Change by hand* (configuration.by_hand). The session stores the form,
+encrypted, for one person and one URL, under a random key (not the encryption key). For a re-authentication, the
 parameter `next` is a URL with the random key as fragment. After the confirmation, the browser posts this key instead of
 the form. So no secret of the form appears in a page, a URL or a log. All checks of the form are made again.
 """

@@ -259,7 +259,7 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """The hold of the last identical call that ran before `asked_at`; None if no such call ran.
+        """Of the holds of identical calls, the one used last before this hold's `asked_at`; None if there is none.
 
         Calls are identical if they have the same connection, server, tool and arguments.
         """

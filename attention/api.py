@@ -29,7 +29,8 @@ SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = (
     "Topics of the messages that the channel gets, such as `apps`. In a message to a webhook, the field `matter` names "
-    "the message's topic. You can see and set only the topics that the page Notifications offers you."
+    "the message's topic. You can see and set only the topics that the channel's form offers you; with an API "
+    "key, only those that the key's capabilities allow."
 )
 
 

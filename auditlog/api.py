@@ -344,7 +344,7 @@ class LineSerializer(serializers.Serializer[Any]):
         [("pass", "pass"), ("stop", "stop"), ("open", "open")],
         help_text="`pass`, `stop`, or `open`. `open` means that only the server knows the result.",
     )
-    text = serializers.CharField(help_text="What the check found, as a sentence.")
+    text = serializers.CharField(help_text="What the check found, in words.")
 
 
 class TrailSerializer(serializers.Serializer[Trail]):

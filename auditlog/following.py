@@ -1,7 +1,7 @@
 """Live lists of calls: a page asks every second which calls were recorded since the last answer.
 
-Calls are read by id, up to a last id. No open transaction can still add calls with lower ids (auditlog.replica). So no
-call is missed, except calls that took longer than LONGEST_CALL.
+Calls are read by id, up to a last id. No open transaction can still add calls with this or a lower id
+(auditlog.replica). So no call is missed, except calls that took longer than LONGEST_CALL.
 """
 
 from __future__ import annotations

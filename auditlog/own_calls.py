@@ -256,7 +256,7 @@ def own_connection(user: User, pk: str) -> Connection | None:
 @require_GET
 @own_resource("one's own calls")
 def waiting(request: AppRequest) -> HttpResponse:
-    """Show the state of a wait; return 204 if the page shows this state already."""
+    """Show if the person's first call has arrived (see `Wait`); return 204 if the page shows this state already."""
     wait = Wait.read(request)
     if request.htmx and request.GET.get("seen") == wait.mark and "until" in request.GET:
         return HttpResponse(status=204)

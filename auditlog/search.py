@@ -30,7 +30,7 @@ from auditlog.rollups.reading import book
 from auditlog.rollups.schema import DIMENSIONS, ENDS
 from ui.pages import uuid_of
 
-SEARCH_LIMIT = 10_000  # Rows that one page reads at most. Without roll-ups, more are shown as "10,000+".
+SEARCH_LIMIT = 10_000  # Rows that one page reads at most. If roll-ups cannot count all, the count ends with "+".
 DAYS_AT_ONCE = 8  # Partitions per statement of an export, because each partition costs a dozen locks.
 AHEAD = timedelta(hours=1)  # Searches also read this hour of the future: clocks of other machines may be ahead.
 

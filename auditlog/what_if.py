@@ -199,7 +199,9 @@ class WhatIfQuery(Query):
         help_text="Name by which clients call the tool; without a tool, only access to the gateway is checked.",
     )
     address = serializers.IPAddressField(
-        required=False, help_text="IP address of the client; by default, an address that the token allows."
+        required=False,
+        help_text="IP address of the client. Without it, the token's IP allowlist is not checked, and rules see an "
+        "empty address.",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -275,7 +277,7 @@ PICKERS = (
     Picker("gateway", "Gateway"),
     Picker("tool", "Tool", "The tool's name as clients see it. If empty, only the access is checked.", optional=True),
     Picker("arguments", "Arguments", 'A JSON object, for rules: {"amount": 600}', optional=True),
-    Picker("address", "From address", "Needed only for tokens with an IP allowlist.", optional=True),
+    Picker("address", "From address", "For tokens with an IP allowlist, and for rules on the address.", optional=True),
 )
 
 

@@ -126,7 +126,7 @@ class PlanSerializer(serializers.Serializer[Any]):
     )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(
-        help_text="How many objects are added, changed or removed, such as `2 added, 1 changed`."
+        help_text="Number of objects by kind of change, such as `2 added, 1 changed`; or `no changes`."
     )
     unanswered = serializers.CharField(
         help_text="A text about servers that were added to a gateway, but did not list their tools. Empty if all "

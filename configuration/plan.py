@@ -91,7 +91,7 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Store in each change's `cuts` which access the change ends. After COUNTING_S seconds, store NOT_COUNTED."""
+    """Store in each change's `cuts` the effects of the change. After COUNTING_S seconds, store NOT_COUNTED."""
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:

@@ -256,7 +256,7 @@ def _detailed(rows: ConnectionQuerySet) -> Any:
 def _order(first: str) -> list[Any]:
     """Return the sort order: the connection with the id `first`, then the newest connections.
 
-    The errors that agents get link to *My identities* with the id of a connection.
+    In errors that agents get, the links to *My identities* contain the id of a connection.
     """
     try:
         named = [Case(When(pk=UUID(first), then=Value(0)), default=Value(1))]

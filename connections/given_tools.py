@@ -196,6 +196,6 @@ def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTo
 
 
 def with_features(tool_set: ToolSet, features: Iterable[Feature]) -> Callable[[GivenTools], GivenTools]:
-    """Return a function that gives the set these features in a GivenTools (see `refused_by`)."""
+    """Return a function that gives the set exactly these features in a GivenTools (see `refused_by`)."""
     names = {feature.exposed_name[:300] for feature in features}
     return lambda given: replace(given, names={**given.names, tool_set.pk: names})

@@ -72,7 +72,7 @@ class NewDirectoryAddress(RequestBody):
 class PolicyFileSerializer(serializers.Serializer[PolicyFile]):
     """A file that is generated for one address of the directory, to install on an organisation's computers."""
 
-    slug = serializers.CharField(help_text="Slug that names the file in URLs of this API; never changes.")
+    slug = serializers.CharField(help_text="Identifies the file among the files of the address; never changes.")
     client = serializers.CharField(help_text="Client that reads the file.")
     name = serializers.CharField(help_text="File name.")
     place = serializers.CharField(help_text="Where to install the file.")

@@ -94,7 +94,7 @@ class RuleEffect(models.TextChoices):
 
 
 class Approvers(models.TextChoices):
-    """The people who may decide on a call that a rule holds, before the hold's `fallback_at`."""
+    """The people who decide first on a call that a rule holds. From `fallback_at` on, others may decide, too."""
 
     ANYBODY = "anybody", "Everybody who may decide on held calls"
     TEAM = "team", "A team"

@@ -70,7 +70,7 @@ class Replay:
 
     @property
     def is_blind(self) -> bool:
-        """True if the rule's tools have calls, but the replay could not judge any of them."""
+        """True if the rule's tools have calls, but for each of them it is unknown whether the rule matches."""
         return bool(self.unknown) and not self.judged and not self.count
 
     def add(self, call: Call, *, failed: bool) -> None:

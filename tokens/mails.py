@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 
 def new_secret_asked_for(owner: str, token: str, by: str, works_until: datetime | None, *, until_used: bool) -> None:
-    """Mail the owner of `token` that the person `by` requested a new secret, which the owner has to collect.
+    """Tell `owner` by mail that the person `by` requested a new secret for `token`, which the owner has to collect.
 
     `works_until` is the end of the old secret; None if it has ended. With `until_used`, it may end earlier: when the
     new secret is first used.

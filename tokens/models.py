@@ -435,8 +435,8 @@ class Token(HoldsPrevious, Versioned, models.Model):
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
         """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
 
-        If an earlier request is still open, no second request is made. If the token's previous secret still works, it
-        ends at once with `overlap_hours=0`. Any other value changes nothing.
+        If an earlier request is still open, no second request is made. In this case, `overlap_hours=0` ends the
+        previous secret at once if it still works, and any other value changes nothing.
 
         Raises TokenError for the key of an app. Also raises BadTokenOverlap, TokenAlreadyRevoked or Expired.
         """

@@ -1,4 +1,4 @@
-"""Notices to a person whose token or connection was changed by somebody else."""
+"""Notices to a person: somebody else replaced or ended a secret of theirs, or revoked their connection."""
 
 from __future__ import annotations
 

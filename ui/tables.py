@@ -229,7 +229,7 @@ class TableView:
 
     @property
     def fit(self) -> str:
-        """The layout. Extra columns change `fixed` to `scroll`, so that each column keeps its width."""
+        """The layout. If extra columns are chosen, `fixed` becomes `scroll`, so that each column keeps its width."""
         more = any(column.is_extra and column.name in self.chosen for column in self.columns)
         return "scroll" if more and self.table.fit == "fixed" else self.table.fit
 

@@ -124,9 +124,8 @@ def confirmed(
 ) -> HttpResponse:
     """Show a confirmation (see `confirm`). On POST, run `act` and return the response of `act`.
 
-    If `act` returns no response, show the toast `done` on the page `to` or, if `to` is empty, on the page `back`. If
-    `act` raises one of `faults`, return the response of `refused`. Without `refused`, redirect to `back` with the
-    message.
+    If `act` returns no response, redirect to `to` (or to `back` if `to` is empty) with the toast `done`. If `act`
+    raises one of `faults`, return the response of `refused`. Without `refused`, redirect to `back` with the message.
     """
     if request.method == "GET" or (typed and not was_typed(request, typed)):
         told = {name: value() if callable(value) else value for name, value in question.items()}

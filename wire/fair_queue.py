@@ -54,7 +54,7 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """A waiting call or answer. `counted` has the bytes that an answer needs in each account, and 0 for a call."""
+    """A waiting call or answer, and when its wait began. `counted` has an answer's bytes by account; 0 for a call."""
 
     counted: dict[Account, int]
     began: float
@@ -112,7 +112,7 @@ class ByteBudget:
         return any(self._full(claim) in held.counted for claim in claims)
 
     def change(self, before: dict[Account, int], after: dict[Account, int]) -> None:
-        """Release the bytes in `before`, and reserve the bytes in `after`; both have a number for each account."""
+        """Release the bytes in `before`, and reserve the bytes in `after`. For missing accounts, the number is 0."""
         self._loop = self._loop or asyncio.get_running_loop()
         for account in before | after:
             held = self._held.pop(account, 0) + after.get(account, 0) - before.get(account, 0)

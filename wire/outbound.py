@@ -25,7 +25,8 @@ from wire.versions import NAME
 class HttpAnswer:
     """A decompressed answer.
 
-    `address` is the IP address that answered. If the outbound proxy resolved the host name, `address` is this name.
+    `address` is the server's IP address, even behind a tunnel. If the outbound proxy resolved the host name, `address`
+    is this name.
     """
 
     url: str

@@ -101,7 +101,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server seems to have lost the session: it answered 404 without JSON-RPC, or refused a GET of the session."""
+    """The server seems to have lost the session: 404 without JSON-RPC, or a GET refused because of the session."""
 
 
 class SessionStore(Protocol):

@@ -12,7 +12,7 @@ from django.db.models import Q
 
 
 class FactKind(models.TextChoices):
-    """A kind of fact; the label states the fact about `subject` and `object`."""
+    """A kind of fact; its label is a sentence about `subject` and `object`."""
 
     MEMBER = "member", "The person is in the team."
     OPEN_TO = "open_to", "The gateway is open to the team."

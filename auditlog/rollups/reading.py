@@ -114,7 +114,7 @@ class Numbers:
         return self.quantile(0.95)
 
     def quantile(self, part: float) -> float | None:
-        """Return the quantile `part` of durations in ms (±10 %); None without calls."""
+        """Return the quantile `part` (0 to 1) of durations in ms (±10 %); None without durations."""
         return quantile(self.classes, part)
 
     def add(self, other: Numbers) -> None:

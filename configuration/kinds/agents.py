@@ -1,4 +1,4 @@
-"""Agents in configuration files, and what they may use on gateways. Files list no apps: apps register themselves."""
+"""Agents in configuration files, and what they may use on gateways. Files list no apps: most apps add themselves."""
 
 from __future__ import annotations
 

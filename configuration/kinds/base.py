@@ -66,7 +66,7 @@ class Change:
     path: Path = ()
     was: Key | None = None
     secrets: dict[str, str] = field(default_factory=dict)  # New secrets by field.
-    cuts: str = ""  # The access that the change cuts off, in words.
+    cuts: str = ""  # The effects of the change, in words.
 
     @property
     def title(self) -> str:
@@ -183,7 +183,7 @@ class Kind:
         """Do the work that must follow all changes of this kind, such as arranging the objects in order."""
 
     def cuts(self, change: Change, world: World, viewer: User) -> str:
-        """Return in words what the change cuts off; empty if nothing is known to be cut off."""
+        """Return in words the effects of the change, such as access that ends; empty if no effect is known."""
         return ""
 
 

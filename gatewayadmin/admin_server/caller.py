@@ -68,7 +68,7 @@ class Caller:
         return cls(person)
 
     def must_hold(self, needed: Held) -> None:
-        """Raise ToolFailed if the person lacks a capability that `needed` requires. The error names it."""
+        """Raise ToolFailed unless the person has the capabilities that `needed` requires; the error names one."""
         try:
             must_hold(self.person, needed)
         except CapabilityRequired as missing:

@@ -44,7 +44,7 @@ def mailers(url: str) -> dict[str, dict[str, Any]]:
 
 
 def _mail_parts(url: str) -> tuple[SplitResult | None, int | None]:
-    """Return a URL's parts and port; (None, None) for an invalid URL, such as one with a "/" in the password."""
+    """Return a URL's parts and port; (None, None) if it cannot be parsed, for example if its password has a "/"."""
     try:
         parts = urlsplit(url)
         return parts, parts.port

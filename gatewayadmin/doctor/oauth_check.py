@@ -127,7 +127,8 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 LIST = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
 METADATA = re.compile(r'resource_metadata="?([^",\s]+)')
 ELSEWHERE = (
-    "Another installation answers here, or a proxy in front answers itself. Check which machine the host name leads to."
+    "Another installation answers here, or a proxy in front answers in the gateway's place. Check which machine the "
+    "host name leads to."
 )
 FILTERED = "A proxy in front changes or filters this answer. Let it forward requests and answers unchanged."
 

@@ -78,7 +78,7 @@ def binaries() -> Path:
 
 @cache
 def account() -> pwd.struct_passwd:
-    """Return the system user that runs PostgreSQL if we are root. Create this user if needed. Raises ClusterError."""
+    """Return PostgreSQL's system user for a gateway that runs as root. Create it if needed. Raises ClusterError."""
     with suppress(KeyError):
         return pwd.getpwnam(ACCOUNT)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]

@@ -302,7 +302,7 @@ class PersonSubject(Subject):
 
     @cached_property
     def sign_ins(self) -> int:
-        """The number of the person's sign-ins at issuers that are not revoked."""
+        """The number of the person's unrevoked sign-ins at issuers."""
         return Identity.objects.own(self.row).live().exclude(issuer="").count()
 
     @property

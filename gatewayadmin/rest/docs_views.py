@@ -103,7 +103,7 @@ def _answered(response: dict[str, Any]) -> str:
 
 
 def _field(name: str, described: dict[str, Any], schema: dict[str, Any], required: bool) -> dict[str, Any]:
-    """Return a field as a table row. Its `kind` lists the choices, so its `note` is the description without them."""
+    """Return a field as a table row. Its `kind` lists the choices, so its `note` omits them."""
     bounds = (f"{word} `{json.dumps(schema[key])}`." for key, word in BOUNDS.items() if schema.get(key) is not None)
     words = [PLACES.get(described.get("in", ""), "") + described["description"].partition("\n\n* `")[0], *bounds]
     return {"name": name, "kind": _kind(schema), "required": required, "note": " ".join(words)}

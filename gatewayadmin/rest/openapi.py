@@ -274,7 +274,7 @@ class OperationSchema(AutoSchema):
             (status.value, "application/json"): self._page(serializer) if self.action == "list" else serializer
         }
         if self.action == "retrieve":
-            answers[HTTPStatus.NOT_MODIFIED.value] = OpenApiResponse(description="Not changed: the `ETag` is current.")
+            answers[HTTPStatus.NOT_MODIFIED.value] = OpenApiResponse(description="`If-None-Match` is still current.")
         return answers
 
     def _page(self, row: Any) -> dict[str, Any]:

@@ -304,8 +304,9 @@ def _owner_of_uri(
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
     """Return the server that has the resource `uri`, which contains no alias.
 
-    If several servers have it, return the one without an alias; if each of them has an alias, raise UnknownFeature. If
-    no server has it, return the server without an alias, or None if there is no such server.
+    Servers that list the URI precede servers with a template for it, and rows shown in lists precede hidden rows. Of
+    several servers left, return the one without an alias; if each has an alias, raise UnknownFeature. If no server has
+    the resource, return the server without an alias, or None if there is no such server.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     # Servers that list the URI come first, then servers with a template for it. Of several, the one without an alias is

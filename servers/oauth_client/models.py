@@ -151,7 +151,7 @@ class SignIn(models.Model):
             raise NoSignIn(f"The sign-in settings of {self.server} were changed while you signed in. Start again.")
 
     def lock(self) -> User:
-        """Lock and re-read the person, server and identity until the transaction ends. Return the person."""
+        """Lock the person, server and identity until the transaction ends, and re-read them. Return the person."""
         # Deactivating a person locks the rows in this order, so there are no deadlocks. With `no_key`, connections that
         # start to use the identity do not wait.
         user = User.objects.select_for_update(of=("self",), no_key=True).get(pk=self.user_id)

@@ -221,7 +221,7 @@ def test_where_each_person_has_an_identity_the_tab_counts_who_was_asked_for(
     page = text(client.get("/gateways/work/tools/"))
 
     assert "Asked with the credentials of 2 people" in page
-    assert "1 of these requests failed: The server refused the credential stored for it." in page
+    assert "requests with 1 of these credentials failed: The server refused the credential stored for it." in page
     assert "1 person, with their own credential" in text(client.get(f"/features/{github.features.get().pk}/"))
 
 
