@@ -11,7 +11,7 @@ answers in events; `list` reads the stored list of fifty tools.
 Each of the following five options adds one gateway to the comparison. `--stored-sessions N` first stores N further
 sessions. `--idle-streams N` keeps N silent client streams open and prints their memory. `--tracing SHARE` traces this
 share of calls; a collector receives and discards the spans. `--rules N` compares each call with N conditions.
-`--sets N` lets people use only the tools that N tool sets give to their teams.
+`--sets N` lets people use only the tools that N tool sets of each gateway give to their teams.
 """
 
 import argparse

@@ -100,7 +100,7 @@ class Sample:
     """The measurements in one printed line."""
 
     memory: list[float]
-    """MB of each gateway: its main process, its worker and its process for chores."""
+    """MB of each replica: its main process, its worker and its process for chores."""
     files: list[int]
     rows: dict[str, int]
     at_server: int
@@ -304,9 +304,9 @@ class Site:
             process = self._serves.pop(port)
             process.terminate()
             if process.wait(timeout=60):
-                raise AssertionError(f"a gateway ended with {process.returncode}: {self._log(port)}")
+                raise AssertionError(f"a replica ended with {process.returncode}: {self._log(port)}")
             self._start(port)
-            time.sleep(11)  # nginx skips a failed gateway for ten seconds.
+            time.sleep(11)  # nginx skips a failed replica for ten seconds.
 
     def recorded(self) -> int:
         """Return the number of plain calls in the log."""
@@ -422,7 +422,7 @@ async def live_really(targets: dict[str, Any], counted: Counted, until: float) -
 async def restart(site: Site, minutes: float, until: float) -> None:
     while time.monotonic() + minutes * 60 < until:
         await asyncio.sleep(minutes * 60)
-        print("both gateways are replaced", flush=True)
+        print("both replicas are replaced", flush=True)
         await asyncio.to_thread(site.replace)
 
 
@@ -470,7 +470,7 @@ async def soak(options: argparse.Namespace, site: Site, real: dict[str, Any], co
         group.create_task(restart(site, options.restart_every, until))
         while (passed := time.monotonic() - began) < seconds:
             await asyncio.sleep(min(SAMPLE_SECONDS, seconds - passed))
-            with suppress(psutil.Error, psycopg.Error, OSError):  # A gateway is being replaced.
+            with suppress(psutil.Error, psycopg.Error, OSError):  # A replica is being replaced.
                 sample = await asyncio.to_thread(site.sample)
                 samples.append(replace(sample, at=time.monotonic() - began, actions=counted.actions))
                 print_line(samples[-1], counted)
@@ -510,7 +510,7 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
         # After a step (more clients at once) the maximum stays the same.
         is_more = _grew(third, fifth, few) and _grew(fourth, sixth, few)
         if is_more and _grew(fifth, sixth, few / 4, 1 + (ALLOWED - 1) / 4):
-            yield f"GREW: {name} of the gateways from {fourth:.1f} to {sixth:.1f} at the most"
+            yield f"GREW: {name} of the replicas from {fourth:.1f} to {sixth:.1f} at the most"
     acted = [sum(one.actions for one in samples if last.at - KEPT_SECONDS < one.at <= last.at) for last in samples]
     counts = {f"rows of {name}": [one.rows[name] for one in samples] for name in TABLES}
     counts["sessions at the server"] = [one.at_server for one in samples]

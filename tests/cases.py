@@ -15,9 +15,9 @@ def full(value: Any) -> Any:
 
 
 def sampled(few: Any, every: Any = 1) -> list[Any]:
-    """Return two parameters, each with cases: `make test` runs only `few`, `make test-all` runs only `every`.
+    """Return two values of a parameter: `make test` uses only `few`, `make test-all` uses only `every`.
 
-    `few` has a part of the cases, and `every` has all cases.
+    With `few`, a test runs a part of its cases; with `every`, it runs all of them.
     """
     return [pytest.param(few, marks=pytest.mark.sample), full(every)]
 

@@ -1,6 +1,6 @@
 """Settings of the workspaces that tests share: the product's settings, with argon2 at its lowest cost.
 
-A password hash of normal cost takes a quarter of a second for each person. Tests that start the product use the
+A password hash of normal cost takes a quarter of a second for each person. Tests of the product's start use the
 product's own settings.
 """
 

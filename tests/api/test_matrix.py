@@ -1,8 +1,8 @@
 """Call every API route anonymously, as the owner, without capabilities, and with one of several required ones missing.
 
-The cases are generated from the access rules that the views declare. A route without an access rule, or without a URL
-in this module, fails. test_single_capabilities.py tries each sufficient capability alone, and all others together, by
-its own table.
+The cases are generated from the access rules that the views declare. A route fails if it has no access rule, or if
+tests/api/world.py has no values for its path parameters. test_single_capabilities.py tries each sufficient capability
+alone, and all others together, by its own table.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""A client that can open URLs is asked once to open the page of a held call. An approved call may ask for input."""
+"""A client that opens URLs is asked once to open a held call's page. An approved call that asks for input continues."""
 
 import asyncio
 import json

@@ -43,7 +43,7 @@ def sealed() -> list[Call]:
 
 
 def by_hand(statement: str, *parameters: Any) -> None:
-    """Change one row by SQL with triggers disabled, as the owner of the database could."""
+    """Add, change or remove one row by SQL with triggers disabled, as the owner of the database could."""
     with connection.cursor() as cursor:
         cursor.execute("SET session_replication_role = replica")
         try:

@@ -1,4 +1,4 @@
-"""An agent is stopped by two clicks on its page, or on its Incident page; a token is replaced without an outage."""
+"""An agent is stopped by two clicks on its page or one on its Incident page; a token is replaced without an outage."""
 
 import pytest
 from playwright.sync_api import Page, expect

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_what_takes_several_capabilities_is_named_beside_one_of_them() -> None:
-    """The role editor names exactly the sets of capabilities that pages and operations require together."""
+    """The role editor names the sets of capabilities that pages and operations require together, and two more sets."""
     needed = {door.rule for door in DOORS if isinstance(door.rule, frozenset)}
     pages = [door for doors in PAGES.values() for door in doors]
     needed |= {frozenset().union(*page.wanted) for page in pages if all(len(one) == 1 for one in page.wanted)}

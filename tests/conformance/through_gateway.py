@@ -17,7 +17,7 @@ from tests.workspace import ROOT, Serve, free_port
 def gateway_before(
     servers: dict[str, str], directory: Path, *, workers: int = 2, replicas: int = 1
 ) -> Iterator[dict[str, str]]:
-    """Put `servers` (addresses by name) behind a gateway, and yield the addresses to test, by name.
+    """Put each server (address by name) behind its own gateway, and yield the addresses to test, by name.
 
     Needs the PostgreSQL of tests.cluster. Several replicas are behind nginx, which distributes requests in turn.
     """

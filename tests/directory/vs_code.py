@@ -53,7 +53,8 @@ class VsCode:
 def shown(entry: Any) -> Shown:
     """Return an entry as the client reads it.
 
-    Fails without `_meta`, and without a name, description or version, because the client drops such entries.
+    Fails without `_meta`, as the client does, and without a name, description or version, because the client drops
+    entries without them.
     """
     server, meta = entry["server"], dict(entry["_meta"])
     assert all(isinstance(server[key], str) and server[key] for key in ("name", "description", "version"))

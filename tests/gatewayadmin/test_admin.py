@@ -69,7 +69,7 @@ MOST_STATEMENTS = 7  # Two are for the session and its user, and one for the rol
 
 @dataclass
 class World:
-    """One object of each kind, and the secrets that no page may show."""
+    """Some of the objects that `world` created, and the secrets that no page may show."""
 
     host: Host
     token: Token

@@ -305,7 +305,7 @@ def channel_of(owner: User) -> Channel:
 def session_of(user: User) -> str:
     """Return the key of a session in which `user` signed in, confirmed the password and has a second factor.
 
-    The confirmation lasts a day here, because many tests use one session, for longer than it would normally last.
+    The confirmation lasts a day here, because one session serves many tests, for longer than a confirmation lasts.
     """
     Authenticator.objects.create(user=user, type=Authenticator.Type.TOTP, data={"secret": ""})
     client = Client()

@@ -1,7 +1,7 @@
 """The newest release can serve during and after later migrations. A long log does not prolong a migration's locks.
 
-During an upgrade (docs/how-to/upgrade.md), the newest release serves the new tables, so everything it inserts and
-reads must exist. A column it no longer needs is removed one release later, and listed in CONTRACTED.
+During the next upgrade (docs/how-to/upgrade.md), that release still serves, on the new tables, so everything it inserts
+and reads must exist. A column it no longer needs is removed one release later, and listed in CONTRACTED.
 """
 
 from collections.abc import Iterable, Iterator

@@ -352,7 +352,7 @@ def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody:
 
 @pytest.mark.django_db
 def test_a_stranger_makes_us_read_nothing_and_other_endpoints_read_no_documents() -> None:
-    """Anonymous visitors must sign in first; private addresses are refused; /oauth/token never fetches a document."""
+    """Anonymous visitors must sign in first, private addresses are refused, and other endpoints fetch no documents."""
     asked = Client().get(App(ID).question(None))
     refused = Client().get(App("https://10.0.0.5/client.json").question(None))
 

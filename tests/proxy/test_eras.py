@@ -1,4 +1,4 @@
-"""Clients and servers of both protocol eras, lost and new sessions, and identities that are never shared."""
+"""Clients and servers of both protocol eras, lost and new sessions, and no use of other people's identities."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace

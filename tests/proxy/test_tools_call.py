@@ -1,4 +1,4 @@
-"""tools/call: arguments and results pass unchanged, cookies and custom headers do not, and errors name the server."""
+"""tools/call: arguments and results pass unchanged, headers of client and server do not, and errors name the server."""
 
 import asyncio
 import json

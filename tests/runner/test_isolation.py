@@ -1,4 +1,7 @@
-"""Each program runs as its own system user, cannot read other programs' or the runner's data, and ends completely."""
+"""Each program runs as its own system user, cannot read other programs' or the runner's data, and leaves no process.
+
+A session's program also leaves no file.
+"""
 
 import ctypes
 import json

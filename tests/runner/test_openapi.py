@@ -1,4 +1,4 @@
-"""Operations of an HTTP API as tools: only the listed operations, called with the headers of the entry."""
+"""Operations of an HTTP API as tools: only those listed, called with the entry's headers and none of the client's."""
 
 import json
 import signal

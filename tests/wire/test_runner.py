@@ -1,4 +1,4 @@
-"""URLs of a runner's programs: only requests to these URLs carry the runner's secret."""
+"""URLs of a runner's programs: of all servers, only those at these URLs get the runner's secret."""
 
 import pytest
 

@@ -250,7 +250,7 @@ def offer_capabilities(server, Context, Refusal):  # noqa: N803
 
     @server.tool()
     async def test_input_required_result_capabilities(context: Context) -> str | InputRequiredResult:
-        """Ask for a greeting in each way that the client supports."""
+        """Ask for a greeting in each way the client supports."""
         asked = {"sampling": sample("Say hello."), "elicitation": form("greeting")}
         asked = {name: request for name, request in asked.items() if can(context, name)}
         return "done" if answered(context, *asked) else needed(**asked)

@@ -180,7 +180,7 @@ function offerQuestions(tool) {
   tool("test_missing_capability", "Fail unless the client declares sampling.", (context) =>
     ask(context, { greeting: sample("Say hello.") }, () => result(text("The client declares sampling."))),
   );
-  tool("test_input_required_result_capabilities", "Ask for a greeting in each way that the client supports.", (context) => {
+  tool("test_input_required_result_capabilities", "Ask for a greeting in each way the client supports.", (context) => {
     const declared = context.mcpReq.envelope?.[CLIENT_CAPABILITIES_META_KEY] ?? {};
     const all = Object.entries({ sampling: sample("Say hello."), elicitation: form("greeting") });
     return ask(context, Object.fromEntries(all.filter(([name]) => declared[name])), () => result(text("done")));
