@@ -77,7 +77,7 @@ class Admission(models.Model):
         null=True,
         blank=True,
         related_name="+",
-        help_text="Role of people without a matching rule. Without a default role they are refused.",
+        help_text="Role of people who get no role from a group rule. Without a default role they are refused.",
     )
     links_by_email = models.BooleanField(
         "link people by a verified e-mail",

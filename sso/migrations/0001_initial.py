@@ -70,7 +70,7 @@ class Migration(migrations.Migration):
                 ('key_id', models.CharField(blank=True, max_length=8)),
                 ('scopes', models.CharField(default='openid profile email', help_text='Scopes to request. Some providers send groups only for a scope of their own.', max_length=300)),
                 ('signs_out_there', models.BooleanField(db_default=False, default=False, help_text='Signing out here also signs out of the provider, for people who signed in there.', verbose_name='sign out there too')),
-                ('default_role', models.ForeignKey(blank=True, help_text='Role of people without a matching rule. Without a default role they are refused.', null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='accounts.role', verbose_name='default role')),
+                ('default_role', models.ForeignKey(blank=True, help_text='Role of people who get no role from a group rule. Without a default role they are refused.', null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='accounts.role', verbose_name='default role')),
             ],
             options={
                 'verbose_name': 'sign-in by the organisation',
