@@ -40,8 +40,8 @@ LIMITS = {
     "MiB of large answers for one person; a single answer may be larger": settings.ANSWERS_MIB // fair_queue.SHARES,
     "MiB of large answers arriving together from one server; one that arrives alone may be larger": settings.ANSWERS_MIB
     // fair_queue.SERVER_SHARES,
-    "KiB a second; a slower large answer is cut off if another answer waits for memory": fair_queue.LEAST_PACE >> 10,
-    "seconds in which a client must read 16 KiB of a waiting answer, or the whole rest if the rest is smaller": int(
+    "KiB a second that a large answer must reach while another answer waits for memory": fair_queue.LEAST_PACE >> 10,
+    "seconds in which a client must read 16 KiB of a waiting answer, or all if less is left": int(
         LimitedHttpProtocol.untaken_seconds
     ),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
@@ -58,7 +58,7 @@ LIMITS = {
     "hours an MCP session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
     "MiB of unread messages of one stream, in total": streams.MOST_PENDING_BYTES >> 20,
-    "servers' standing streams that one worker reads only for the calls of clients without a standing stream": (
+    "standing streams of servers, in each worker, for clients without a standing stream": (
         upstream_streams.MOST_FOR_CALLS
     ),
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
@@ -68,7 +68,7 @@ LIMITS = {
     "bytes of a resource's URI": definitions.LONGEST_URI,
     "gateways a request may pass": trace_context.MOST_HOPS,
     "runs of the playground at once, in each worker": run.MOST_RUNS,
-    "of these, runs of one person": run.MOST_RUNS_OF_ONE,
+    "runs of the playground of one person, in each worker": run.MOST_RUNS_OF_ONE,
     "seconds a run of the playground may take": run.RUN_SECONDS,
     "seconds a run of the playground may continue after its page was closed": run.END_SECONDS,
     "addresses in one invitation": MOST_INVITED,
