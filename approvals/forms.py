@@ -53,9 +53,9 @@ class WaitForm(forms.Form):
         min_value=0,
         max_value=LONGEST_HOLD_WAIT,
         label="Seconds",
-        help_text="Empty: 50 seconds for clients that ask for progress, 4 seconds for others. If a client waits longer "
-        "than 65 seconds for an answer, the gateway replaces an empty value by 240. If a client stops waiting for a "
-        "held call, the gateway lowers the value, even if you entered it.",
+        help_text="If empty, the gateway starts with 50 for clients that ask for progress, and with 4 for others. The "
+        "gateway may raise the number. If a client stops waiting earlier, the gateway lowers the number, even one that "
+        "you set.",
     )
 
 

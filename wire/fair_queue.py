@@ -112,7 +112,7 @@ class ByteBudget:
         return any(self._full(claim) in held.counted for claim in claims)
 
     def change(self, before: dict[Account, int], after: dict[Account, int]) -> None:
-        """Release the bytes in `before`, and reserve the bytes in `after`. For missing accounts, the number is 0."""
+        """Release the bytes in `before`, and reserve the bytes in `after`. Both map accounts to numbers of bytes."""
         self._loop = self._loop or asyncio.get_running_loop()
         for account in before | after:
             held = self._held.pop(account, 0) + after.get(account, 0) - before.get(account, 0)
