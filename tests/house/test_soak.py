@@ -75,7 +75,7 @@ def test_memory_and_files_that_come_back_or_stop_do_not_grow(of: Series) -> None
 def test_memory_and_files_that_go_on_growing_do() -> None:
     said = [line.split(" from ")[0] for line in what_grew(samples(alike, memory=leaking, files=leaking))]
 
-    assert said == ["GREW: memory of the gateways", "GREW: files of the gateways"]
+    assert said == ["GREW: memory of the replicas", "GREW: files of the replicas"]
 
 
 def leaking(number: int) -> float:
