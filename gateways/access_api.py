@@ -107,7 +107,8 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
         source="decided_by.email",
         default=None,
         allow_null=True,
-        help_text="Address of the person who decided or withdrew the request; null while it waits for a decision.",
+        help_text="Address of the person who decided or withdrew the request; null while it waits, or if a directory "
+        "withdrew it.",
     )
     decided_at = UtcDateTimeField(
         allow_null=True, help_text="When the request was decided or withdrawn; null while it waits for a decision."

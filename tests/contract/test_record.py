@@ -85,7 +85,7 @@ def payloads_recorded(workspace: Workspace) -> Iterator[None]:
 
 
 def with_credential(owner: Browser, server: Server, secret: str) -> tuple[Object, Object, Agent]:
-    """Return a gateway whose server gets this credential, a token for this gateway, and the token's agent."""
+    """Return three objects: a gateway whose server gets this credential, a token for it, and the token's agent."""
     row, gateway = new_server(owner, server, auth_type="bearer"), new_gateway(owner)
     identity = owner.post("/identities", server_id=row["id"], label="shared", secret=secret, shared=True)
     owner.put(f"/identities/{identity['id']}/gateways", gateway_ids=[gateway["id"]])
