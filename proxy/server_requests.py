@@ -138,7 +138,7 @@ class ServerRequests:
     async def carry(self, asking: InteractiveCall, asked: Object, answer: Answer) -> None:
         """Forward the server's request to the client, and the client's answer to the server.
 
-        If the call ends first, the server gets an error.
+        If the call ends first, the server gets an error. If the server cancels its request, the client is told.
         """
         session, stream = asking.grant.session, asking.stream
         if session is None or stream is None or not can_answer(asking.capabilities, asked):
@@ -154,7 +154,8 @@ class ServerRequests:
     async def ask_client(self, asking: InteractiveCall, asked: Object) -> Object:
         """Return the client's answer, `{"result": ...}` or `{"error": ...}`.
 
-        If the client does not answer in time, return an error.
+        If the client does not answer in time, return an error, and tell the client. If this task is cancelled before
+        the client has answered, tell the client.
         """
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
@@ -166,18 +167,26 @@ class ServerRequests:
                 raise StreamOver
             await stream.notify({**_for_client(asking, asked), "jsonrpc": "2.0", "id": uid})
 
-        answered = await self.wait(asking, asked, uid, Owner(asking.grant.connection_id, session.id), send)
-        if answered is TIMED_OUT:
-            params = {"requestId": uid, "reason": "No answer in time"}
+        async def withdraw(reason: str) -> None:
+            params = {"requestId": uid, "reason": reason}
             await stream.notify({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
-        return answered
+
+        owner = Owner(asking.grant.connection_id, session.id)
+        return await self.wait(asking, asked, uid, owner, send, withdraw)
 
     async def wait(
-        self, asking: InteractiveCall, asked: Object, uid: str, owner: Owner, send: Callable[[], Awaitable[None]]
+        self,
+        asking: InteractiveCall,
+        asked: Object,
+        uid: str,
+        owner: Owner,
+        send: Callable[[], Awaitable[None]],
+        withdraw: Callable[[str], Awaitable[None]] | None = None,
     ) -> Object:
         """Call `send` and log the request.
 
-        Return the answer of `owner`. If no answer comes, or if logging fails, return an error object.
+        Return the answer of `owner`. If no answer comes, or if logging fails, return an error object. `withdraw` is
+        called with a reason when no answer is expected any more.
         """
         row = _row(asking, asked)
         began = time.perf_counter()
@@ -199,6 +208,8 @@ class ServerRequests:
             if answered is None:
                 row.outcome = "cancelled"
                 self.in_background(self._end(asking, asked, uid, row, None))
+            if withdraw is not None and (answered is None or answered is TIMED_OUT):
+                self.in_background(withdraw("No answer in time" if answered else "The server expects no answer"))
         # Completed even if the call ends meanwhile: the client was asked, so the log needs the row.
         ending = self._end(asking, asked, uid, row, answered)
         return await asyncio.shield(self._background.spawn("row of a server's request", ending))

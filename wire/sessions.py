@@ -212,22 +212,16 @@ class SessionWire:
     ) -> RpcResponse:
         if target.log_level and session.log_level != target.log_level:
             await self._set_level(session, target)
-        request_id, asking = next_request_id(), IncomingRequests(self, session, target, on_request)
-
-        async def on_message(message: Object) -> None:
-            if "id" in message:
-                asking.take(message)
-            else:
-                await on_notification(message)
-
+        request_id = next_request_id()
+        incoming = IncomingMessages(self, session, target, on_notification, on_request)
         try:
             try:
                 with await self._send("POST", session, target, _request(request_id, method, params)) as response:
                     if response.status == 404 and session.id and not await _holds_answer(response, request_id):
                         raise SessionLost
-                    answer = await read_response(response, target, request_id, SESSION, on_message)
+                    answer = await read_response(response, target, request_id, SESSION, incoming.take)
             except StreamBroke as broke:
-                answer = await self._go_on(session, target, request_id, broke, on_message)
+                answer = await self._go_on(session, target, request_id, broke, incoming.take)
         except asyncio.CancelledError:
             self.start_background(self._cancel(session, target, request_id))
             raise
@@ -235,7 +229,7 @@ class SessionWire:
             self._doubt(session, target, error.status)
             raise
         finally:
-            asking.end()
+            incoming.end()
         self._doubt(session, target, answer.status)
         return answer
 
@@ -411,14 +405,7 @@ class SessionWire:
         place = place if place is not None else StreamPlace()
         session = target.session
         assert session is not None, "only where a session is known"
-        server_requests = IncomingRequests(self, session, target, on_request)
-
-        async def on_message(message: Object) -> None:
-            if "id" in message:
-                server_requests.take(message)
-            else:
-                await on_notification(message)
-
+        incoming = IncomingMessages(self, session, target, on_notification, on_request)
         try:
             sending = self._send("GET", session, target, last_event_id=place.last_event_id, written=asked)
             with await sending as response:
@@ -428,10 +415,10 @@ class SessionWire:
                     was_known, place.last_event_id = place.last_event_id, ""
                     return bool(was_known)
                 begun()
-                await read_messages(response, target, on_message, place)
+                await read_messages(response, target, incoming.take, place)
                 return True
         finally:
-            server_requests.end()
+            incoming.end()
 
     async def post(self, target: Target, message: Object) -> None:
         """Send a message that has no answer, in the session of `target`. Raises an UpstreamError."""
@@ -476,21 +463,40 @@ class SessionWire:
         self._background.spawn("message to a server", _in_time(work))
 
 
-class IncomingRequests:
-    """Answers the requests that a server sends during one of our requests.
+class IncomingMessages:
+    """Handles the messages that a server sends during one of our requests, other than the response.
 
-    `on_request` answers each request of the server, except pings, in a separate task.
+    `on_request` answers each request of the server, except pings, in a separate task. `on_notification` gets all
+    notifications, except the cancellation of such a request.
     """
 
-    def __init__(self, wire: SessionWire, session: SessionHandle, target: Target, on_request: OnRequest | None) -> None:
+    def __init__(
+        self,
+        wire: SessionWire,
+        session: SessionHandle,
+        target: Target,
+        on_notification: OnNotification,
+        on_request: OnRequest | None,
+    ) -> None:
         self._wire = wire
         self._session = session
         self._target = target
+        self._on_notification = on_notification
         self._on_request = on_request
         self._answering = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], str | int] = {}  # The ids of the server's requests.
+        self._cancelled: set[asyncio.Task[None]] = set()  # By the server, which expects no answer.
 
-    def take(self, message: Object) -> None:
+    async def take(self, message: Object) -> None:
+        """Handle a request or a notification of the server."""
+        if "id" in message:
+            self._answer(message)
+        elif message["method"] == "notifications/cancelled":
+            self._cancel(message.get("params"))
+        else:
+            await self._on_notification(message)
+
+    def _answer(self, message: Object) -> None:
         """Answer a request of the server.
 
         A ping succeeds. Any other request is answered by `on_request`. Such a request fails if there is no
@@ -498,8 +504,11 @@ class IncomingRequests:
         """
         if not _is_valid_id(message["id"]):
             return
+        task: asyncio.Task[None] | None = None
 
         async def answer(outcome: Object) -> None:
+            if task in self._cancelled:
+                return
             own = self._target._replace(session=self._session)
             await self._wire.post(own, {"jsonrpc": "2.0", "id": message["id"], **outcome})
 
@@ -507,11 +516,19 @@ class IncomingRequests:
         if self._on_request is not None and taken and len(self._tasks) < MOST_SERVER_REQUESTS:
             # Eager: a task that is cancelled before its first step could not send an answer.
             task = spawn("request of a server", _log_failure(self._on_request(message, answer)), eager=True)
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = message["id"]
+            task.add_done_callback(self._tasks.pop)
         elif self._answering < MOST_SERVER_REQUESTS:  # No answer while too many pings and refusals run.
             self._answering += 1
             self._wire.start_background(self._refuse(message, answer))
+
+    def _cancel(self, params: object) -> None:
+        """Cancel the task for the request with the id `requestId`; ignore an unknown id."""
+        cancelled = params.get("requestId") if isinstance(params, dict) else None
+        for task, request_id in self._tasks.items():
+            if type(cancelled) is type(request_id) and cancelled == request_id:
+                self._cancelled.add(task)
+                task.cancel()
 
     async def _refuse(self, message: Object, answer: Answer) -> None:
         try:

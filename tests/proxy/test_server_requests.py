@@ -36,6 +36,7 @@ from tests.proxy.test_failing_parts import fail_statements
 
 GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
 NOT_FOUND = -32601
+CANCELLED = "notifications/cancelled"
 
 
 @dataclass
@@ -180,7 +181,7 @@ def test_a_client_that_does_not_answer_in_time_is_an_error_to_the_server(work: W
 
     assert "did not answer" in answers_of(answered)[0]["error"]["message"]
     asked, cancelled = person.heard
-    assert cancelled["method"] == "notifications/cancelled"
+    assert cancelled["method"] == CANCELLED
     assert cancelled["params"]["requestId"] == asked["id"]
     assert [row.outcome for row in asked_rows()] == ["timeout"]
     assert not PendingRequest.objects.exists()
@@ -196,6 +197,39 @@ def test_a_call_that_ends_first_leaves_nothing_waiting(work: Work) -> None:
     eventually(lambda: [row.outcome for row in asked_rows()] == ["cancelled"])
     eventually(lambda: not PendingRequest.objects.exists())
     eventually(lambda: [answer["id"] for answer in work.server.answers if "error" in answer] == ["late"])
+
+
+def test_a_request_that_its_server_cancels_is_cancelled_at_the_client(work: Work) -> None:
+    asked = threading.Event()
+
+    async def regrets(request: Request) -> None:
+        await request.open_stream()
+        await request.event({"jsonrpc": "2.0", "id": 1, **FORM})
+        await asyncio.to_thread(asked.wait, PATIENCE)
+        unknown: object
+        for unknown in ("1", True, None, {}, 2):
+            await request.event({"jsonrpc": "2.0", "method": CANCELLED, "params": {"requestId": unknown}})
+        await request.event({"jsonrpc": "2.0", "method": CANCELLED})
+        await asyncio.sleep(0.3)
+        assert not cancelled()
+        await request.event({"jsonrpc": "2.0", "method": CANCELLED, "params": {"requestId": 1}})
+        await asyncio.to_thread(eventually, cancelled)
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)
+
+    def cancelled() -> list[Object]:
+        return [message for message in person.heard if message["method"] == CANCELLED]
+
+    work.server.call = regrets
+    person = work.person()
+
+    assert person.call("docs__it", lambda _: asked.set())["result"] == {"content": []}
+
+    (told,) = cancelled()
+    assert told["params"]["requestId"] == person.heard[0]["id"]
+    eventually(lambda: [row.outcome for row in asked_rows()] == ["cancelled"])
+    eventually(lambda: not PendingRequest.objects.exists())
+    assert person.say({"id": person.heard[0]["id"], "result": GIVEN}) == 202
+    assert work.server.answers == []
 
 
 def test_an_answer_that_comes_as_its_call_ends_is_in_the_log(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -259,7 +293,7 @@ def test_an_answer_reaches_a_slow_client_whole_although_the_server_did_not_wait_
         for line in text.splitlines()
         if len(line) > len("data: ") and line.startswith("data: ")
     ]
-    assert [message["id"] for message in messages][-1] == 7
+    assert messages[-1]["id"] == 7
     assert messages[0]["method"] == SAMPLE["method"]
 
 
