@@ -368,9 +368,7 @@ async def is_known(headers: Headers, sender: str) -> bool:
 
 async def _look_up(sender: str, secret: str, session: str) -> bool:
     try:
-        if not _lookups.enter_now(sender, LOOKUP):
-            async with asyncio.timeout(LONGEST_WAIT_S):
-                await _lookups.enter(sender, LOOKUP)
+        await _lookups.enter_within(LONGEST_WAIT_S, sender, LOOKUP)
     except (QueueFull, TimeoutError):
         raise SenderBusy from None
     looking = _background.spawn(LOOKUP, asyncio.to_thread(_is_known, secret, session))

@@ -238,6 +238,12 @@ class FairQueue:
                 self.leave(person, connection)
             raise
 
+    async def enter_within(self, seconds: float, person: str, connection: str) -> None:
+        """Take a slot, now or within this time. Raises QueueFull or TimeoutError."""
+        if not self.enter_now(person, connection):
+            async with asyncio.timeout(seconds):
+                await self.enter(person, connection)
+
     def come_back(self, person: str, connection: str) -> None:
         """Take back the slot that a running call released for a while. Does not wait, even if no slot is free."""
         self._start(person, connection)

@@ -1,5 +1,6 @@
 """Agents call Gateway Admin through the gateway, and get only data their person may see, in either era of MCP."""
 
+import asyncio
 import re
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from servers.models import ADMIN_URL, Server
 from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, live, running
 from tests.conftest import SignIn
+from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, start
 from tests.rest import Rest
 
@@ -287,21 +289,30 @@ def test_requests_for_nobody_see_nothing(desk: Desk) -> None:
             admin_server._run(person, TOOLS["list_waiting"], {})
 
 
-@pytest.mark.full
-def test_the_slow_calls_of_one_person_let_others_be_answered(db: None, owner: User) -> None:
-    goes_on, person = threading.Event(), str(owner.pk)
-    slow = Tool("slow", "", "", lambda caller, _: (str(goes_on.wait(60)), {}), {})
-
-    running = admin_server._begin(person, slow, {})
+async def test_calls_of_one_person_wait_for_each_other_and_others_do_not(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, other = [str((await sync_to_async(make.user)()).pk) for _ in "12"]
+    goes_on = threading.Event()
+    slow = Tool("slow", "", "", lambda caller, _: (str(goes_on.wait(PATIENCE)), {}), {})
+    waiting = TOOLS["list_waiting"]
     try:
-        with pytest.raises(ToolFailed, match="1 call of this server at a time"):
-            admin_server._begin(person, slow, {})
-        other = admin_server._begin(str(make.user().pk), TOOLS["list_waiting"], {})
-        assert other.result(10)[1] == {"waiting": []}
+        first, gone, second = [
+            asyncio.create_task(admin_server._in_thread(owner, tool, {})) for tool in (slow, slow, waiting)
+        ]
+        assert (await admin_server._in_thread(other, waiting, {}))[1] == {"waiting": []}
+        gone.cancel()
+        with monkeypatch.context() as patch:
+            patch.setattr(admin_server, "LONGEST_WAIT_S", 0.1)
+            with pytest.raises(ToolFailed, match="Other calls of this server take too long"):
+                await admin_server._in_thread(owner, waiting, {})
+        assert not first.done()
+        assert not second.done()
     finally:
         goes_on.set()
-    assert running.result(60)[0] == "True"
-    assert admin_server._begin(person, TOOLS["list_waiting"], {}).result(60)
+    assert (await first)[0] == "True"
+    assert (await second)[1] == {"waiting": []}
+    assert admin_server._queue.under_way == admin_server._queue.waiting == 0
 
 
 def test_the_button_adds_it_for_nobody_yet(sign_in: SignIn, owner: User) -> None:
