@@ -32,6 +32,7 @@ def github() -> Iterator[Upstream]:
         yield upstream
 
 
+@pytest.mark.full
 def test_a_person_enters_a_key_on_my_identities_and_on_the_way_to_a_token(
     live: Serve, page: Page, github: Upstream
 ) -> None:

@@ -91,6 +91,7 @@ def check_values(planned: Plan, before: Any, after: Any) -> None:
             assert now.get(name, wanted) in (wanted, None)
 
 
+@pytest.mark.full
 def test_random_files_do_what_their_plan_says(owner: User) -> None:
     check_files_one_after_another(owner)
 

@@ -26,6 +26,7 @@ from gateways.models import Gateway, Reach
 from servers.models import ADMIN_URL, Server
 from tests import make
 from tests.asgi_server import App, Receive, Scope, Send, live, running
+from tests.cases import full
 from tests.conftest import SignIn
 from tests.eventually import PATIENCE
 from tests.proxy.conftest import Agent, Proxy, Start, start
@@ -125,7 +126,7 @@ def filled_in(link: str, person: User) -> str:
         connection.close()
 
 
-@pytest.mark.parametrize("mode", ["auto", "legacy"])
+@pytest.mark.parametrize("mode", ["auto", full("legacy")])
 async def test_the_sdks_client_uses_every_tool_in_either_era(desk: Desk, owner: User, mode: Any) -> None:
     def prepare() -> tuple[Call, Agent]:
         try:
