@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -70,20 +71,30 @@ def link_to(path: str) -> str:
 
 def tell_at_once() -> int:
     """Queue messages on incidents, approvals and answers to requests; return the number of messages."""
-    return _tell(matter for matter in MATTERS if matter.at_once) + tell_outcomes()
+    return _each([*(partial(_tell, matter) for matter in MATTERS if matter.at_once), tell_outcomes])
 
 
 def tell_daily() -> int:
     """Queue messages on daily matters, and on tokens, sign-ins and grants that end soon; return how many."""
-    return _tell(matter for matter in MATTERS if not matter.at_once and not matter.is_own) + tell_endings()
+    daily = [matter for matter in MATTERS if not matter.at_once and not matter.is_own]
+    return _each([*(partial(_tell, matter) for matter in daily), tell_endings])
 
 
-def _tell(matters: Iterable[Matter]) -> int:
-    return sum(_tell_one(matter, matter.find(None)) for matter in matters)
+def _each(parts: Iterable[Callable[[], int]]) -> int:
+    """Call all `parts`, even if some fail, and return the sum. Raises ExceptionGroup if some fail."""
+    number, errors = 0, list[Exception]()
+    for part in parts:
+        try:
+            number += part()
+        except Exception as error:  # noqa: BLE001  (raised below)
+            errors.append(error)
+    if errors:
+        raise ExceptionGroup("some messages could not be queued", errors)
+    return number
 
 
-def _tell_one(matter: Matter, found: OpenMatter) -> int:
-    latest = _latest(matter)
+def _tell(matter: Matter) -> int:
+    found, latest = matter.find(None), _latest(matter)
     for message in latest.values():
         # Forget things that were resolved, so that they are reported again if they recur.
         left = [thing for thing in message.things if thing in found.things]

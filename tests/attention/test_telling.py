@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,6 +18,7 @@ from django.utils import timezone
 from accounts.models import User
 from attention import delivery, telling
 from attention.delivery import ChannelError
+from attention.matters import MATTERS, OpenMatter
 from attention.models import Channel, Notification
 from auditlog.models import Event
 from capabilities import Capability
@@ -201,15 +203,15 @@ def test_a_failing_receiver_is_tried_again_and_its_channel_says_so_unless_it_ref
     assert telling.drop_old(timezone.now() + timedelta(days=31)) > 0
 
 
-def test_due_messages_are_delivered_although_telling_fails(chief: User, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matter_that_fails_holds_back_no_message_of_others(chief: User, monkeypatch: pytest.MonkeyPatch) -> None:
     make.app("Claude", needs_approval=True)
-    telling.tell_at_once()
 
-    def broken() -> int:
+    def broken(_: User | None) -> OpenMatter:
         raise RuntimeError
 
-    monkeypatch.setattr(telling, "tell_at_once", broken)
-    with pytest.raises(RuntimeError):
+    assert MATTERS[0].at_once
+    monkeypatch.setattr(telling, "MATTERS", [replace(MATTERS[0], find=broken), *MATTERS[1:]])
+    with pytest.raises(ExceptionGroup, match="some messages could not be queued"):
         housekeeping._tell()
 
     assert [one.subject for one in mail.outbox] == ["1 app waits for approval"]
