@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -162,17 +163,19 @@ def test_no_call_is_accepted_at_either_replica_after_access_was_withdrawn_at_one
     reaches = {name: kind.reach for name, kind in KINDS.items()}
     stages = json.loads(both.shell(STAGE.format(url=both.upstream_url, kinds=reaches)))
     accepted = {}
-    for number, (name, kind) in enumerate(KINDS.items()):
-        things = stages[name]
-        load = Load([f"{serve.url}/mcp/{things['slug']}" for serve in both.serves], things["secret"])
-        began = time.monotonic()
-        asyncio.run(load.run(withdrawal(both, number % 2, kind, things)))
-        seconds = time.monotonic() - began
-        told = ", ".join(f"{count} {word}" for word, count in load.after.items())
-        found = f"{load.accepted} accepted of {load.after.total()}"
-        sys.stdout.write(f"{name:<30} {found} in {seconds:.0f} s: {told} {dict(load.lost) or ''}\n")
-        sys.stdout.flush()
-        accepted[name] = load.accepted
+    with ExitStack() as stack:
+        browsers = [stack.enter_context(signed_in(serve, OWNER)) for serve in both.serves]
+        for number, (name, kind) in enumerate(KINDS.items()):
+            things = stages[name]
+            load = Load([f"{serve.url}/mcp/{things['slug']}" for serve in both.serves], things["secret"])
+            began = time.monotonic()
+            asyncio.run(load.run(withdrawal(both, browsers[number % 2], kind, things)))
+            seconds = time.monotonic() - began
+            told = ", ".join(f"{count} {word}" for word, count in load.after.items())
+            found = f"{load.accepted} accepted of {load.after.total()}"
+            sys.stdout.write(f"{name:<30} {found} in {seconds:.0f} s: {told} {dict(load.lost) or ''}\n")
+            sys.stdout.flush()
+            accepted[name] = load.accepted
 
     assert set(accepted.values()) == {0}, accepted
 
@@ -196,8 +199,8 @@ def test_standing_streams_end_with_a_grant_that_ends_by_date(both: Replicas) -> 
         assert subscription.events[-1]["result"]["resultType"] == "complete"  # A subscription has a result, no error.
 
 
-def withdrawal(both: Replicas, replica: int, kind: Kind, things: dict[str, str]) -> Callable[[], float]:
-    """Return a function that withdraws access at this replica, and returns the time when access ends."""
+def withdrawal(both: Replicas, browser: httpx.Client, kind: Kind, things: dict[str, str]) -> Callable[[], float]:
+    """Return a function that withdraws access with this browser, and returns the time when access ends."""
 
     def by_date() -> float:
         [row] = both.serves[0].rows(BY_DATE.format(table=kind.path), things["gateway"])
@@ -208,8 +211,7 @@ def withdrawal(both: Replicas, replica: int, kind: Kind, things: dict[str, str])
             name: value.format(**things) if isinstance(value, str) else value
             for name, value in (kind.body or {}).items()
         }
-        with signed_in(both.serves[replica], OWNER) as browser:
-            answer = browser.request(kind.method, f"/api/{kind.path.format(**things)}", json=body or None)
+        answer = browser.request(kind.method, f"/api/{kind.path.format(**things)}", json=body or None)
         assert answer.is_success, answer.text
         return time.time()
 
