@@ -71,16 +71,16 @@ def link_to(path: str) -> str:
 
 def tell_at_once() -> int:
     """Queue messages on incidents, approvals and answers to requests; return the number of messages."""
-    return _each([*(partial(_tell, matter) for matter in MATTERS if matter.at_once), tell_outcomes])
+    return run_each([*(partial(_tell, matter) for matter in MATTERS if matter.at_once), tell_outcomes])
 
 
 def tell_daily() -> int:
     """Queue messages on daily matters, and on tokens, sign-ins and grants that end soon; return how many."""
     daily = [matter for matter in MATTERS if not matter.at_once and not matter.is_own]
-    return _each([*(partial(_tell, matter) for matter in daily), tell_endings])
+    return run_each([*(partial(_tell, matter) for matter in daily), tell_endings])
 
 
-def _each(parts: Iterable[Callable[[], int]]) -> int:
+def run_each(parts: Iterable[Callable[[], int]]) -> int:
     """Call all `parts`, even if some fail, and return the sum. Raises ExceptionGroup if some fail."""
     number, errors = 0, list[Exception]()
     for part in parts:

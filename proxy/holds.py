@@ -422,7 +422,9 @@ class Holds:
             yield
             return
         asking = InteractiveCall(call.request, grant, call.capabilities, call.request.row.server_name, stream)
-        offered = spawn("page of a held call", self._requests.ask_client(asking, page_request(found, self._url(found))))
+        page = page_request(found, self._url(found))
+        # The client may keep the page open when the call ends: somebody may decide later.
+        offered = spawn("page of a held call", self._requests.ask_client(asking, page, withdraws=False))
         try:
             yield
         finally:

@@ -151,11 +151,11 @@ class ServerRequests:
             raise
         await answer(answered)
 
-    async def ask_client(self, asking: InteractiveCall, asked: Object) -> Object:
+    async def ask_client(self, asking: InteractiveCall, asked: Object, *, withdraws: bool = True) -> Object:
         """Return the client's answer, `{"result": ...}` or `{"error": ...}`.
 
-        If the client does not answer in time, return an error, and tell the client. If this task is cancelled before
-        the client has answered, tell the client.
+        If the client does not answer in time, return an error, and tell the client. With `withdraws`, also tell the
+        client if this task is cancelled after the request was sent, and before the client has answered.
         """
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
@@ -172,7 +172,10 @@ class ServerRequests:
             await stream.notify({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
 
         owner = Owner(asking.grant.connection_id, session.id)
-        return await self.wait(asking, asked, uid, owner, send, withdraw)
+        answered = await self.wait(asking, asked, uid, owner, send, withdraw if withdraws else None)
+        if answered is TIMED_OUT:
+            await withdraw("No answer in time")
+        return answered
 
     async def wait(
         self,
@@ -181,18 +184,20 @@ class ServerRequests:
         uid: str,
         owner: Owner,
         send: Callable[[], Awaitable[None]],
-        withdraw: Callable[[str], Awaitable[None]] | None = None,
+        withdraw: Callable[[str], Coroutine[Any, Any, None]] | None = None,
     ) -> Object:
         """Call `send` and log the request.
 
-        Return the answer of `owner`. If no answer comes, or if logging fails, return an error object. `withdraw` is
-        called with a reason when no answer is expected any more.
+        Return the answer of `owner`. If no answer comes, or if logging fails, return an error object. If this task is
+        cancelled after `send` and before the answer, `withdraw` is called in the background, with a reason.
         """
         row = _row(asking, asked)
         began = time.perf_counter()
         answered: Object | None = None
+        was_sent = False
         try:
             await self._pending.add(uid, owner, asked, self.seconds)
+            was_sent = True  # A large request is sent whole even if this task is cancelled.
             await send()
             async with asyncio.timeout(self.seconds):
                 answered = _checked(asking, await self._pending.wait(uid))
@@ -203,13 +208,13 @@ class ServerRequests:
         except DatabaseUnavailable:
             answered = _error("The gateway could not ask the client")
         finally:
-            # `answered` is None only if the call was cancelled; then the row is written in the background.
+            # `answered` is None only if this task was cancelled; then the row is written in the background.
             row.duration_ms = (time.perf_counter() - began) * 1000
             if answered is None:
                 row.outcome = "cancelled"
-                self.in_background(self._end(asking, asked, uid, row, None))
-            if withdraw is not None and (answered is None or answered is TIMED_OUT):
-                self.in_background(withdraw("No answer in time" if answered else "The server expects no answer"))
+                self._background.spawn("row of a server's request", self._end(asking, asked, uid, row, None))
+                if was_sent and withdraw is not None:
+                    self._background.spawn("withdrawal of a request", withdraw("No answer is needed any more"))
         # Completed even if the call ends meanwhile: the client was asked, so the log needs the row.
         ending = self._end(asking, asked, uid, row, answered)
         return await asyncio.shield(self._background.spawn("row of a server's request", ending))
@@ -393,6 +398,7 @@ MOST_SUSPENDED = 64  # Suspended calls of one connection in one worker.
 HOLD = """
 INSERT INTO proxy_suspendedcall (id, connection_id, turn, beat_at, expires_at)
 VALUES (%s, %s, 0, statement_timestamp(), statement_timestamp() + make_interval(secs => %s))
+ON CONFLICT (id) DO NOTHING
 """
 BEAT = """
 UPDATE proxy_suspendedcall SET beat_at = statement_timestamp(),

@@ -467,7 +467,7 @@ class IncomingMessages:
     """Handles the messages that a server sends during one of our requests, other than the response.
 
     `on_request` answers each request of the server, except pings, in a separate task. `on_notification` gets all
-    notifications, except the cancellation of such a request.
+    notifications except `notifications/cancelled`, which cancels such a task.
     """
 
     def __init__(
@@ -517,10 +517,21 @@ class IncomingMessages:
             # Eager: a task that is cancelled before its first step could not send an answer.
             task = spawn("request of a server", _log_failure(self._on_request(message, answer)), eager=True)
             self._tasks[task] = message["id"]
-            task.add_done_callback(self._tasks.pop)
+            task.add_done_callback(self._ended)
         elif self._answering < MOST_SERVER_REQUESTS:  # No answer while too many pings and refusals run.
             self._answering += 1
             self._wire.start_background(self._refuse(message, answer))
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if task in self._cancelled:
+            # It counts a while longer, so that a server cannot send and cancel requests without limit.
+            asyncio.get_running_loop().call_later(BACKGROUND_SECONDS, self._forget, task)
+        else:
+            self._forget(task)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        del self._tasks[task]
+        self._cancelled.discard(task)
 
     def _cancel(self, params: object) -> None:
         """Cancel the task for the request with the id `requestId`; ignore an unknown id."""

@@ -144,8 +144,7 @@ def _tell() -> None:
     try:
         with databases.direct(), database.held_if_free(Lock.TELLING) as free:
             if free:
-                telling.tell_at_once()
-                review_messages.tell_reviewers()
+                telling.run_each([telling.tell_at_once, review_messages.tell_reviewers])
     finally:  # A fault in one message must not stop the others.
         telling.deliver_due()
 

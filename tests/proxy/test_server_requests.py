@@ -33,6 +33,7 @@ from tests.proxy.conftest import Agent, Proxy, Start, eventually, sql
 from tests.proxy.scripted import Object, Request
 from tests.proxy.test_bus import end_bus_connections
 from tests.proxy.test_failing_parts import fail_statements
+from wire.sessions import MOST_SERVER_REQUESTS
 
 GIVEN: Object = {"action": "accept", "content": {"name": "Ada"}}
 NOT_FOUND = -32601
@@ -230,6 +231,30 @@ def test_a_request_that_its_server_cancels_is_cancelled_at_the_client(work: Work
     eventually(lambda: not PendingRequest.objects.exists())
     assert person.say({"id": person.heard[0]["id"], "result": GIVEN}) == 202
     assert work.server.answers == []
+
+
+@pytest.mark.full
+def test_requests_that_their_server_cancels_count_for_a_while(work: Work) -> None:
+    async def sends_and_cancels(request: Request) -> None:
+        await request.open_stream()
+        for number in range(MOST_SERVER_REQUESTS):
+            await request.event({"jsonrpc": "2.0", "id": number, **FORM})
+            await asyncio.to_thread(eventually, lambda expected=2 * number + 1: len(person.heard) == expected)
+            await request.event({"jsonrpc": "2.0", "method": CANCELLED, "params": {"requestId": number}})
+            await asyncio.to_thread(eventually, lambda expected=2 * number + 2: len(person.heard) == expected)
+        await request.event({"jsonrpc": "2.0", "id": "one more", **FORM})
+        await asyncio.to_thread(eventually, lambda: work.server.answers)
+        await request.event({"jsonrpc": "2.0", "id": request.message["id"], "result": {"content": []}}, last=True)
+
+    work.server.call = sends_and_cancels
+    person = work.person()
+
+    assert person.call("docs__it")["result"] == {"content": []}
+
+    [answer] = work.server.answers
+    assert (answer["id"], answer["error"]["code"]) == ("one more", NOT_FOUND)
+    assert len(person.heard) == 2 * MOST_SERVER_REQUESTS
+    eventually(lambda: [row.outcome for row in asked_rows()] == ["cancelled"] * MOST_SERVER_REQUESTS)
 
 
 def test_an_answer_that_comes_as_its_call_ends_is_in_the_log(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
