@@ -526,21 +526,17 @@ class Carrier:
     async def _hand_over_all(self, held: OpenServerStream) -> None:
         while held.waiting:
             waiting, held.waiting, held.waiting_bytes = held.waiting, [], 0
-            waiting = [(message, told) for message, told in waiting if not told.cancelled()]
-            if not waiting:
-                continue
             heard = self._heard(held, [message for message, _ in waiting])
             grant = held.source.audience.grant
             place = None
             try:
                 session_id = grant.session.id if grant.session is not None else None
                 place = await self.courier.offer(heard, Owner(grant.connection_id, session_id))
-                messages = [message for message, told in waiting if not told.cancelled()]
                 if place is not None and place.worker == self._name:
-                    rest = [message for message in messages if message["method"] != PROGRESS]
+                    rest = [message for message in heard.messages if message["method"] != PROGRESS]
                     await self._deliver(heard._replace(messages=rest), place.to_call)
                 elif place is None:
-                    rest = [message for message in messages if "id" not in message]
+                    rest = [message for message in heard.messages if "id" not in message]
                     await self._deliver(heard._replace(messages=rest), False)
             finally:
                 for _, told in waiting:

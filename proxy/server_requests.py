@@ -154,8 +154,8 @@ class ServerRequests:
     async def ask_client(self, asking: InteractiveCall, asked: Object, *, withdraws: bool = True) -> Object:
         """Return the client's answer, `{"result": ...}` or `{"error": ...}`.
 
-        If the client does not answer in time, return an error, and tell the client. With `withdraws`, also tell the
-        client if this task is cancelled after the request was sent, and before the client has answered.
+        If the client does not answer in time, return an error. With `withdraws`, tell the client then, and also if
+        this task is cancelled after sending has begun and before the client has answered.
         """
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
@@ -172,10 +172,7 @@ class ServerRequests:
             await stream.notify({"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params})
 
         owner = Owner(asking.grant.connection_id, session.id)
-        answered = await self.wait(asking, asked, uid, owner, send, withdraw if withdraws else None)
-        if answered is TIMED_OUT:
-            await withdraw("No answer in time")
-        return answered
+        return await self.wait(asking, asked, uid, owner, send, withdraw if withdraws else None)
 
     async def wait(
         self,
@@ -188,8 +185,9 @@ class ServerRequests:
     ) -> Object:
         """Call `send` and log the request.
 
-        Return the answer of `owner`. If no answer comes, or if logging fails, return an error object. If this task is
-        cancelled after `send` and before the answer, `withdraw` is called in the background, with a reason.
+        Return the answer of `owner`. If no answer comes, or if logging fails, return an error object. If no answer
+        comes in time, or this task is cancelled after sending has begun and before the answer, `withdraw` is called in
+        the background, with a reason.
         """
         row = _row(asking, asked)
         began = time.perf_counter()
@@ -213,8 +211,9 @@ class ServerRequests:
             if answered is None:
                 row.outcome = "cancelled"
                 self._background.spawn("row of a server's request", self._end(asking, asked, uid, row, None))
-                if was_sent and withdraw is not None:
-                    self._background.spawn("withdrawal of a request", withdraw("No answer is needed any more"))
+            if withdraw is not None and was_sent and (answered is None or answered is TIMED_OUT):
+                reason = "No answer in time" if answered else "No answer is needed any more"
+                self._background.spawn("withdrawal of a request", withdraw(reason))
         # Completed even if the call ends meanwhile: the client was asked, so the log needs the row.
         ending = self._end(asking, asked, uid, row, answered)
         return await asyncio.shield(self._background.spawn("row of a server's request", ending))
@@ -398,7 +397,7 @@ MOST_SUSPENDED = 64  # Suspended calls of one connection in one worker.
 HOLD = """
 INSERT INTO proxy_suspendedcall (id, connection_id, turn, beat_at, expires_at)
 VALUES (%s, %s, 0, statement_timestamp(), statement_timestamp() + make_interval(secs => %s))
-ON CONFLICT (id) DO NOTHING
+ON CONFLICT (id) DO UPDATE SET beat_at = excluded.beat_at, expires_at = excluded.expires_at
 """
 BEAT = """
 UPDATE proxy_suspendedcall SET beat_at = statement_timestamp(),
