@@ -203,10 +203,7 @@ def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
 
 
 def _end_of_last(search: Search, until: datetime) -> datetime:
-    """Return the end of the last bar.
-
-    If the search itself ends at `until`, return `until`. Otherwise return the end of the minute that contains `until`.
-    """
+    """Return the end of the last bar: `until` if the search ends there, otherwise the end of the minute of `until`."""
     # The whole minute lets the bar's link include new calls.
     return until if search.until and until == search.until else MINUTES.begin(until) + MINUTE
 

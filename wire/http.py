@@ -487,7 +487,7 @@ class HttpConnection(asyncio.Protocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[dict[bytes, bytes]] | None:
-        """Return a header cache for the next answers of this connection; None if this answer is not suitable."""
+        """Return a header cache made from this answer, for later ones of the connection; None if it is not suitable."""
         # Suitable: status 200, small, not compressed, received in one piece, and the connection stays open.
         if self.status != 200 or len(data) > SLICE or not self.may_be_kept():
             return None

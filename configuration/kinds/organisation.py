@@ -65,8 +65,8 @@ class OrganisationKind(Kind):
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role",
-            "Role of people who get no role from a rule. If empty, these people cannot sign in. If no rule names a "
-            "role, this field applies only to new people. People with an account then keep their present role.",
+            "Role of people who get no role from a rule. If empty, these people cannot sign in. Without rules that "
+            "name a role, only new people get it, and people with an account keep theirs.",
             80,
             "",
             refers_to="roles",

@@ -486,7 +486,7 @@ async def find_again(
 
 
 def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
-    """Return the grants by query number. For a row that cannot be read, the value is a DatabaseUnavailable."""
+    """Return each query's grant, by the number of the query; a DatabaseUnavailable if its row cannot be read."""
     number, columns = _places(tuple(map(result.fname, range(result.nfields))))
     transformer = Transformer()
     transformer.set_pgresult(result)

@@ -11,6 +11,7 @@ from accounts.models import WorkspaceSettings
 from accounts.models.users import INVITATION
 from accounts.people_forms import MOST_INVITED
 from gatewayadmin.admin.base import CapabilityAdmin
+from gatewayadmin.admin_server import app as admin_server
 from gatewayadmin.config.database import SILENCE_S
 from gatewayadmin.playground import run
 from gatewayadmin.serving.http_protocol import LimitedHttpProtocol
@@ -88,6 +89,7 @@ LIMITS = {
     "requests to the [client directory](../how-to/directory.md) in a minute, from one address": A_MINUTE["directory"],
     "exports of one person at once, in each worker": MAX_EXPORTS,
     "seconds a page waits for a database that does not answer": int(SILENCE_S),
+    "seconds a call of Gateway Admin waits for other calls": int(admin_server.LONGEST_WAIT_S),
 }
 
 
