@@ -367,14 +367,13 @@ async def is_known(headers: Headers, sender: str) -> bool:
 
 
 async def _look_up(sender: str, secret: str, session: str) -> bool:
+    def start() -> asyncio.Task[bool]:
+        return _background.spawn(LOOKUP, asyncio.to_thread(_is_known, secret, session))
+
     try:
-        await _lookups.enter_within(LONGEST_WAIT_S, sender, LOOKUP)
-    except (QueueFull, TimeoutError):
+        return await _lookups.run(LONGEST_WAIT_S, sender, LOOKUP, start)
+    except QueueFull:
         raise SenderBusy from None
-    looking = _background.spawn(LOOKUP, asyncio.to_thread(_is_known, secret, session))
-    # The thread runs to its end even if this request is cancelled.
-    looking.add_done_callback(lambda _: _lookups.leave(sender, LOOKUP))
-    return await asyncio.shield(looking)
 
 
 def _is_known(secret: str, session: str) -> bool:

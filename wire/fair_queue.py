@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -238,11 +238,25 @@ class FairQueue:
                 self.leave(person, connection)
             raise
 
-    async def enter_within(self, seconds: float, person: str, connection: str) -> None:
-        """Take a slot, now or within this time. Raises QueueFull or TimeoutError."""
+    async def run[T](self, seconds: float, person: str, connection: str, start: Callable[[], asyncio.Future[T]]) -> T:
+        """Wait for a slot, at most this time; then call `start`, and return the result of its future.
+
+        The future keeps the slot until it is done, even if this call is cancelled. Raises QueueFull, also if the time
+        is over, and what the future raises.
+        """
         if not self.enter_now(person, connection):
-            async with asyncio.timeout(seconds):
-                await self.enter(person, connection)
+            try:
+                async with asyncio.timeout(seconds):
+                    await self.enter(person, connection)
+            except TimeoutError:
+                raise QueueFull from None
+        try:
+            running = start()
+        except BaseException:
+            self.leave(person, connection)
+            raise
+        running.add_done_callback(lambda _: self.leave(person, connection))
+        return await asyncio.shield(running)
 
     def come_back(self, person: str, connection: str) -> None:
         """Take back the slot that a running call released for a while. Does not wait, even if no slot is free."""

@@ -78,19 +78,17 @@ async def _call(person: str, params: Object) -> Object:
 
 async def _in_thread(person: str, tool: Tool, arguments: Object) -> tuple[str, Object]:
     """Wait for a free thread, and run the tool in it. Raises ToolFailed, also after LONGEST_WAIT_S."""
-    of_person = f"connections of {person}"  # They share the person's threads.
+    loop = asyncio.get_running_loop()
     try:
-        await _queue.enter_within(LONGEST_WAIT_S, person, of_person)
-    except (QueueFull, TimeoutError):
+        # All connections of a person share the person's threads.
+        return await _queue.run(
+            LONGEST_WAIT_S,
+            person,
+            f"connections of {person}",
+            lambda: loop.run_in_executor(_threads, _run, person, tool, arguments),
+        )
+    except QueueFull:
         raise ToolFailed("Other calls of this server take too long. Try again in a few seconds.") from None
-    try:
-        running = asyncio.get_running_loop().run_in_executor(_threads, _run, person, tool, arguments)
-    except RuntimeError:  # No thread can be started.
-        _queue.leave(person, of_person)
-        raise
-    # The thread runs to its end even if this call is cancelled.
-    running.add_done_callback(lambda _: _queue.leave(person, of_person))
-    return await asyncio.shield(running)
 
 
 def _run(person: str, tool: Tool, arguments: Object) -> tuple[str, Object]:
