@@ -378,7 +378,7 @@ def ask(client: "Client", path: str, times: int, sessions: Sessions, pace: Pace)
 
 
 def told(path: str, one: Measured, *, why: bool) -> bool:
-    """Print a line for the address; return True if it is too slow or too large."""
+    """Print the measurements of the page at `path`; return True if the page is too slow or too large."""
     slow, big = one.at(0.95) > MOST_MS, one.size > MOST_BYTES and not NO_PAGE.search(path)
     middle = len(one.here) // 2
     mark = f"{'  SLOW' if slow else ''}{'  LARGE' if big else ''}{'' if one.status == 200 else f'  {one.status}'}"

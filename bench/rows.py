@@ -1,6 +1,6 @@
-"""In the database of a running gateway, create the rows that calls need, or count calls: `rows.py VERB '{...}'`.
+"""Create rows for benchmarks in a gateway's database, or count its calls: `rows.py VERB '{...}'` prints JSON.
 
-This script is run by the Python of the checkout whose models it uses, and prints JSON.
+Run it with the Python of the gateway's own checkout, because it uses the models of that checkout.
 """
 
 import json

@@ -24,7 +24,7 @@ def must_be_right(mistakes: Iterable[Mistake]) -> None:
 
 
 def not_visible(listed: ListedEntries, viewer: User, document: ConfigDocument) -> Iterator[Mistake]:
-    """Yield a mistake for each list that the document has and `viewer` may not see."""
+    """Yield a `Mistake` for each list in the document whose objects `viewer` may not see."""
     for kind in KINDS:
         if kind.id in listed.lists and (missing := [one for one in kind.sees if not viewer.has_perm(one)]):
             names = kind.id.split(".")

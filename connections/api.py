@@ -261,7 +261,7 @@ class HostAtGatewayBody(RequestBody):
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         if not attrs:
-            raise serializers.ValidationError({"allowed": ["Give allowed or tool_set_id."]})
+            raise serializers.ValidationError({"allowed": ["Give `allowed`, `tool_set_id` or both."]})
         return attrs
 
 

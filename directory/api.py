@@ -34,7 +34,7 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
     id = Id()
     team = Reference(
         allow_null=True,
-        help_text="Team whose gateways the address lists. If null, it lists the gateways that are open to everyone.",
+        help_text="The address lists the gateways open to this team. If null, it lists the gateways open to everyone.",
     )
     url = serializers.CharField(
         help_text="Address for clients, which add `/v0.1/servers`. Anybody who has it can read the list."

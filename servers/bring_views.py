@@ -28,7 +28,7 @@ EXPIRED = "The file can no longer be read. Paste it again."
 
 @dataclass
 class FileDraft:
-    """The pasted file between two steps.
+    """The pasted file, kept in the form from one step to the next.
 
     `entered` maps the number of an entry in the file to the credential that the person typed for this entry.
     """

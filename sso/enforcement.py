@@ -55,7 +55,7 @@ def is_signed_in_there(request: HttpRequest, provider: Provider) -> bool:
 
 
 def came_too_late(request: HttpRequest, person: User) -> bool:
-    """True if sign-in at the organisation became enforced while the person signed in with a password."""
+    """True if the person just signed in with a password, and enforcement began before the sign-in finished."""
     if request.session.get(BROWSER) or not Provider.objects.exclude(issuer="").exists():
         return False
     with transaction.atomic():

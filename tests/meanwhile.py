@@ -15,10 +15,10 @@ WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backe
 
 @contextmanager
 def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Run `act` in a concurrent transaction, then the block.
+    """Hold a concurrent transaction open while the block runs, until the block waits for its locks.
 
-    Once the block waits for the transaction's locks, run `then` in the transaction and commit. Fails if the block never
-    waits. The test needs `django_db(transaction=True)`.
+    The transaction runs `act` before the block starts. When the block waits, it runs `then` and commits. Fails if the
+    block never waits. The test needs `django_db(transaction=True)`.
     """
     acted = Event()
 

@@ -144,7 +144,7 @@ def guarded(app: App, header: str, scheme: str) -> App:
 
 
 def session_era(app: App) -> App:
-    """Return a server of the session era; 2026-07-28 requests get the error of older SDKs."""
+    """Return a server of the session era. It answers 2026-07-28 requests with the error that older SDKs send."""
 
     async def judge(scope: Scope, send: Send) -> bool:
         version = headers_of(scope).get("mcp-protocol-version", "")

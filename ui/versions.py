@@ -12,7 +12,7 @@ DIGITS = 12  # Digits of a digest: two values have the same digest by chance onc
 
 
 class ConflictingChange(NamedTuple):
-    """A field that was changed after the writer's version, with the author and time of the change."""
+    """A field that somebody changed after the writer read the object, with the author and time of the change."""
 
     field: str
     now: Any  # The current value.

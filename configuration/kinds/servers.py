@@ -72,7 +72,7 @@ class ServerKind(Kind):
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         if change.row and change.row.is_built_in:
-            yield "slug", "This server is built in. Remove it from the file; gateways in the file can still offer it."
+            yield "slug", "This server is built in. Remove its entry. Gateways in the file can still use the server."
             return
         if change.act is Act.ADD and (reason := slug_taken(Server, change.values["slug"])):
             yield "slug", reason

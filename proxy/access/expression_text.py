@@ -7,7 +7,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "tool.name": ("string", "Name by which clients call the tool, such as `github__create_issue`."),
     "tool.server": ("string", "Name of the server."),
     "tool.title": ("string", "Title of the tool; empty if the tool has none."),
-    "tool.read_only": ("bool", "Whether the tool changes nothing."),
+    "tool.read_only": ("bool", "Whether the tool only reads."),
     "tool.destructive": ("bool", "Whether the tool may delete or overwrite."),
     "tool.open_world": ("bool", "Whether the tool reaches the outside world, such as the web."),
     "agent.name": ("string", "Name of the app or agent."),

@@ -215,7 +215,7 @@ DOORS = (
 
 
 def build(kind: str) -> tuple[Scene, User | None]:
-    """Return the scene, and the person of this kind in it."""
+    """Return a new scene, and its person of this `kind`, such as "admin"."""
     docs, mia = make.server(slug="docs"), make.user(Capability.APPROVALS_DECIDE, email="mia@example.com")
     link = make.connection(make.agent(by=mia, name="CI bot"), make.gateway(docs, slug="work"), mia)
     arguments = {"note": SECRET, "amount": 740}

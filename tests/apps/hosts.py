@@ -113,7 +113,7 @@ class Hosts:
         return f"http://localhost:{self.port}/sandbox"
 
     def show(self, page: Page, host: str, tool: str, **options: Any) -> dict[str, Any]:
-        """Have a host list the tools, call `tool` and show its app; return the data that the host received."""
+        """Let `host` list the tools, call `tool` and show the tool's app; return the data that the host received."""
         page.route(f"{CESIUM}**", _cesium)
         page.route(TILES, _tile)
         page.goto(f"{self.origin}/{host}")

@@ -1,6 +1,6 @@
-"""axe on the pages before signing in, and meaningful names of the links and buttons that a screen reader lists.
+"""Pages before signing in are accessible, and links and buttons have meaningful names for screen readers.
 
-test_pages.py checks all other pages with axe.
+test_pages.py checks the pages after signing in.
 """
 
 import re

@@ -149,7 +149,7 @@ def test_rest_lists_blocks_and_forgets_hosts_of_a_gateway(boss: User) -> None:
     [listed] = rest.get(path, allowed=False).json()["results"]
     assert (listed["host"], listed["set_by"]) == ({"id": str(host.pk), "name": "CI bot"}, boss.email)
     assert rest.get(path, allowed=True).json()["results"] == []
-    assert rest.send("put", one, {}).json()["errors"] == {"allowed": ["Give allowed or tool_set_id."]}
+    assert rest.send("put", one, {}).json()["errors"] == {"allowed": ["Give `allowed`, `tool_set_id` or both."]}
     assert rest.send("put", f"{path}/{gateway.pk}", {"allowed": True}).status_code == 404
     assert rest.send("delete", one, None).status_code == 204
     assert rest.get(one).status_code == 404

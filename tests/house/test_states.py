@@ -1,6 +1,6 @@
 """One word for each state and each cause: on pages, in REST, in the Django admin, in the log and for callers.
 
-`test_counts` compares pages with the same world.
+test_counts.py compares the numbers on pages with the same rows.
 """
 
 from collections.abc import Iterator

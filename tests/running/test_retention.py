@@ -1,4 +1,4 @@
-"""Dropping old partitions during calls loses no answered call and delays none."""
+"""While old partitions are dropped, no call is delayed and every answered call stays in the log."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing

@@ -245,7 +245,7 @@ def test_archive_that_was_changed_is_not_read(folder: Path) -> None:
 
 @pytest.mark.full
 def test_commands_as_printed(tmp_path: Path) -> None:
-    """Run the commands of docs/how-to/send-the-logs.md in separate processes, the search without a database."""
+    """Run the commands that docs/how-to/send-the-logs.md prints. `search_archive` runs without a database."""
     moment = timezone.now() - OLD * DAY
     made = [str(old(feature_name=name).uid) for name in ("create_issue", "other")]
     page = (ROOT / "docs" / "how-to" / "send-the-logs.md").read_text()

@@ -1,4 +1,7 @@
-"""Exported lists: the filtered rows in the list's order, with all columns; recorded, limited, without secrets."""
+"""Exported lists have the filtered rows in the list's order, and all columns but no secrets.
+
+Each export is an admin event. The number of rows is limited.
+"""
 
 import html
 import re
