@@ -248,7 +248,7 @@ def _asked(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named(name: str) -> Any:
-    return Gateway.objects.live().filter(named(name.strip()))
+    return Gateway.objects.live().filter(named(name))
 
 
 class ServerArchive(Resource):

@@ -257,7 +257,7 @@ class ServerResource(Resource):
     def create(self, request: Request) -> Response:
         """Register a server."""
         body = self.body()
-        others = Server.objects.live().filter(named(body["name"].strip()))
+        others = Server.objects.live().filter(named(body["name"]))
         if others.exists() or Server.objects.filter(slug=body["slug"]).exists():
             raise already_exists(NAME_TAKEN)
         return self.current(Server.objects.add(**checked(ServerForm(body)), by=self.me), HTTPStatus.CREATED)
@@ -270,7 +270,7 @@ class ServerResource(Resource):
         form = ServerForm(server=server)
         if fixed := sorted(set(changes) - set(form.fields)):
             raise ValidationError({name: ["Cannot be set: this server is part of the gateway."] for name in fixed})
-        others = Server.objects.live().exclude(pk=server.pk).filter(named(changes.get("name", "").strip()))
+        others = Server.objects.live().exclude(pk=server.pk).filter(named(changes.get("name", "")))
         if others.exists():
             raise already_exists(NAME_TAKEN)
         cleaned = {**changes, **checked(ServerForm({**form.initial, **changes}, server=server))}

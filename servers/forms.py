@@ -343,7 +343,7 @@ def _others(server: Server | None) -> ServerQuerySet:
 
 def is_taken(name: str) -> bool:
     """True if a live server has this name."""
-    return _others(None).filter(named(name.strip())).exists()
+    return _others(None).filter(named(name)).exists()
 
 
 NO_COMMAND = (

@@ -90,7 +90,7 @@ def _must_have_room(owner: User, name: str) -> None:
         raise AccessEnded(AccessEnded.__doc__)
     if ApiKey.objects.filter(user=owner).active().count() >= MOST_PER_PERSON:
         raise TooManyApiKeys(TooManyApiKeys.__doc__)
-    if ApiKey.objects.filter(user=owner).live().filter(named(name.strip())).exists():
+    if ApiKey.objects.filter(user=owner).live().filter(named(name)).exists():
         raise KeyNameTaken(KeyNameTaken.__doc__)
 
 

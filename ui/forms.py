@@ -135,8 +135,8 @@ def holds(field: str, words: str) -> Q:
 
 
 def named(name: str) -> Q:
-    """Match rows with this name, ignoring case in the same way as the constraints that make names unique.
+    """Match rows with this name, ignoring white space around it, and case as the constraints that make names unique do.
 
     `iexact` would compare in upper case, where the Kelvin sign and “k” differ. In lower case they are equal.
     """
-    return Q(Exact(Lower("name"), Lower(Value(name))))
+    return Q(Exact(Lower("name"), Lower(Value(name.strip()))))

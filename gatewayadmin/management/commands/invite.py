@@ -33,7 +33,7 @@ class Command(WorkspaceCommand):
 
 
 def _named(model: Any, name: str) -> Any:
-    row = model.objects.filter(named(name.strip())).first()
+    row = model.objects.filter(named(name)).first()
     if row is None:
         names = ", ".join(model.objects.values_list("name", flat=True))
         raise CommandError(f"There is no {model._meta.verbose_name} {name}. There are: {names or 'none'}.")

@@ -47,7 +47,7 @@ def _user(email: str) -> User:
 
 
 def _issue(user: User, host_name: str, gateway: Gateway, name: str, days: int) -> Issued:
-    agents = Host.objects.live().filter(named(host_name.strip()), kind=HostKind.TOKEN)
+    agents = Host.objects.live().filter(named(host_name), kind=HostKind.TOKEN)
     host = agents.first() or Host.objects.add_agent(name=host_name, by=user)
     connection = Connection.objects.open(host=host, gateway=gateway, user=user, identities={}, by=user)
     return Token.objects.issue(connection, name=name or f"issued {secrets.token_hex(4)}", expires_in_days=days, by=user)
