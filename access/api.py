@@ -29,7 +29,10 @@ class AccessSourceSerializer(serializers.Serializer[Any]):
     """A reason for the access: a team, a role, a grant, superuser status, or a gateway that is open to everyone."""
 
     kind = serializers.CharField(help_text="`everyone`, `team`, `role`, `superuser` or `grant`.")
-    name = serializers.CharField(help_text="Name of the team, role or gateway, or address of the person.")
+    name = serializers.CharField(
+        help_text="Name of the team or role; for `everyone` and `grant`, name of the gateway; for `superuser`, e-mail "
+        "address of the person."
+    )
     since = UtcDateTimeField(allow_null=True, help_text="When this source began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When this source ends; null if no end is set.")
 
@@ -69,7 +72,7 @@ class AccessSerializer(serializers.Serializer[AccessLine]):
     since = UtcDateTimeField(allow_null=True, help_text="When the access began; null if that is not known.")
     until = UtcDateTimeField(allow_null=True, help_text="When the access ends; null if no end is set.")
     last_used_at = serializers.SerializerMethodField(
-        help_text="The person's last call on the gateway; null if there is none, if the report is for a past day, or "
+        help_text="Time of the person's last call on the gateway. Null if there was no call, if `on` is a past day, or "
         "if you may not see connections."
     )
 
@@ -110,9 +113,9 @@ class AccessReportQuery(ListQuery):
     )
     on = serializers.DateField(
         required=False,
-        help_text="Show the access at the end of this day (UTC); for today, show the present access. For a past day, "
-        "`last_used_at` is null, and the filter `unused` is ignored. For days before the history of access began, "
-        "teams, roles and access are derived from admin events.",
+        help_text="Show the access that people had at the end of this day (UTC). If the day is today, show the present "
+        "access. For a past day, `last_used_at` is null, and the filter `unused` is ignored. For a day before the "
+        "history of access began, the teams, roles and access are derived from admin events.",
     )
 
     def validate_on(self, on: date) -> date:

@@ -1,6 +1,7 @@
-"""The rows that decide who may use which gateways, read once for a report.
+"""The database rows from which a report computes who may use which gateways. A report reads them once.
 
-This module must agree with proxy/access/query.sql, which allows or refuses calls. tests/access compares the results.
+This module must give the same access as proxy/access/query.sql, the query that allows or refuses calls. tests/access
+compares the two.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _grouped(pairs: Iterable[Pair]) -> Mapping[UUID, frozenset[UUID]]:
 
 
 def without_new(known: InForce, limit: datetime) -> InForce:
-    """Return a copy of `known`, the present access, without access that began after `limit`."""
+    """Return a copy of `known` without the access that began after `limit`. `known` must be the present access."""
     true = History(Q(began_at__gt=limit, ended_at=None))
     teams, everyone, without = (
         true.pairs(FactKind.OPEN_TO),
@@ -166,7 +167,7 @@ def in_force_at(moment: datetime, people: QuerySet[User] | None = None) -> InFor
 
 
 class History:
-    """The recorded facts that match `where`, grouped by kind."""
+    """The facts of the access history that match the condition `where`, grouped by their kind."""
 
     def __init__(self, where: Q) -> None:
         self._facts = defaultdict[str, list[tuple[UUID, UUID | None]]](list)

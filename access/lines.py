@@ -1,4 +1,7 @@
-"""The lines of an access report: for each person and gateway, the reasons for the access, and how it is used."""
+"""The lines of an access report.
+
+A line says why a person may use a gateway, and how the person uses it: through which apps, agents and tokens.
+"""
 
 from __future__ import annotations
 
@@ -87,9 +90,9 @@ class AccessLine:
 
 
 class LineLoader:
-    """Loads the report lines with these keys, in a fixed number of queries.
+    """Loads the report lines for the given `keys`. The number of queries does not depend on the number of keys.
 
-    Leaves out lines whose person, gateway or tool no longer exists.
+    A key whose person, gateway or tool no longer exists gets no line.
     """
 
     def __init__(self, known: InForce, keys: Sequence[Key]) -> None:

@@ -88,7 +88,7 @@ class PermittedUnits:
         return found
 
     def in_bits(self, bits: int) -> Iterator[AccessUnit]:
-        """Yield the units whose bits are set in `bits`, in order."""
+        """Yield the units whose bits are set in `bits`, from the lowest bit to the highest."""
         for number, bit in enumerate(reversed(f"{bits:b}")):
             if bit == "1":
                 yield self.units[number]

@@ -30,7 +30,10 @@ SORTS = {"since": "since", "used": "last_used_at"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The filters of a report. An empty list of ids does not filter. Exception: an empty `hosts` matches nothing."""
+    """The filters of a report.
+
+    An empty list of ids does not filter. `hosts` is different: None does not filter, and an empty list matches nothing.
+    """
 
     q: str = ""  # Text in a person's name or address, or in a gateway's name.
     people: Sequence[UUID] = ()
@@ -46,7 +49,11 @@ class Asked:
 
 @dataclass
 class AccessReport:
-    """The lines that `asked` matches, as a lazy, sliceable sequence; by default sorted by person, gateway and tool."""
+    """The lines of the access report that match the filters in `asked`.
+
+    The report is a sequence that can be sliced. It loads lines only when they are needed. By default, the lines are
+    sorted by person, gateway and tool.
+    """
 
     asked: Asked = field(default_factory=Asked)
     # "-person", or one of SORTS with or without "-". More than MOST_SORTED lines stay sorted by person.
@@ -168,9 +175,9 @@ class AccessReport:
     def _unused(self) -> Any:
         """Return a function that takes a person's id and access units, and returns the unused units (all as bits).
 
-        A unit is unused if the person has not used its gateway in the last `asked.unused` days. A unit that the person
-        got during those days is left out, unless the person used the gateway earlier. All units are returned if
-        `asked.unused` is not set, or if the report is about a past moment.
+        A unit is unused if the person has not used its gateway in the last `asked.unused` days. If the person got the
+        unit during those days, it counts as unused only if the person had used the gateway before those days. All units
+        are returned if `asked.unused` is not set, or if the report is about a past moment.
         """
         if not self.asked.unused or self.moment:
             return lambda _, bits: bits

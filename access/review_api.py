@@ -1,4 +1,4 @@
-"""/api/access-reviews: start reviews, read and answer their lines, reassign, remind and close."""
+"""/api/access-reviews: start and close reviews, answer and reassign their lines, and remind reviewers."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ class ReviewSerializer(serializers.Serializer[Any]):
     subjects = serializers.ListField(
         child=serializers.CharField(),
         source="subject_names",
-        help_text="Names of the gateways or teams, or addresses of the people; empty for everything.",
+        help_text="Names of the gateways or teams, or e-mail addresses of the people. Empty if all access is reviewed.",
     )
-    reviewers = serializers.SerializerMethodField(help_text="Addresses of the reviewers.")
+    reviewers = serializers.SerializerMethodField(help_text="E-mail addresses of the reviewers.")
     fallback = serializers.EmailField(
         source="fallback.email",
         default=None,
         allow_null=True,
-        help_text="Address of the fallback reviewer; null if there is none.",
+        help_text="E-mail address of the fallback reviewer; null if there is none.",
     )
     due_on = serializers.DateField(help_text="The last day for answers, in UTC.")
     unanswered = serializers.ChoiceField(
@@ -68,7 +68,7 @@ class ReviewSerializer(serializers.Serializer[Any]):
     )
     self_review = serializers.BooleanField(help_text="Whether people may answer lines about themselves.")
     started_by = serializers.EmailField(
-        source="started_by.email", help_text="Address of the person who started the review."
+        source="started_by.email", help_text="E-mail address of the person who started the review."
     )
     started_at = UtcDateTimeField(help_text="When the lines of the review were collected.")
     closed_at = UtcDateTimeField(allow_null=True, help_text="When the review was closed; null while it is open.")
@@ -89,7 +89,7 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
     id = Id()
     user_id = serializers.UUIDField(source="person_id", help_text="Id of the person.")
     user_email = serializers.EmailField(
-        source="person_email", help_text="Address of the person when the review started."
+        source="person_email", help_text="E-mail address of the person when the review started."
     )
     kind = serializers.ChoiceField(ThingKind.choices, help_text="Kind of the access.")
     thing_id = serializers.UUIDField(
@@ -107,11 +107,14 @@ class ReviewLineSerializer(serializers.Serializer[ReviewLine]):
         "these 90 days. False if both the start and the last use are unknown."
     )
     reviewer = serializers.EmailField(
-        source="reviewer.email", default=None, allow_null=True, help_text="Address of the person who answers this line."
+        source="reviewer.email",
+        default=None,
+        allow_null=True,
+        help_text="E-mail address of the reviewer whose answer is expected; null if the line has no reviewer.",
     )
     answer = serializers.SerializerMethodField(help_text="`open`, `keep`, `end` or `flag`.")
     answered_by = serializers.CharField(
-        source="answered_email", help_text="Address of the person who answered; may be empty."
+        source="answered_email", help_text="E-mail address of the person who answered; may be empty."
     )
     answered_at = UtcDateTimeField(allow_null=True, help_text="When the line was answered; null while it is open.")
     note = serializers.CharField(help_text="Note of the answer; may be empty.")
@@ -170,7 +173,7 @@ class ReviewBody(RequestBody):
         child=serializers.UUIDField(),
         required=False,
         max_length=MOST_NAMED,
-        help_text="Ids of the gateways, teams or people; empty for everything.",
+        help_text="Ids of the gateways, teams or people. Leave empty if the scope is `everything`.",
     )
     reviewer_ids = serializers.ListField(
         child=serializers.UUIDField(), max_length=MOST_NAMED, help_text="Ids of the reviewers."
@@ -254,7 +257,9 @@ class ReviewResource(Resource):
         fallback = body.pop("fallback_id", None)
         subjects, named = SUBJECTS.get(body["scope"]), body.pop("subject_ids", [])
         if bool(subjects) != bool(named):
-            raise ValidationError({"subject_ids": ["Give the ids of the objects to review; for `everything`, no ids."]})
+            raise ValidationError(
+                {"subject_ids": ["Give the ids of the objects to review. With the scope `everything`, give no ids."]}
+            )
         review = Review.objects.start(
             **body,
             subjects=_found(subjects.rows(), named, "subject_ids") if subjects else [],

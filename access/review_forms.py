@@ -84,7 +84,7 @@ class LineFilter(ListFilter):
 
     @property
     def query(self) -> dict[str, str]:
-        """The filters that are set, as parameters."""
+        """The filters that are set, as query parameters of the page."""
         return {name: str(value) for name, value in self.values.items() if value}
 
 
@@ -110,7 +110,10 @@ def reviewers_named(text: str) -> list[User]:
 
 @dataclass(frozen=True)
 class ScopeRows:
-    """The rows that can be chosen for one scope of a review. The form names a row by its value in one of `columns`."""
+    """The gateways, teams or people that can be entered for one scope of a review.
+
+    In the form, a row is entered by its value in one of `columns`, such as the name or slug of a gateway.
+    """
 
     rows: Callable[[], Any]
     columns: Sequence[str]
@@ -136,9 +139,9 @@ SUBJECTS: Mapping[str, ScopeRows] = {
     ReviewScope.PEOPLE: ScopeRows(lambda: User.objects.filter(is_active=True), ("email",), "active person"),
 }
 EXPLAINED = {
-    Unanswered.LIST: "The access in unanswered lines stays. The result lists the lines.",
-    Unanswered.END: "The access in unanswered lines ends a day after the due date. On that day, you must have the "
-    "permission to end the access. Otherwise, the access stays, and the result lists the line.",
+    Unanswered.LIST: "The access in unanswered lines stays. The result of the review lists these lines.",
+    Unanswered.END: "The access in each unanswered line ends a day after the due date. If you lack the permission to "
+    "end it on that day, the access stays. The result of the review then lists the line.",
 }
 
 
@@ -156,7 +159,8 @@ class StartForm(forms.Form):
         required=False,
         max_length=MOST_SUBJECTS * 255,
         widget=forms.Textarea(attrs={"rows": 3}),
-        help_text="Names of gateways or teams, or e-mail addresses of people, one per line. Empty for everything.",
+        help_text="Names of gateways or teams, or e-mail addresses of people, one per line. Enter nothing to review "
+        "all access.",
     )
     reviewers = forms.CharField(
         widget=forms.Textarea(attrs={"rows": 2}),

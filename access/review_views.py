@@ -207,7 +207,7 @@ def _with_people(rows: Any) -> Any:
 
 
 def _may(review: Review, viewer: User) -> dict[str, bool]:
-    """Return the actions on the review by name, each with True if the viewer may take the action, otherwise False."""
+    """Return for each action on the review, such as `may_close`, whether the viewer may take it."""
     is_manager = review.is_open and may_start(viewer)
     may_answer = review.is_open and review.names_reviewer(viewer)
     return {
@@ -252,7 +252,7 @@ def progress_of(review: Review) -> dict[str, Any]:
 
 
 def given_since(review: Review) -> int:
-    """Return the number of live grants that people in the review have received since it was started."""
+    """Return how many grants people in the review have received since its start. Ended grants do not count."""
     people = review.lines.order_by().values("person")
     new = {"user__in": people, "given_at__gt": review.started_at}
     return sum(grants.objects.live().filter(**new).count() for grants in (ToolGrant, GatewayGrant))
@@ -349,7 +349,7 @@ def _moved(found: Answers, email: str) -> str:
     moved = f"{number_of(len(found.done), 'line')} given to {email}"
     return sentences(
         f"{moved}.",
-        f"{number_of(len(found.refused), 'line')} not given: people would answer about their own access."
+        f"{number_of(len(found.refused), 'line')} not given: {email} cannot review their own access."
         if found.refused
         else "",
     )

@@ -64,7 +64,7 @@ class UserSerializer(serializers.Serializer[User]):
 
     id = Id()
     email = serializers.EmailField(help_text="E-mail address used to sign in.")
-    display_name = serializers.CharField(help_text="Name on the pages.")
+    display_name = serializers.CharField(help_text="Name that pages show.")
     role = Reference(allow_null=True, help_text="Role of the person; null if none.")
     teams = Reference(many=True, help_text="Teams of the person.")
     is_active = serializers.BooleanField(help_text="If false, the person cannot sign in, and their tokens do not work.")
@@ -74,11 +74,11 @@ class UserSerializer(serializers.Serializer[User]):
     )
     is_staff = serializers.BooleanField(help_text="Whether the person can open the Django admin.")
     by_organisation = serializers.BooleanField(
-        help_text="Whether the person is linked to an account at the organisation. An account at an earlier provider "
-        "counts, too."
+        help_text="Whether the person is linked to an account at the organisation's identity provider, or was linked "
+        "to one at an earlier identity provider."
     )
     break_glass = serializers.BooleanField(
-        help_text="Whether this is an owner whose password works although sign-in by the organisation is enforced."
+        help_text="True for an owner who may sign in with a password even when sign-in by the organisation is enforced."
     )
     second_factor = serializers.SerializerMethodField(
         help_text="Whether the person has a second factor here: an authenticator app or a security key."
@@ -95,7 +95,7 @@ class UserSerializer(serializers.Serializer[User]):
 class InvitationSerializer(serializers.Serializer[Any]):
     """The link with which an invited person chooses a password; it is shown once."""
 
-    link = serializers.CharField(help_text="Address where the person chooses a password; works for 72 hours.")
+    link = serializers.CharField(help_text="URL where the person chooses a password; works for 72 hours.")
     mailed = serializers.BooleanField(help_text="Whether a mail server accepted the invitation.")
     expires_at = UtcDateTimeField(help_text="When the link expires.")
 
@@ -299,16 +299,19 @@ class UserResource(Resource):
 
 
 def _with_role(body: dict[str, Any]) -> dict[str, Any]:
-    """Remove the ending `_id` from field names, because validation has replaced the id in `role_id` by a Role."""
+    """Return `body` with its field names changed: the ending `_id` is removed.
+
+    Validation has replaced the id in `role_id` by a Role, so the field is called `role` from here on.
+    """
     return {name.removesuffix("_id"): value for name, value in body.items()}
 
 
 class CapabilitySerializer(serializers.Serializer[Capability]):
     """A capability that a role may have."""
 
-    constant = serializers.CharField(source="name", help_text="Name in the documentation.")
-    slug = serializers.CharField(help_text="Name in this API and in API keys.")
-    label = serializers.CharField(read_only=True, help_text="Name on the pages.")  # type: ignore[assignment]  # DRF removes `label` from the class
+    constant = serializers.CharField(source="name", help_text="Name in the documentation, such as `GATEWAYS_READ`.")
+    slug = serializers.CharField(help_text="Name in this API and in API keys, such as `gateways:read`.")
+    label = serializers.CharField(read_only=True, help_text="Name that pages show.")  # type: ignore[assignment]  # DRF removes `label` from the class
     allows = serializers.CharField(help_text="What the capability allows, in words.")
     includes = serializers.SerializerMethodField(help_text="Slugs of the capabilities that this one includes.")
 

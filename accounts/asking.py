@@ -1,4 +1,4 @@
-"""Requests for capabilities, stored as admin events only."""
+"""Requests of people for capabilities. A request has no row of its own: it is stored as an admin event."""
 
 from __future__ import annotations
 

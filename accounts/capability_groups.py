@@ -60,7 +60,10 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class CapabilityCheckbox:
-    """One checkbox of the check-list. `withheld` is the reason why the checkbox is disabled, otherwise empty."""
+    """One checkbox of the check-list.
+
+    `withheld` says why the checkbox is disabled. It is empty if the checkbox is enabled.
+    """
 
     capability: Capability
     ticked: bool
@@ -109,7 +112,7 @@ def _withheld(editor: User, capability: Capability) -> str:
 
 
 class ChecksCapabilities(forms.Form):
-    """A form with a check-list of capabilities. At first, the form ticks the capabilities in `at_first`."""
+    """A form with a check-list of capabilities. The capabilities in `at_first` are ticked when the form opens."""
 
     at_first: frozenset[Capability] = frozenset()
     capabilities = forms.MultipleChoiceField(

@@ -31,14 +31,14 @@ USES_GATEWAYS = (
     "Whether people with this role can use gateways. If false, these people can look at pages, but their calls are "
     "refused."
 )
-REQUIRED_SIGN_IN = "How people must sign in with a browser: `none` (in any way), `second_factor` or `organisation`."
+REQUIRED_SIGN_IN = "Sign-in that a browser needs: `second_factor`, `organisation`, or `none` if any sign-in is enough."
 
 
 class RoleSerializer(serializers.Serializer[Role]):
     """A role, with the slugs of its capabilities."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name on the pages.")
+    name = serializers.CharField(help_text="Name that pages show.")
     locked = serializers.BooleanField(help_text="If true, only `required_sign_in` of this role can be changed.")
     capabilities = serializers.SerializerMethodField(help_text="Slugs of its capabilities.")
     users_count = serializers.IntegerField(help_text="Number of people with this role.")
@@ -147,7 +147,7 @@ class TeamSerializer(serializers.Serializer[Team]):
     """A team and its members."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name on the pages.")
+    name = serializers.CharField(help_text="Name that pages show.")
     users = Member(many=True, help_text="Members of the team.")
 
 
@@ -243,16 +243,16 @@ class WorkspaceChanges(RequestBody):
 
 
 class WorkspaceSerializer(WorkspaceChanges):
-    """All settings; `public_url`, `private_upstreams` and `archive` come from the environment."""
+    """All settings. Environment variables set `public_url`, `private_upstreams` and `archive`."""
 
     shorter_retention_days = serializers.IntegerField(
-        allow_null=True, help_text="Requested shorter retention; null if none is pending."
+        allow_null=True, help_text="Requested shorter retention, in days; null if none is pending."
     )
     shorter_retention_at = serializers.DateTimeField(
         allow_null=True, help_text="When the requested shorter retention takes effect; null if none is pending."
     )
     shorter_retention_drops = serializers.SerializerMethodField(
-        help_text="Estimated number of calls that the requested shorter retention will delete; null without a request."
+        help_text="Estimated number of calls that the requested shorter retention will delete; null if none is pending."
     )
     public_url = serializers.SerializerMethodField(help_text="Address of this installation.")
     private_upstreams = serializers.SerializerMethodField(help_text="Private networks in which servers may be.")

@@ -1,9 +1,11 @@
-"""Store a submitted form that first requires a confirmation, and resubmit it after the confirmation.
+"""Store a submitted form while the person is asked for a confirmation, and resubmit the form afterwards.
 
-The person confirms by re-authentication, or by *Change by hand* (configuration.by_hand). The session stores the form,
-encrypted, for one person and one URL, under a random key (not the encryption key). For a re-authentication, the
-parameter `next` is a URL with the random key as fragment. After the confirmation, the browser posts this key instead of
-the form. So no secret of the form appears in a page, a URL or a log. All checks of the form are made again.
+There are two kinds of confirmation: re-authentication, and *Change by hand* (configuration.by_hand). The session stores
+the form, encrypted, for one person and one URL. Each stored form has a random key, which is not the encryption key. A
+re-authentication gets this key as the fragment of the URL in its parameter `next`.
+
+After the confirmation, the browser posts the key instead of the form. So no secret of the form appears in a page, a URL
+or a log. The view checks the resubmitted form like any other form.
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ MOST_CHARACTERS = 56 * 1024  # Per form, compressed and encrypted. Every request
 
 
 def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:
-    """Store the form when a view raises ReauthenticationRequired, and restore the data when the form is resubmitted.
+    """Return a middleware that stores the posted form when a view raises ReauthenticationRequired.
 
-    Place this middleware after AccountMiddleware. Otherwise AccountMiddleware stores the data unencrypted.
+    When the browser posts the key of a stored form, the middleware replaces `request.POST` with the stored data. Place
+    this middleware after AccountMiddleware. Otherwise AccountMiddleware stores the data unencrypted.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -111,7 +114,7 @@ def _held(request: HttpRequest) -> dict[str, Any]:
 
 
 def _is_sent_again(request: HttpRequest, view: object) -> bool:
-    """True if a signed-in person's POST has the key of a stored form."""
+    """True if a signed-in person posts a key instead of a form. The stored form may have expired."""
     # Views without a CSRF check are called by programs, not by forms on pages.
     if request.method != "POST" or getattr(view, "csrf_exempt", False):
         return False
@@ -127,7 +130,7 @@ def _forget(request: HttpRequest) -> None:
 def _taken(request: HttpRequest, key: str) -> QueryDict | None:
     """Remove the form stored under `key`, and return its data.
 
-    Return None if this person has no readable form for this URL.
+    Return None if there is no such form, if it belongs to another person or URL, or if it cannot be decrypted.
     """
     sent = _sent(request, key)
     if key in (held := _held(request)):

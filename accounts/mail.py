@@ -132,7 +132,7 @@ class MailTestResult:
 
 
 def send_test_mail(*, by: User) -> MailTestResult:
-    """Send a test mail only to the person `by`. Raises NoMailServer, or TooManyTestMails."""
+    """Send a test mail to the person `by`, and return the result. Raises NoMailServer or TooManyTestMails."""
     if not settings.MAIL_SERVER:
         raise NoMailServer(NoMailServer.__doc__)
     _count(by)

@@ -58,8 +58,8 @@ class LinkTokens(PasswordResetTokenGenerator):
 class JoinTokens(LinkTokens):
     """Single-use tokens of invitations, valid until the person's `invitation_expires_at`.
 
-    Some people must sign in at the organisation. They join by signing in there, and their token only identifies the
-    invitation.
+    A person who must sign in at the organisation joins by signing in there, and sets no password. The token of this
+    person identifies the invitation.
     """
 
     key_salt = "accounts.password_links.JoinTokens"
@@ -86,7 +86,10 @@ def invitation_link(person: User, base: str = "") -> str:
 
 
 def invitation_context(person: User, link: str, *, by: User | None) -> dict[str, Any]:
-    """Return the context of the mail that invites `person`. If nobody invited them just now, `by` is None."""
+    """Return the context for the templates of the mail that invites `person`.
+
+    `by` is the person who sends the invitation. It is None if the mail answers a request for a password reset.
+    """
     return {"person": person, "link": link, "by": by, "joins_there": must_sign_in_at_organisation(person)}
 
 
@@ -96,9 +99,11 @@ def mail_invitation(person: User, link: str, *, by: User) -> bool:
 
 
 def reset_mail(person: User) -> EmailMessage | None:
-    """Return the mail with a link to set a new password, or the mail of an invitation that was not accepted yet.
+    """Return the mail that answers a request for a password reset, or None.
 
-    Return None if the person has no password to set: they sign in at the organisation, or their invitation has expired.
+    A person with a password gets a link to set a new one. A person with an open invitation gets the invitation again.
+    Return None for a person who must sign in at the organisation, and for a person with neither password nor open
+    invitation.
     """
     if must_sign_in_there(person):
         return None

@@ -53,7 +53,7 @@ def of_status(status: str) -> Q:
 
 
 def matching_words(words: str) -> Q:
-    """Match people whose e-mail or name contains these words."""
+    """Return the condition that matches people whose e-mail or name contains these words."""
     return holds("email", words) | holds("display_name", words)
 
 
@@ -64,7 +64,10 @@ def with_last_call(people: QuerySet[User]) -> QuerySet[User]:
 
 
 class PeopleFilter(ListFilter):
-    """The filters of the list of people. The filtered queryset needs `with_last_call` and `with_second_factor`."""
+    """The filters of the list of people.
+
+    `with_last_call` and `with_second_factor` must annotate a queryset before it is filtered.
+    """
 
     role = forms.ModelMultipleChoiceField(Role.objects.all(), required=False)
     asking = forms.BooleanField(required=False)  # Only people with an open request for a capability.
@@ -92,7 +95,11 @@ class PeopleFilter(ListFilter):
 
 
 class RoleRadios(forms.RadioSelect):
-    """Radio buttons for roles, with `notes` on some. The roles in `withheld` are disabled, with the reason as note."""
+    """Radio buttons for roles.
+
+    The roles in `withheld` are disabled, and the tooltip shows the reason. Other roles can have a tooltip in `notes`.
+    Both mappings have role ids as keys.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -111,7 +118,7 @@ class RoleRadios(forms.RadioSelect):
 class RoleChoice(forms.Form):
     """Choice of a person's role. Roles that the person `grantor` cannot give are disabled.
 
-    The form marks the roles that include some of the capabilities in `asked`.
+    `asked` are the capabilities that the person has requested. The tooltip of a role lists those that it includes.
     """
 
     role = forms.ModelChoiceField(Role.objects.none(), empty_label=None, widget=RoleRadios)
@@ -161,7 +168,10 @@ class AddressesField(forms.CharField):
 
 
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield name and address of each entry. For an invalid entry, yield its text as the address, to refuse it later."""
+    """Yield name and address of each entry.
+
+    For an entry that cannot be parsed, yield its text as the address; the caller then refuses the address.
+    """
     for line in lines:
         found = getaddresses([line.strip(" ,")], **NOT_STRICT)
         if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.
@@ -171,7 +181,10 @@ def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
-    """Return (name, address) pairs: one for each word if all words have an @, otherwise one for the whole text."""
+    """Return (name, address) pairs for the words between two commas.
+
+    If every word has an @, each word is an address of its own. Otherwise the words together are one entry.
+    """
     if len(words) > 1 and all("@" in word[1:-1] for word in words):
         return [entry for word in words for entry in _entries([word])]
     text = " ".join(words)
@@ -241,13 +254,20 @@ class PersonForm(forms.Form):
 
 
 class ResendInvitationForm(forms.Form):
-    """Confirms a new invitation link. `epoch` identifies the link to replace, so that a second submit has no effect."""
+    """Confirms that a new invitation link replaces the current one.
+
+    `epoch` identifies the current link. If the same form is submitted again, its `epoch` is out of date, and no new
+    link is made.
+    """
 
     epoch = forms.IntegerField(widget=forms.HiddenInput)
 
 
 class RoleForm(ChecksCapabilities):
-    """The fields of a role. The capabilities in `before` are ticked at first, unless `initial` has others."""
+    """The fields of a role.
+
+    When the form opens, the capabilities in `initial` are ticked, or those in `before` if `initial` has no such entry.
+    """
 
     name = forms.CharField(max_length=80)
     required_sign_in = forms.ChoiceField(
@@ -255,7 +275,8 @@ class RoleForm(ChecksCapabilities):
         required=False,
         choices=RequiredSignIn.choices,
         help_text=(
-            "Pages ask for this sign-in before they open. These people's tokens and API keys work without this sign-in."
+            "These people must sign in like this before a page opens. Their tokens and API keys do not need this "
+            "sign-in."
         ),
     )
     only_looks = forms.BooleanField(
@@ -273,7 +294,7 @@ class RoleForm(ChecksCapabilities):
 
     @property
     def values(self) -> dict[str, Any]:
-        """The values for the model."""
+        """Return the arguments for `RoleManager.add` or `Role.edit`."""
         values = dict(self.cleaned_data)
         values["uses_gateways"] = not values.pop("only_looks")
         return values

@@ -49,8 +49,8 @@ from ui.tables import Column, Table
 from ui.viewset import Picked, confirmed, end_picked, form_page, list_page
 
 AFTERWARDS = (
-    "Nothing is revoked: after reactivation, everything works as before. Only people who have not joined need a new "
-    "invitation."
+    "No token, API key or connection is revoked: after reactivation, all of them work again. People who have not "
+    "joined need a new invitation."
 )
 REACTIVATE = "reactivate"  # Value of the field `act` that undoes a deactivation.
 PEOPLE = Table(
@@ -107,7 +107,7 @@ def page_url(person: User) -> str:
 def _acted(
     request: AppRequest, person: User, act: Callable[[], object], done: str = "", to: str = "", **question: Any
 ) -> HttpResponse:
-    """Ask for confirmation, call `act`, and redirect to the person's page (or `to`) with the outcome."""
+    """Ask for confirmation, then call `act`, and redirect to the person's page (or to `to`) with a message."""
     return confirmed(request, act, done, back=page_url(person), to=to, faults=PeopleError, **question)
 
 
@@ -385,8 +385,8 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
         )
         if on
         else (
-            "If sign-in by the organisation is enforced, this person must sign in there. This person's password "
-            "sessions then end at once."
+            "If sign-in by the organisation is enforced for this person, their password stops working. Their password "
+            "sessions end at once."
         ),
         icon="lock",
         kind="primary" if on else "danger",
@@ -438,7 +438,7 @@ def end_sessions(request: AppRequest, pk: UUID) -> HttpResponse:
         "All sessions ended",
         title="End all sessions",
         text=f"Sign {person.email} out of every browser?",
-        more="Agents and apps that act as this user will keep working.",
+        more="Agents and apps that act as this person keep working.",
         icon="sign-out",
     )
 

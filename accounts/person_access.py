@@ -1,4 +1,7 @@
-"""A person's access, for the person's page, limited to the rows that the viewer may see."""
+"""The cards of a person's page that list the person's access, such as gateways, tool sets and tokens.
+
+The viewer's capabilities decide which cards the page has.
+"""
 
 from __future__ import annotations
 

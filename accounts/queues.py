@@ -61,9 +61,10 @@ def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[Ht
 
 @contextmanager
 def released_while_waiting() -> Iterator[None]:
-    """Release this thread's turn and database connection while the block waits for something else.
+    """Within the block, let other requests use this thread's database connection and its turn (see `in_turn`).
 
-    Inside a transaction the connection is not released.
+    Use this function around slow work, such as a request to another server. After the block, the thread waits until
+    it has a turn again. Inside a transaction, the thread keeps its connection.
     """
     databases.give_back()
     if not _has_turn.get():
@@ -97,7 +98,9 @@ class HashingBusy(TryLater):
 class Queue:
     """A queue that admits at most `at_once` callers at a time. At most `waiting` further callers can wait.
 
-    Of the admitted and waiting callers, at most `at_once + of_strangers` may be strangers (see `for_a_stranger`).
+    Strangers (see `for_a_stranger`) have fewer places: at most `at_once + of_strangers` of them can be in the queue,
+    admitted or waiting. The other places are kept for other callers.
+
     `turn` raises HashingBusy if the queue has no room for the caller, or if the caller has waited for `seconds`.
     """
 
@@ -133,9 +136,10 @@ _queue = Queue(at_once=CONCURRENT_HASHES, waiting=WAITING, of_strangers=UNKNOWN_
 
 @contextmanager
 def for_a_stranger() -> Iterator[None]:
-    """Within the block, treat the client as a stranger when a password is hashed.
+    """Within the block, queue password hashes as those of a stranger.
 
-    A stranger is an unknown client. Strangers may use only a part of the queue for password hashes.
+    A stranger tries to sign in with a browser in which the person has not signed in before. Strangers may use only a
+    part of the queue for password hashes.
     """
     before = _for_a_stranger.set(True)
     try:

@@ -73,7 +73,7 @@ class Outranked(BeyondYours):
 
 
 class InvitesOthers(BeyondYours):
-    """An API key cannot invite people who may invite others, because these people could invite after the key ends."""
+    """An API key cannot invite people who may invite others: such people could still invite after the key has ended."""
 
 
 class NotStaff(BeyondYours):
@@ -105,7 +105,7 @@ class LastBreakGlass(PeopleError):
 
 
 class NotOwner(BeyondYours):
-    """Only a Super admin can set or clear break-glass."""
+    """Only a Super admin can decide who is a break-glass owner."""
 
 
 class RoleLocked(PeopleError):
@@ -133,7 +133,11 @@ class RequiredSignIn(models.TextChoices):
 
 
 class Grantor(Actor, Protocol):
-    """An actor who changes people and roles: a person, or an actor that defines `as_stored`, such as a directory."""
+    """An actor who changes people and roles: a person, or for example a directory.
+
+    An actor that is not a person defines `as_stored`, which returns the actor with its current capabilities from the
+    database.
+    """
 
     def has_perm(self, perm: str) -> bool: ...
 
@@ -141,16 +145,17 @@ class Grantor(Actor, Protocol):
 def one_at_a_time() -> None:
     """Serialise changes to people until this transaction ends.
 
-    Row locks are not enough: the checks for the last manager and owner read all people.
+    Row locks are not enough, because checks such as `must_keep_an_owner` read the rows of all people.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_advisory_xact_lock(%s)", [PEOPLE_LOCK])
 
 
 def acting_now(by: Grantor | None) -> Any:
-    """Return the actor as stored now. In a request with an API key, the actor has only the key's permissions.
+    """Return the actor `by` with its current capabilities from the database.
 
-    Return None if `by` is None, which means the system.
+    In a request with an API key, the actor has only the key's permissions. Return None if `by` is None, which means
+    the system.
     """
     if by is None:
         return None
@@ -256,9 +261,9 @@ def must_keep_break_glass() -> None:
 
 
 def must_be_possible(required: str) -> None:
-    """Raise NoOrganisation if `required` is ORGANISATION and its conditions are not met.
+    """Raise NoOrganisation if `required` is ORGANISATION, but the organisation's sign-in cannot be required yet.
 
-    The conditions are: the organisation's sign-in is offered, and a break-glass owner exists.
+    This sign-in can be required if it is offered and a break-glass owner exists.
     """
     if required == RequiredSignIn.ORGANISATION and not (_offered() and has_break_glass_owner()):
         raise NoOrganisation(NoOrganisation.__doc__)
@@ -273,7 +278,7 @@ def is_required_somewhere(required: str) -> bool:
 def required_of(person: Any) -> set[str]:
     """Return the sign-ins that the person's role and the workspace require, as values of RequiredSignIn.
 
-    A missing role or setting gives "".
+    The set contains "" if the person has no role, or if the workspace has no settings yet.
     """
     if hasattr(person, "required_of_all"):  # Loaded with the session's person (accounts.backend).
         of_all = person.required_of_all or ""
@@ -286,7 +291,8 @@ def required_of(person: Any) -> set[str]:
 def must_sign_in_at_organisation(person: Any) -> bool:
     """True if the person has to sign in at the organisation.
 
-    The person's role or the workspace can require this. The provider can enforce it for the person's address.
+    The person's role or the workspace can require this sign-in, or the provider can enforce it for the person's e-mail
+    address. Break-glass owners never have to. Nobody has to while the organisation's sign-in is not offered.
     """
     provider = _offered()
     if provider is None or person.break_glass:

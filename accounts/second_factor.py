@@ -108,7 +108,7 @@ class OnceForm(BaseAuthenticateForm):  # type: ignore[misc]
     """Base of forms that take a code of the authenticator app or a recovery code; each code is accepted only once."""
 
     def count(self) -> Tries:
-        """Count this attempt, and return its counters. Raises TooManyTries."""
+        """Count this attempt, and return the counters that counted it. Raises TooManyTries."""
         raise NotImplementedError
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -209,7 +209,8 @@ def reseal_second_factors() -> Resealed:
 def _moved(pk: int) -> list[bool]:
     """Re-encrypt this authenticator's secrets with the newest encryption key.
 
-    Return a value for each secret that used an older key: True if re-encrypted, False if it could not be decrypted.
+    For each secret that used an older key, the returned list has one value: True if the secret was re-encrypted, or
+    False if it could not be decrypted.
     """
     newest = f"{cipher().key_id}:"
     results: list[bool] = []
@@ -296,7 +297,7 @@ def new_key_data(credential: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_taken(credential: dict[str, Any]) -> bool:
-    """True if anybody has added the security key of this credential already."""
+    """True if anybody has added this security key already. `credential` is the data that is stored for the key."""
     rows = Authenticator.objects.filter(type=Authenticator.Type.WEBAUTHN)
     return bool(rows.filter(data__credential__rawId=credential["rawId"]).exists())
 
@@ -377,7 +378,7 @@ class SecurityKeyForm(AuthenticateWebAuthnForm):  # type: ignore[misc]
     credential = CredentialField()
 
     def count(self) -> Tries:
-        """Count this attempt, and return the counters that include it. Raises TooManyTries."""
+        """Count this attempt, and return the counters that counted it. Raises TooManyTries."""
         return try_code(context.request, self.user)
 
     def clean_credential(self) -> Authenticator:

@@ -83,13 +83,16 @@ def _record(request: HttpRequest, action: Action, **changes: Any) -> None:
 
 
 def _options(context: dict[str, Any]) -> dict[str, Any]:
-    """Add `options` to the context of an allauth page: the data for the page's script, as JSON for an attribute."""
+    """Return the context of an allauth page with `options` added: the WebAuthn options as JSON.
+
+    The template writes `options` into an HTML attribute, which the page's script reads.
+    """
     asked = context.get("js_data") or {}
     return context | {"options": json.dumps(asked.get("creation_options") or asked.get("request_options"))}
 
 
 class Confirmed:
-    """View mixin that requires a recent confirmation, here or at the identity provider (`must_ask_again`)."""
+    """View mixin that asks people to re-authenticate first if they have not done so recently (see `must_ask_again`)."""
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         if must_ask_again(request):
@@ -259,7 +262,7 @@ class Authenticate(AuthenticateView):  # type: ignore[misc]
 
 
 class SendsAgain:
-    """View mixin that resubmits the stored form after the confirmation (accounts.held_forms)."""
+    """View mixin that resubmits the form for which the confirmation was required (stored by accounts.held_forms)."""
 
     def form_valid(self, form: Any) -> HttpResponse:
         response: HttpResponse = super().form_valid(form)  # type: ignore[misc]

@@ -132,7 +132,7 @@ def session_limits(get_response: Callable[[HttpRequest], HttpResponse]) -> Calla
 
 
 def _was_ended(session: SessionBase) -> bool:
-    """True if a session about to be saved was deleted in the meantime."""
+    """True if this session has changes to save, but was deleted in the meantime."""
     return session.modified and bool(session.session_key) and not session.exists(str(session.session_key))
 
 

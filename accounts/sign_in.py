@@ -93,7 +93,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return person
 
     def reauthenticate(self, user: User, password: str) -> bool:
-        """True if this is the signed-in user's password. Unlike `authenticate`, counts no sign-in attempt."""
+        """True if this is the signed-in user's password. Unlike `authenticate`, this method counts no attempt."""
         return user.check_password(password)
 
     def get_reauthentication_methods(self, user: User) -> list[dict[str, Any]]:
@@ -121,7 +121,7 @@ class AccountAdapter(DefaultAccountAdapter):  # type: ignore[misc]
         return redirect("account_login")
 
     def is_reauthentication_required(self, *, app: str, **kwargs: Any) -> bool:
-        """Return whether the person must confirm again. A recent sign-in (SIGNED_IN_AT) counts as a confirmation."""
+        """True if the person must re-authenticate. A recent sign-in (SIGNED_IN_AT) counts as re-authentication."""
         age = time.time() - self.request.session.get(SIGNED_IN_AT, 0)
         required: bool = super().is_reauthentication_required(app=app, **kwargs)
         return required and not 0 <= age < settings.ACCOUNT_REAUTHENTICATION_TIMEOUT
@@ -267,7 +267,7 @@ def must_ask_again(request: Any) -> bool:
 
 
 def confirm_first(request: Request) -> None:
-    """Raise PermissionDenied if the person has not confirmed recently. Requests with an API key are not checked."""
+    """Raise PermissionDenied if the person has not re-authenticated recently. API keys are exempt."""
     if not getattr(request.auth, "is_api_key", False) and must_ask_again(request):
         raise PermissionDenied("Confirm your password first: POST /api/me/confirm.", code="password_required")
 

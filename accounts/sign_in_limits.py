@@ -1,7 +1,9 @@
 """Known browsers, and limits on attempts with passwords and codes (docs/explanation/signing-in.md).
 
-An attempt is counted before anything is checked, and subtracted again after a success. Wrong passwords never lock an
-account: attackers use up only the attempts of their own address, and known browsers are counted separately.
+An attempt is counted before anything is checked, and subtracted again after a success.
+
+Wrong passwords never lock an account. Each address has its own limit, so an attacker blocks only the attacker's own
+address. A known browser has its own limit, so it is not blocked even if it has the same address.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ class TooManyTries(TryLater):
 
 @dataclass(slots=True)
 class Tries:
-    """The counters that counted one attempt. After a success, `take_back` subtracts the attempt from these counters."""
+    """One attempt and the counters that counted it. After a success, `take_back` subtracts the attempt from them."""
 
     is_known: bool = False
     _keys: list[str] = field(default_factory=list)
@@ -66,7 +68,7 @@ class Tries:
     def count(self, action: str, of: str) -> None:
         """Count an attempt of the kind `action` (a key of MOST). `of` identifies the address, account or browser.
 
-        Raises TooManyTries if there are now too many.
+        Raises TooManyTries if this attempt exceeds the limit in MOST.
         """
         most, window = MOST[action]
         key = _key(action, of)
@@ -84,12 +86,19 @@ def _key(action: str, of: str) -> str:
 
 
 def sender_of(request: HttpRequest) -> str:
-    """Return the sender whose attempts are counted together: an IPv4 address, or the /64 network of an IPv6 address."""
+    """Return the client's IPv4 address, or the /64 network of its IPv6 address.
+
+    Attempts from the same /64 network are counted together. If the address is unknown, return an empty string.
+    """
     return address_group(request.META.get("REMOTE_ADDR", "")) or ""
 
 
 def try_password(request: HttpRequest, email: str) -> Tries:
-    """Count an attempt to sign in with a password. Raises TooManyTries."""
+    """Count an attempt to sign in with a password. Raises TooManyTries.
+
+    Return the counters that counted this attempt. Their `is_known` is True if the person signed in with this browser
+    before.
+    """
     tries, account = Tries(), email.strip().lower()
     person = User.objects.filter(email=account).first() if COOKIE in request.COOKIES else None
     if person and (device := _device(request, person)):
@@ -133,7 +142,10 @@ def posts_from_one_address(action: str) -> Callable[[View], View]:
 
 
 def take_back(request: HttpRequest, action: str) -> None:
-    """Subtract one from the number of forms counted for this address, because the form succeeded."""
+    """Subtract one from the attempts of the kind `action` that were counted for this address.
+
+    Call this function after an attempt has succeeded.
+    """
     Attempt.objects.take_back(_key(action, sender_of(request)))
 
 

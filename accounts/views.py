@@ -115,9 +115,9 @@ NOT_DONE = "not_done"  # Parameter of the sign-in URL: the submitted form was no
 
 
 class SignInFirst(LoginRequiredMiddleware):
-    """LoginRequiredMiddleware that also handles forms that somebody submits without being signed in.
+    """LoginRequiredMiddleware that leads people back to the right page if they submit a form while signed out.
 
-    Such a form is not processed. After signing in, the person is back on the page of the form.
+    The submitted form is not processed. After signing in, the person is back on the page with the form.
     """
 
     def handle_no_permission(

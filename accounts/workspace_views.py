@@ -74,25 +74,25 @@ class WorkspaceForm(forms.Form):
         label="An unused app must sign in again after",
         min_value=1,
         max_value=365,
-        help_text="Days without a token refresh, from 1 to 365.",
+        help_text="Days, from 1 to 365. An app counts as unused while it does not renew its access token.",
     )
     log_retention_days = forms.IntegerField(
         label="Keep logs for",
         min_value=1,
         max_value=3650,
         help_text=(
-            "Days, from 1 to 3650. If you enter up to 100 days, calls are deleted one whole day at a time; for up to "
-            "730 days, one week at a time; for more, one month at a time. Admin events are kept for ever. If you "
-            "shorten the time, the change takes effect after a day."
+            "Days, from 1 to 3650. Calls are deleted in blocks. A block has the calls of one day if you enter up to "
+            "100 days, of one week up to 730 days, and of one month above 730 days. Admin events are kept for ever. "
+            "If you shorten the time, the change takes effect after a day."
         ),
     )
     record_payloads = forms.BooleanField(
         label="Record payloads",
         required=False,
         help_text=(
-            "Records arguments and results of calls, except calls refused because of their token, person, agent, "
-            "gateway or rate limit. Only people who may view recorded payloads see them. Recognised passwords, tokens "
-            "and credentials are removed first; other private text stays."
+            "Records arguments and results of calls. If a call is refused because of its token, person, agent, gateway "
+            "or rate limit, its payload is not recorded. Only people who may view recorded payloads see them. "
+            "Recognised passwords, tokens and credentials are removed first; other private text stays."
         ),
     )
     payload_limit_bytes = forms.IntegerField(
@@ -167,7 +167,11 @@ def test_mail(request: AppRequest) -> HttpResponse:
 
 
 def _context(workspace: WorkspaceSettings) -> dict[str, Any]:
-    """Return the workspace, its version, its pending shorter log retention, and the settings fixed at startup."""
+    """Return the context for the page's template.
+
+    The context has the workspace's settings and their version. It also has the change to a shorter log retention, if
+    one is pending, and the settings that are fixed at startup.
+    """
     return {
         "workspace": workspace,
         "version": workspace.version,

@@ -75,7 +75,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
     asked_at = UtcDateTimeField(help_text="When the call was made.")
     fallback_at = UtcDateTimeField(help_text="From this time on, everybody with `approvals:decide` may decide.")
     ends_at = UtcDateTimeField(
-        help_text="When the time to decide ends. After a decision: when the decision stops applying."
+        help_text="Before a decision: when the time to decide ends. After a decision: when the decision stops applying."
     )
     decided_by = serializers.EmailField(
         source="decided_by.email",
@@ -84,7 +84,7 @@ class HoldSerializer(serializers.Serializer[Hold]):
         help_text="Address of the person who decided; null if nobody has decided.",
     )
     decided_at = UtcDateTimeField(allow_null=True, help_text="When it was decided; null if nobody has decided.")
-    sentence = serializers.CharField(help_text="Sentence for the agent; may be empty.")
+    sentence = serializers.CharField(help_text="Sentence about the decision; may be empty.")
     used_at = UtcDateTimeField(allow_null=True, help_text="When the approval was used; null if it was not.")
     asking_call = serializers.UUIDField(help_text="Log id of the held call.")
     run_call = serializers.UUIDField(allow_null=True, help_text="Log id of the call that ran; null if none ran.")
@@ -200,13 +200,13 @@ class AllowanceSerializer(serializers.Serializer[Allowance]):
     hold_id = serializers.UUIDField(help_text="Held call whose approval gave the permission.")
     tool = serializers.CharField(help_text="Name by which clients call the tool.")
     gateway = serializers.CharField(source="connection.gateway.slug", help_text="Slug of the gateway.")
-    connection_id = serializers.UUIDField(help_text="Connection that may call.")
+    connection_id = serializers.UUIDField(help_text="Connection that may repeat the call.")
     agent = serializers.CharField(source="connection.host.name", help_text="Name of the app or agent.")
     names = serializers.ListField(
         child=serializers.CharField(),
         help_text="Arguments that must have the values of the approved call; if empty, any arguments are allowed.",
     )
-    calls = serializers.IntegerField(help_text="Number of calls so far.")
+    calls = serializers.IntegerField(help_text="Number of calls that used the permission so far.")
     given_by = serializers.EmailField(
         source="given_by.email", help_text="E-mail address of the person who gave the permission."
     )

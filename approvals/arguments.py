@@ -1,4 +1,7 @@
-"""The arguments of a held call for display: by path, compared with the arguments of the last approved call."""
+"""Prepares a held call's arguments for display, as a list of paths and values.
+
+Each value can be compared with the value in the last approved call.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +33,8 @@ ABSENT = object()
 class ArgumentLine(NamedTuple):
     """One argument of a held call: its path, kind and value.
 
-    `before` is the argument's value in the last approved call. It is None if this value is equal to the present value,
-    or if there is no call to compare.
+    If the argument had another value in the last approved call, `before` is that value, or "none" if the argument was
+    missing. `before` is None if the value is the same, or if there is no approved call to compare with.
     """
 
     path: str
@@ -47,7 +50,7 @@ class ArgumentLine(NamedTuple):
 class ShownArguments(NamedTuple):
     """The arguments of a call, for one viewer. `text` is the JSON of the arguments.
 
-    `text` is empty if the viewer may not read values. With `is_withheld`, the viewer may not even see the names.
+    If the viewer may not read values, `text` is empty. If the viewer may not even see the names, `is_withheld` is True.
     """
 
     lines: list[ArgumentLine]
@@ -63,10 +66,10 @@ class ShownArguments(NamedTuple):
 
 
 def shown_to(viewer: User, hold: Hold, earlier: Hold | None = None) -> ShownArguments:
-    """Return the arguments of a hold, compared with those of `earlier`; recognisable secrets are replaced.
+    """Return the arguments of a hold as `viewer` may see them, compared with the arguments of `earlier`.
 
-    If the hold does not concern the viewer, no arguments are returned. If the viewer may not read values, only names,
-    kinds and sizes are returned.
+    Recognisable secrets are replaced. If the hold does not concern the viewer, no arguments are returned. If the viewer
+    may not read values, only names, kinds and sizes are returned.
     """
     if not hold.concerns_viewer:
         return ShownArguments([], is_withheld=True)
@@ -97,7 +100,10 @@ def _compared(arguments: dict[str, Any], before: dict[str, Any] | None) -> Shown
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    """Compare two values as the digest of a call does: 1 and 1.0 are the same, but 1 and true are different."""
+    """True if two JSON values are the same. 1 and 1.0 are the same, but 1 and true are different.
+
+    The digest of a call's arguments makes the same distinction.
+    """
     return value is other or (value == other and canonical_json.canonical(value) == canonical_json.canonical(other))
 
 
@@ -110,7 +116,7 @@ def _redacted(arguments: dict[str, Any]) -> tuple[Any, bool]:
 
 
 def _first(value: Any) -> tuple[list[tuple[str, Any]], bool]:
-    """Return the first values with their paths, and whether there are more."""
+    """Return a pair: the first MOST_LINES values with their paths, and whether there are more values."""
     leaves = list(islice(_leaves(value), MOST_LINES + 1))
     return leaves[:MOST_LINES], len(leaves) > MOST_LINES
 
@@ -127,7 +133,7 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _members(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the members of an object with their paths, in reverse order."""
+    """Return an object's members with their paths, the last member first, because `_leaves` pops from the end."""
     return [(f"{prefix}{name}", each) for name, each in reversed(value.items())]
 
 

@@ -46,16 +46,16 @@ class HoldFilter(ListFilter):
 
 
 class WaitForm(forms.Form):
-    """Form to set the waiting time of a connection: for how many seconds the request of a held call stays open."""
+    """The `hold_wait` of a connection: the number of seconds that the request of a held call stays open."""
 
     seconds = forms.IntegerField(
         required=False,
         min_value=0,
         max_value=LONGEST_HOLD_WAIT,
         label="Seconds",
-        help_text="If empty, the gateway starts with 50 for clients that ask for progress, and with 4 for others. The "
-        "gateway may raise the number. If a client stops waiting earlier, the gateway lowers the number, even one that "
-        "you set.",
+        help_text="If empty, the gateway starts with 50 for clients that ask for progress, and with 4 for others. It "
+        "sets a higher number after a client has waited more than a minute for an answer. If a client stops waiting "
+        "before the time is over, the gateway lowers the number, even one that you set.",
     )
 
 

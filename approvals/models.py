@@ -1,7 +1,7 @@
 """Models of held calls, and of permissions to repeat an approved call for a while.
 
-A held call is a tool call that waits for a person's decision. The proxy creates and uses holds with the database
-function `approvals_ask` (proxy/holds.py).
+A held call is a tool call that waits for a person's decision. The proxy (proxy/holds.py) calls the database function
+`approvals_ask`. This function creates a hold, or uses up the approval of an approved hold.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ class HoldQuerySet(models.QuerySet["Hold"]):
 class Hold(models.Model):
     """One held tool call, and the decision on it.
 
-    A decision is valid until `ends_at`. Until then, an approved call can run once, and a denied call is refused without
-    asking again.
+    A decision is valid until `ends_at`. Until then, an approved call can run once. If the agent repeats a denied call
+    before `ends_at`, the call is refused without a new hold.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -259,7 +259,7 @@ class Hold(models.Model):
 
     @property
     def earlier_run(self) -> Hold | None:
-        """Of the holds of identical calls, the one used last before this hold's `asked_at`; None if there is none.
+        """The hold of the last identical call that ran before this hold's `asked_at`; None if no such call ran.
 
         Calls are identical if they have the same connection, server, tool and arguments.
         """
@@ -269,7 +269,10 @@ class Hold(models.Model):
 
     @property
     def last_approved(self) -> Hold | None:
-        """The newest approved hold of this tool through the same connection, for comparison."""
+        """The most recently approved other hold of the same connection and tool; None if there is none.
+
+        The page of this hold shows which arguments differ from the arguments of that hold.
+        """
         approved = Hold.objects.filter(state__in=(HoldState.APPROVED, HoldState.USED), server=self.server_id)
         here = approved.filter(tool=self.tool, connection=self.connection_id).exclude(pk=self.pk)
         return here.order_by("-decided_at").first()
@@ -367,9 +370,10 @@ class AllowanceQuerySet(models.QuerySet["Allowance"]):
         return self.select_related("connection__host", "connection__gateway", "server", "hold", "given_by", "ended_by")
 
     def visible_to(self, viewer: User) -> AllowanceQuerySet:
-        """Return the allowances of the viewer's connections, or all if `viewer` has a capability of SEES_ALL.
+        """Return the allowances that `viewer` may see.
 
-        An API key without such a capability sees none.
+        With one of the capabilities in SEES_ALL, these are all allowances. Without them, a person sees the allowances
+        of their own connections, and an API key sees none.
         """
         if any(map(viewer.has_perm, SEES_ALL)):
             return self
@@ -419,7 +423,7 @@ def _end_of(period: AllowFor) -> datetime:
 class Allowance(models.Model):
     """A permission for an agent to repeat an approved call without asking.
 
-    It no longer applies once the rule or the definition of the tool has changed.
+    The permission does not apply if the rule, or the tool's definition, has changed since the call was held.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -92,7 +92,7 @@ def waiting(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource(OWN)
 def decided(request: AppRequest) -> HttpResponse:
-    """List the held calls that no longer wait: decided, used, expired or withdrawn."""
+    """List the held calls that no longer wait, because they were decided or withdrawn, or because they expired."""
     return _list(request, DECIDED, is_waiting=False)
 
 

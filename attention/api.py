@@ -29,8 +29,8 @@ SEEING = Own(Capability.WORKSPACE_READ)
 SIGNING = "Secret that signs the messages of a webhook, at least 24 random bytes; it is never shown."
 MATTERS = (
     "Topics of the messages that the channel gets, such as `apps`. In a message to a webhook, the field `matter` names "
-    "the message's topic. You can see and set only the topics that the channel's form offers you; with an API "
-    "key, only those that the key's capabilities allow."
+    "the message's topic. You can see and set only the topics that the channel's page in the admin application offers "
+    "you. An API key can see and set only the topics that its capabilities allow."
 )
 
 
@@ -38,7 +38,7 @@ class ChannelSerializer(serializers.Serializer[Channel]):
     """A channel for notifications."""
 
     id = Id()
-    kind = serializers.ChoiceField(ChannelKind.choices, help_text="Form of the messages.")
+    kind = serializers.ChoiceField(ChannelKind.choices, help_text="Service through which the messages are sent.")
     owner = serializers.EmailField(
         source="owner.email", default=None, help_text="E-mail address of the owner; null for the workspace's channels."
     )
@@ -110,7 +110,9 @@ class TestMessageSerializer(serializers.Serializer[Any]):
     """The result of a test message."""
 
     delivered = serializers.BooleanField(help_text="Whether the receiver accepted the message.")
-    detail = serializers.CharField(help_text="Reason why the message was not accepted, in words; empty if it was.")
+    detail = serializers.CharField(
+        help_text="Reason why the message was not accepted, in words; empty if the message was accepted."
+    )
 
 
 class ChannelResource(Resource):

@@ -49,9 +49,9 @@ class BadChannelSecret(ChannelError):
 
 
 def checked(channel: Channel, address: str, secret: str) -> bool:
-    """Return whether the receiver is private (see `Guard.check_now`); False for mail.
+    """Return whether the address is in a private network (see `Guard.check_now`); False for mail.
 
-    Raises ChannelError unless address and secret are allowed.
+    Raises ChannelError if the address is not allowed, or if the secret of a webhook is too weak.
     """
     if channel.kind == "mail":
         try:
@@ -67,8 +67,8 @@ def checked(channel: Channel, address: str, secret: str) -> bool:
         raise BadChannelAddress(str(refusal)) from None
     if channel.kind == "webhook" and (why := weakness(secret)):
         raise BadChannelSecret(
-            f"A webhook needs a secret of at least 24 random bytes to sign with, and {why}. "
-            "Make one with “openssl rand -base64 32”."
+            f"A webhook needs a secret of at least 24 random bytes, but {why}. "
+            "Make a secret with “openssl rand -base64 32”."
         )
     return is_private
 
@@ -176,7 +176,7 @@ def _escaped(text: str) -> str:
 
 
 def _teams(parcel: Parcel) -> dict[str, Any]:
-    """Return an adaptive card.
+    """Return the body for Teams, a message with an adaptive card.
 
     Names in the card cannot become links, because its text is not Markdown and `without_links` breaks up addresses.
     """

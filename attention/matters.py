@@ -1,7 +1,10 @@
-"""Kinds of things that need attention ("matters"), for the page, the rail, mails, webhooks and chats.
+"""Matters: the kinds of things that need a person's attention, such as servers that are down.
 
-To add a matter, add it to MATTERS. Its `find` returns an OpenMatter: `link` is the URL of a list, `number` counts the
-rows of this list, and `things` names the first rows. For refusals, the rows are calls, and `things` names the agents.
+The page Needs attention lists the matters, and notifications report them. The navigation rail counts some of them.
+
+To add a matter, add it to MATTERS. Its function `find` returns an OpenMatter. The `link` of an OpenMatter is the URL of
+a list, its `number` is the number of rows in this list, and its `things` has the names of the first rows. The matter
+"refusals" is different: the rows of its list are calls, but its `things` has the names of the agents.
 """
 
 from __future__ import annotations

@@ -133,7 +133,8 @@ class Channel(Versioned, models.Model):
     def is_stored(self) -> bool:
         """True if the channel has a row in the database.
 
-        A new channel has no row. A mail channel gets its row when the channel is first changed or needed.
+        A channel that is still being added has no row. A person's mail channel gets its row when the person first
+        changes the channel, or when the gateway first needs it for a message.
         """
         return not self._state.adding
 
@@ -146,7 +147,7 @@ class Channel(Versioned, models.Model):
         return {name: getattr(self, name) for name in names}
 
     def told(self) -> dict[str, Any]:
-        """Return the origin of the address as an event's `changes`; {} if the origin is empty."""
+        """Return `changes` for the event of a new channel, with the origin of its address; {} if there is no origin."""
         return {"address": [None, self.origin]} if self.origin else {}
 
     def opened(self) -> tuple[str, str]:
@@ -180,7 +181,7 @@ class Channel(Versioned, models.Model):
             return {}
         present = self._present()
         if address and address != present[0] and self.kind == ChannelKind.WEBHOOK and not secret:
-            raise BadChannelSecret("Enter a secret too: the saved one belongs to the old address.")
+            raise BadChannelSecret("Enter a secret, too. A new URL needs a new secret.")
         address, secret = address.strip() or present[0], secret.strip() or present[1]
         return {
             "private": delivery.checked(self, address, secret),
@@ -226,7 +227,7 @@ class Channel(Versioned, models.Model):
     def remove(self, *, by: Actor) -> None:
         """Delete the channel with its messages. Raises CapabilityRequired, or MailStays.
 
-        No capability is checked if `by` is a directory: it removes the channels of each person that it deletes.
+        If `by` is a directory, no capability is checked, because the directory has deleted the owner of the channel.
         """
         with transaction.atomic():
             row: Channel = self.lock()
@@ -254,8 +255,10 @@ class Channel(Versioned, models.Model):
         """Queue a message, and return it.
 
         Queue nothing and return None if the channel is disabled, if the channel mutes the matter, or if the channel
-        sends mail and there is no mail server. `more` may have `key` (messages with the same key are queued once),
-        `at_once` (ignore quiet hours), and fields of the Notification.
+        sends mail and there is no mail server.
+
+        `more` may have `key`, `at_once` and fields of the Notification. If the channel already has a message with the
+        same `key`, queue nothing, but return a message all the same. With `at_once`, ignore the quiet hours.
         """
         key, at_once = more.pop("key", None), more.pop("at_once", False)
         if not self.enabled or matter in self.muted or (self.kind == ChannelKind.MAIL and not settings.MAIL_SERVER):

@@ -1,6 +1,8 @@
-"""Agents with far more refusals in the last hour than at this time of the week in each of the last four weeks.
+"""Agents with unusually many refused calls in the last hour.
 
-Calls that wait for approval are logged as refused, but are not counted here.
+The usual number of an agent is its highest number of refused calls in an hour, at the same time of the week, in the
+last four weeks. Ten or more refused calls are unusual if they are more than three times the usual number. Calls that
+wait for approval are logged as refused, but are not counted here.
 """
 
 from __future__ import annotations
@@ -70,9 +72,9 @@ def unusual() -> Unusual:
 
 
 def _most_in_an_hour(opened: Book, hosts: list[UUID], since: datetime) -> dict[UUID, int] | None:
-    """Count each agent's refusals in the clock hour of `since` and in the next one; return the larger number.
+    """Return each agent's refusals in the clock hour of `since` or in the next hour, whichever number is higher.
 
-    Return None if there are too many calls to count.
+    Agents without refusals are left out. Return None if there are too many calls to count.
     """
     begin = since.replace(minute=0)
     where = {**REFUSED, "host_id": hosts}

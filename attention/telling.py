@@ -1,7 +1,7 @@
 """Notifications of new matters, of answers to requests, and of tokens, sign-ins and grants that end soon.
 
-A channel gets a message about a matter only if something in the matter is new to the channel. Incidents, approvals and
-answers to requests are reported at once, all other matters at most once a day.
+A channel gets a message about a matter only if the matter has a thing that was not yet reported to this channel.
+Incidents, approvals and answers to requests are reported at once. Other matters are reported at most once a day.
 """
 
 from __future__ import annotations
@@ -75,7 +75,10 @@ def tell_at_once() -> int:
 
 
 def tell_daily() -> int:
-    """Queue messages on daily matters, and on tokens, sign-ins and grants that end soon; return how many."""
+    """Queue the messages that are sent at most once a day; return the number of messages.
+
+    They are about the matters without `at_once`, and about tokens, sign-ins and grants that end soon.
+    """
     daily = [matter for matter in MATTERS if not matter.at_once and not matter.is_own]
     return run_each([*(partial(_tell, matter) for matter in daily), tell_endings])
 
@@ -183,7 +186,10 @@ def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool
 
 
 def tell_outcomes() -> int:
-    """Queue messages about requests answered in the last hour and not reported yet; return the number of messages."""
+    """Tell people about answers that their requests got in the last hour; return the number of queued messages.
+
+    Each answer is reported once.
+    """
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
     answers |= {Action.ACCESS_REQUEST_APPROVED: _access_decided, Action.ACCESS_REQUEST_DECLINED: _access_decided}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}
@@ -212,7 +218,7 @@ type Answer = tuple[User, str, str, str] | None
 
 def _app_approved(event: Event) -> Answer:
     name = _name(event)
-    text = f"{event.actor_email} approved {name}. Connect it again from the app."
+    text = f"{event.actor_email} approved {name}. Connect again from the app."
     return _to_who_asked(event, f"{name} is approved", text)
 
 
@@ -441,7 +447,8 @@ def send_test(channel: Channel, *, by: User) -> str:
 def drop_old(now: datetime) -> int:
     """Delete messages that are over 30 days old, and were sent or given up.
 
-    Matters that still need attention are then reported again.
+    A deleted message no longer shows that a matter was reported. If the matter still needs attention, it is therefore
+    reported again.
     """
     return int(Notification.objects.filter(created_at__lt=now - KEPT, due_at=None).delete()[0])
 

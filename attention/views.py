@@ -36,7 +36,7 @@ ADDRESSES = {
     ChannelKind.SLACK: (
         "Webhook URL",
         "https://hooks.slack.com/services/...",
-        "In Slack: Apps, Incoming Webhooks, Add to a channel.",
+        "In Slack, open Apps, then Incoming Webhooks, and add a webhook to a channel.",
     ),
     ChannelKind.TEAMS: (
         "Webhook URL",
@@ -68,7 +68,8 @@ class ChannelForm(forms.Form):
         max_length=500,
         required=False,
         widget=forms.PasswordInput(attrs={"autocomplete": "new-password"}),
-        help_text="At least 24 random bytes, such as the output of “openssl rand -base64 32”. They sign every message.",
+        help_text="At least 24 random bytes, such as the output of “openssl rand -base64 32”. The gateway signs every "
+        "message with the secret.",
     )
     enabled = forms.BooleanField(required=False, initial=True, label="Enabled")
     matters = forms.MultipleChoiceField(required=False, widget=forms.CheckboxSelectMultiple, label="Messages about")

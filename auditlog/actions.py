@@ -1,4 +1,4 @@
-"""The names of all recorded admin actions: `subject.verb` in the past tense."""
+"""The names of all recorded admin actions, such as `user.invited`: an object, a dot, and a verb in the past tense."""
 
 from enum import StrEnum
 from typing import Self
@@ -7,9 +7,10 @@ from typing import Self
 class Action(StrEnum):
     """The action of an Event, with the sentences that describe it.
 
-    A sentence names its values in braces. The first sentence whose values are all known is used. The value `self` is
-    known only if the target is also the actor. The value `fields` lists the changed fields. The module
-    auditlog.sentences defines the other values; its RETIRED has the sentences of actions that are no longer used.
+    A sentence has the names of its values in braces. An event is shown with the first sentence of its action that has
+    no unknown value. The value `self` is known only if the target is also the actor. The value `fields` lists the
+    changed fields. The other values are defined in auditlog.sentences. Actions that are no longer used are not members
+    of this class; their sentences are in `auditlog.sentences.RETIRED`.
     """
 
     sentences: tuple[str, ...]

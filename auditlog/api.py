@@ -76,8 +76,8 @@ CALL_HELP = {
     "token_prefix": "First characters of the token's secret.",
     "duration_ms": "Milliseconds from the request to the answer.",
     "authorise_ms": "Milliseconds that the gateway took to decide whether the call is allowed.",
-    "upstream_ms": "Milliseconds waiting for a turn at the server and for its answer; null if the call ended before "
-    "this wait.",
+    "upstream_ms": "Milliseconds that the call waited for its turn at the server and for the server's answer; null if "
+    "the call ended before this wait.",
     "request_bytes": "Size of the request in bytes.",
     "response_bytes": "Size of the answer in bytes.",
     "client_ip": "Address that the call came from.",
@@ -88,8 +88,8 @@ CALL_HELP = {
     "error_text": "Text of the error without secrets, 300 characters at most; empty if none.",
     "trace_id": "Trace of the call (W3C Trace Context), 32 hexadecimal digits; empty if none.",
     "labels": "Labels that rules gave the call, separated by commas; empty if none.",
-    "rule_id": "Id of the rule that refused or held the call. Otherwise, id of the first rule whose condition had no "
-    "result. Null if there is neither.",
+    "rule_id": "Id of the rule that refused or held the call. If no rule did, id of the first rule whose condition "
+    "could not be evaluated. Null if there is no such rule either.",
     "hold_id": "Id of the hold that stopped the call, or of the hold whose approval let the call run; null if none.",
     "request_payload": "Arguments, if they were recorded and you may see them.",
     "response_payload": "Result, if it was recorded and you may see it.",
@@ -118,7 +118,7 @@ EVENT_CONDITIONS: dict[str, Callable[[Any], Q]] = {
 
 
 def explained(columns: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Return the `extra_kwargs` of a ModelSerializer, which set the help texts of these columns."""
+    """Return `extra_kwargs` for a ModelSerializer that give each column its help text from `columns`."""
     return {name: {"help_text": text} for name, text in columns.items()}
 
 
@@ -193,7 +193,7 @@ def _parameter_field(field: LogField, parameter: Parameter) -> serializers.Field
 
 
 class CallFilters(TimeRangeQuery):
-    """Query parameters that filter the log: the time range, `q`, and those that auditlog.fields declares."""
+    """Query parameters that filter the log: the time range, `q`, and the parameters declared in auditlog.fields."""
 
     q = serializers.CharField(
         required=False, max_length=MAX_LENGTH, help_text="A filter expression as on the page Logs, such as `error`."
@@ -254,9 +254,13 @@ class CallGroupSerializer(serializers.Serializer[Any]):
     """The calls of one host, person, gateway, server, tool or reason."""
 
     value = serializers.CharField(
-        help_text="Id of the object. In groups by tool, the tool's name; in groups by reason, the error code."
+        help_text="Id of the person, gateway, server, app or agent. In groups by tool, the tool's name; in groups by "
+        "reason, the error code."
     )
-    name = serializers.CharField(help_text="Name in the newest call. In groups by tool or reason, equal to `value`.")
+    name = serializers.CharField(
+        help_text="Name of the person, gateway, server, app or agent in its newest call. In groups by tool or reason, "
+        "equal to `value`."
+    )
     calls = serializers.IntegerField(help_text="Number of calls.")
     error_rate = serializers.FloatField(help_text="Share of failed calls, from 0 to 1.")
     denied = serializers.IntegerField(help_text="Number of refused calls.")
@@ -274,9 +278,9 @@ class CallGroupSerializer(serializers.Serializer[Any]):
 class CallGroupsSerializer(serializers.Serializer[Any]):
     """The groups with the most calls, a thousand at most.
 
-    `counted_since` is null if all matching calls were counted. Otherwise, older calls were not counted, because a
-    search reads a limited number of rows. Usually, a search counts all calls if it has only these filters: host,
-    gateway, server, user, method, outcome, reason, and tools named in `q`.
+    `counted_since` is null if all matching calls were counted. Otherwise, only the newest matching calls were counted,
+    because a search reads a limited number of rows. This limit usually does not apply if the search has no filters but
+    host, gateway, server, user, method, outcome, reason, and tools named in `q`. For these, the gateway keeps counts.
     """
 
     more = serializers.BooleanField(help_text="Whether there are more groups.")
@@ -298,8 +302,8 @@ class EventQuery(TimeRangeQuery, CursorQuery):
     target_id = serializers.CharField(
         required=False,
         help_text="Only events about the object with this id. For a person, also events about objects that the "
-        "person owns, such as tokens, and about the person joining or leaving a team. These events are found by the "
-        "person's present e-mail.",
+        "person owns, such as tokens, and about the person joining or leaving a team. These additional events are "
+        "found by the e-mail address that the person has now.",
     )
     correlation_id = serializers.UUIDField(required=False, help_text="Only events of the request with this id.")
     q = serializers.CharField(
@@ -310,7 +314,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
 
 
 class StopSerializer(serializers.Serializer[Any]):
-    """An obstacle that stops a call, who caused the obstacle, and who can remove it."""
+    """An obstacle: a failed check that stops the call. Tells who caused the obstacle and who can remove it."""
 
     reason = serializers.CharField(source="cause.reason", help_text="Error code of the obstacle, as in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")
@@ -348,7 +352,10 @@ class LineSerializer(serializers.Serializer[Any]):
 
 
 class TrailSerializer(serializers.Serializer[Trail]):
-    """The decision that would be made now. Nothing was sent to a server, and nothing was logged."""
+    """The decision that the gateway would make about the call now.
+
+    The call was not made: nothing was sent to a server, and nothing was logged.
+    """
 
     works = serializers.BooleanField(
         allow_null=True,
@@ -359,12 +366,12 @@ class TrailSerializer(serializers.Serializer[Trail]):
         help_text="Why the call would be refused, as an error code; null if it would not.",
     )
     checks = LineSerializer(source="lines", many=True, help_text="The checks that were made.")
-    obstacles = StopSerializer(source="stops", many=True, help_text="Everything that stops the call, in order.")
+    obstacles = StopSerializer(source="stops", many=True, help_text="The failed checks, in order.")
     not_reached = serializers.ListField(
         child=serializers.CharField(), help_text="Names of the checks that were not made because an earlier one failed."
     )
     near = serializers.ListField(
-        child=serializers.CharField(), help_text="Tools that you may see, with a name similar to the unknown name."
+        child=serializers.CharField(), help_text="If the tool is unknown: tools with a similar name that you may see."
     )
     notes = serializers.ListField(
         child=serializers.CharField(), help_text="Remarks on the decision, such as the labels that rules would give."

@@ -77,7 +77,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars over periods of length `each`.
+    """Bars for consecutive periods. All periods but the first and the last have the length `each`.
 
     The first period may be shorter than `each`. The last period may be shorter or longer than `each`.
     """
@@ -171,8 +171,9 @@ class Histogram:
 def histogram(search: Search, *, timed: bool = False) -> Histogram:
     """Return the histogram of a search.
 
-    If the search has too many calls to count each call, the histogram is made from the roll-ups. If the roll-ups cannot
-    answer, only the newest calls are counted. Latencies from roll-ups are only read if `timed`.
+    If the calls are few enough, each call is counted. Otherwise, the counts are read from the roll-ups. If the roll-ups
+    cannot answer, only the newest calls are counted. A histogram from the roll-ups has latencies only if `timed` is
+    True. Other histograms always have them.
     """
     until = min(search.until or timezone.now(), timezone.now())
     since = search.since or Call.objects.oldest() or until - timedelta(hours=1)
@@ -193,9 +194,10 @@ def histogram(search: Search, *, timed: bool = False) -> Histogram:
 
 
 def bar_width(length: timedelta, least: timedelta = MINUTE) -> timedelta:
-    """Return the duration of one bar: the shortest round duration that lets BARS bars cover `length`.
+    """Return the duration of one bar, so that at most BARS bars cover the duration `length`.
 
-    The duration is at least `least`.
+    The result is the shortest suitable duration in WIDTHS that is not shorter than `least`. If even the longest
+    duration in WIDTHS is too short, the result is a whole number of days.
     """
     day = WIDTHS[-1]
     widths = (width for width in WIDTHS if width >= least and width * BARS >= length)
@@ -300,7 +302,7 @@ class Plot:
 
 
 class PlotBar(NamedTuple):
-    """The numbers of one period: a point of each plot's lines, and a row of the table under the plots."""
+    """The numbers of one period. They give each line of the plots a point, and the table under the plots a row."""
 
     at: datetime
     numbers: Numbers
@@ -310,7 +312,8 @@ class PlotBar(NamedTuple):
 class CallPlots:
     """The calls of one object, or all calls, over a range.
 
-    Falsy if neither the range nor the period before it has calls, or if the roll-ups cannot answer.
+    Falsy if there is nothing to plot: the roll-ups cannot answer, or there are no calls in the range and in the equally
+    long period before it.
     """
 
     def __init__(
@@ -475,7 +478,11 @@ class Top:
     def read(
         cls, opened: Book, where: Where, filters: dict[str, str], by: str, chosen: str, since: datetime, until: datetime
     ) -> Self | None:
-        """Read the groups with the most calls. Returns None if `where` is empty and the roll-ups cannot answer."""
+        """Return the panel with the groups that have the most calls, counted with the roll-ups.
+
+        If the roll-ups cannot answer, count only the newest calls that match `where`, or return None if `where` is
+        empty.
+        """
         found = top(opened, where, BY[by], since, until, LISTED)
         if found is None:
             return None
@@ -508,7 +515,10 @@ def read_tops(chosen: str) -> list[Top]:
 @require_GET
 @requires(Capability.LOGS_READ)
 def busiest(request: AppRequest) -> HttpResponse:
-    """Render the page with the panels of the busiest tools and callers; for a script, only the panels."""
+    """Render the page with the panels of the busiest tools, people, apps and agents.
+
+    If htmx requests a fragment of the page, render only the panels.
+    """
     chosen = chosen_range(request.GET.get("range"))
     found = cached_answer(
         f"busiest {chosen}",

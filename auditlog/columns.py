@@ -125,7 +125,10 @@ class LogRow(NamedTuple):
 
 
 def log_rows(calls: Sequence[Call], options: ListOptions, zone: tzinfo = UTC, *, with_arguments: bool) -> list[LogRow]:
-    """Return the rows of a page. Set `with_arguments`, which adds arguments, only for people who may see payloads."""
+    """Return the rows of a page. With `with_arguments`, the column Tool also shows the arguments of each call.
+
+    Set `with_arguments` only if the viewer may see payloads.
+    """
     columns, arguments = shown_columns(options), _arguments(calls) if with_arguments else {}
     usual = are_usual(columns)
     return [

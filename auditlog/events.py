@@ -65,7 +65,7 @@ KINDS = {
 
 
 class TargetKind(NamedTuple):
-    """A kind of object with a page."""
+    """A kind of object that has a page, to which events about the object link."""
 
     rows: Callable[[User], QuerySet[Any]]  # Returns the rows that have a page.
     page: str  # The URL name.
@@ -217,9 +217,9 @@ def membership_of(email: str) -> Q:
 
 
 def naming(email: str) -> Q:
-    """Return a filter for the events that name the person with this address in `changes`.
+    """Return a filter for the events whose `changes` name the person with this address.
 
-    Such an event names the owner of its target, or people who joined or left a team.
+    The person either owns the target of the event, or joined or left the team that the event is about.
     """
     return Q(changes__owner=email.strip().lower()) | membership_of(email)
 
@@ -237,7 +237,7 @@ def about(pk: str) -> Q:
 
 
 class EventFilter(forms.Form):
-    """The query string of the page as a form; unknown values are ignored."""
+    """The filters of the Admin events page, read from its query string. Unknown values are ignored."""
 
     range = forms.ChoiceField(required=False, choices=[(key, label) for key, (label, _) in RANGES.items()])
     action = forms.MultipleChoiceField(required=False, choices=[(action.value, action.value) for action in Action])
@@ -359,7 +359,11 @@ def _in_words(value: Any) -> str:
 
 
 class SentencePiece(NamedTuple):
-    """A part of a sentence; `url` is the page of the target or actor that the part names, or empty."""
+    """A part of the sentence about an event.
+
+    If the part names the target or the actor, and the viewer may open its page, `url` is the URL of this page.
+    Otherwise `url` is empty.
+    """
 
     text: str
     of: str

@@ -32,7 +32,7 @@ class AsItIs(Loader):
 class LogExport(Export):
     """Rows of a log, newest first; `columns` maps fields to column names.
 
-    Each piece is read over a separate database connection, without the time limit of pages.
+    A new database connection reads each chunk of rows. The time limit for queries of pages does not apply to it.
     """
 
     def __init__(self, rows: QuerySet[Any] | Search, kind: str, columns: Mapping[str, str], *, by: Any) -> None:

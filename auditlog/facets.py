@@ -103,7 +103,8 @@ def facets(
     """Return the filters beside the list, some of them with their values and the number of calls of each value.
 
     Values are included for filters that are set, for filters that the person opened, and for filters in `first`.
-    `any_call=False` means that the search has no results. Then calls are counted only for filters that are set.
+    The values of a filter that is set are counted as if this filter were not set. `any_call=False` means that the
+    search has no results. Then the filters that are not set have no values, and no query is made for them.
     """
     names = [name for name in FACETS if name not in call_filter.scope]
     shown = [] if call_filter.error else [name for name in names if name in first or _is_open(call_filter, name)]

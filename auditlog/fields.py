@@ -42,7 +42,7 @@ BYTES = Unit({"": 1.0, "b": 1.0, "kb": 1000.0, "mb": 1_000_000.0}, "2 kB")
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A query parameter of `GET /api/logs`; if it is given, only calls that meet `condition` match."""
+    """A query parameter of `GET /api/logs`. If `condition` is set, only calls that meet it match the parameter."""
 
     name: str
     max_length: int | None = None

@@ -259,7 +259,7 @@ class CallFilter(forms.Form):
 
     @property
     def is_of_all_time(self) -> bool:
-        """True if the range is ignored, because a search for one request, trace, session or id has no range."""
+        """True if the search is for one request, trace, session or id. The filter `range` is then ignored."""
         return any(self.values[name] for name in ("correlation", "trace", "session")) or bool(self.pasted_id)
 
     @property
@@ -290,7 +290,7 @@ class CallFilter(forms.Form):
         return [sentence for condition in asked if (sentence := _unknown(condition))]
 
     def has_calls(self) -> bool:
-        """True if there is any call in the time range and scope, without regard to other filters."""
+        """True if any call matches the time range and the tab's own filter (`scope`). Other filters are ignored."""
         of_scope = [one for name in self.scope for one in self._of_filters[name]]
         return bool(Search(of_scope, *self._between).count().number)
 
@@ -372,7 +372,10 @@ class CallFilter(forms.Form):
 
     @property
     def tab(self) -> str:
-        """Return `scope` as a query string, such as `tab=host&host=<id>`; empty if the list is not on a tab."""
+        """Return the tab's own filter (`scope`) as a query string, such as `tab=host&host=<id>`.
+
+        The query string is empty if the list is not on the tab of an object.
+        """
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     def searchable(self) -> dict[str, list[str]]:
@@ -423,7 +426,8 @@ def _form_field(field: LogField) -> forms.Field:
 def display_names(field: LogField, values: Sequence[str]) -> dict[str, str]:
     """Return a display text for each value.
 
-    For an id, this is the object's name in its newest call, otherwise the beginning of the id.
+    For the id of an object, the text is the name that the object had in its newest call. If the object occurs in no
+    call, or if its kind has no names, the text is the beginning of the id.
     """
     ids = {value: uuid_of(value) for value in values} if field.id_column else {}
     named = newest_names(field, [pk for pk in ids.values() if pk])

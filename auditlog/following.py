@@ -1,7 +1,8 @@
 """Live lists of calls: a page asks every second which calls were recorded since the last answer.
 
-Calls are read by id, up to a last id. No open transaction can still add calls with this or a lower id
-(auditlog.replica). So no call is missed, except calls that took longer than LONGEST_CALL.
+Each answer has the calls up to some last id. The next answer starts after this id. The last id is chosen so that no
+open transaction can still add a call with this id or a lower one (auditlog.replica). So the answers miss no calls,
+except calls that took longer than LONGEST_CALL.
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ WRITERS_S = 0.5  # Timeout for waiting for open transactions of writers.
 
 
 def newest_id() -> int:
-    """Return an id up to which all calls are visible; 0 if a writer does not finish within WRITERS_S."""
+    """Return an id up to which all calls are visible.
+
+    Wait until the open transactions that write calls have ended. Return 0 if this takes longer than WRITERS_S.
+    """
     with connection.cursor() as cursor:
         return last_id(cursor, Call._meta.db_table, wait=WRITERS_S) or 0
 
@@ -72,7 +76,7 @@ class NewCalls(NamedTuple):
 
 
 class LiveList(NamedTuple):
-    """A live list on a page, for auditlog/new_calls.html."""
+    """A live list on a page, as the template auditlog/new_calls.html needs it."""
 
     url: str  # The URL to poll.
     followed: str  # The query string to poll with.

@@ -1,6 +1,6 @@
-"""Group calls by a column, with failures and durations.
+"""Group calls by a column. Each group has the number of its calls and of its failures, and percentiles of durations.
 
-For a list of objects, also count the calls of each object in the last seven days.
+`calls_of_week` is for lists of objects: it counts the calls of each object in the last seven days.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ FROM ({rows}) c WHERE {column}::text <> '' GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT %
 
 @dataclass(frozen=True)
 class CallGroup:
-    """The calls with one value of a column. Durations are in milliseconds. The page Logs can filter by `value`."""
+    """The calls with one value of a column. Durations are in milliseconds.
+
+    `value` is the value in the form that a filter of the Logs page accepts.
+    """
 
     value: str
     name: str
@@ -103,8 +106,8 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
     """Return the groups with the most calls, counted with the roll-ups.
 
-    If the roll-ups cannot answer, count only the newest matching calls, or return None if `where` is empty. If `by` is
-    the tool, calls of unknown tools are left out.
+    If the roll-ups cannot answer, only the newest calls that match `where` are counted in the log. If `where` is empty,
+    this is not done, and None is returned. If `by` is the tool, calls of unknown tools are left out.
     """
     of_tools = by.name == "tool"  # Clients may invent names of tools.
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)
@@ -167,17 +170,17 @@ KEPT_FROM = timedelta(days=2)  # Answers about periods this long or longer are c
 
 
 class CachedAnswer[T](NamedTuple):
-    """An answer; if it is cached, also the time at which it was read."""
+    """An answer. If the answer is cached, `read_at` is the time at which it was read from the database."""
 
     answer: T
     read_at: datetime | None = None
 
 
 def cached_answer[T](key: str, length: timedelta | None, read: Callable[[], T]) -> CachedAnswer[T]:
-    """Return the answer of `read`. An answer about a long period is cached under `key`.
+    """Return the answer of `read`. An answer about a long period is cached under `key` for KEPT_SECONDS.
 
-    `length` is the period's length. It is None for all time, and for a period with a start or end time that the person
-    chose; such periods count as long.
+    `length` is the length of the period. A period of KEPT_FROM or longer is long. If the period is all time, or if the
+    person chose a start or end time, `length` is None. These periods count as long, too.
     """
     if length is not None and length < KEPT_FROM:
         return CachedAnswer(read())

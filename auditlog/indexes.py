@@ -1,4 +1,7 @@
-"""Create indexes on tables in use. When an index is attached, clients' calls wait for ATTACH_TIMEOUT at most.
+"""Create indexes on tables while the gateway uses them.
+
+To attach a partition's index to the index of the table, a lock is needed. Each attempt to take this lock delays calls
+by at most ATTACH_TIMEOUT.
 
 A migration declares an index of the log with `DeclareIndex`. New partitions have the index from the
 start. Existing partitions get the index later, one partition at a time
@@ -51,7 +54,7 @@ FROM pg_index i WHERE i.indexrelid = to_regclass(%s)
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """The index of one partition was created; `left` is the number of partition indexes that are still missing."""
+    """Notice that the index of one partition was created. `left` is the number of partition indexes still to create."""
 
     index: str
     partition: str

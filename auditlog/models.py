@@ -93,7 +93,8 @@ def span_of_uid(uid: UUID) -> tuple[datetime, datetime]:
 class Call(models.Model):
     """One MCP message that arrived with a known token, answered or refused.
 
-    Range-partitioned by `created_at`, the time of arrival; written by proxy.store.call_log with COPY.
+    The table is partitioned by ranges of `created_at`, the time of arrival. proxy.store.call_log writes the rows with
+    COPY.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -195,7 +196,7 @@ class Call(models.Model):
 
     @property
     def why(self) -> str:
-        """Return the reason why the call was stopped, in a few words; for other calls the outcome."""
+        """Return the call's `deny_reason` in words. If it is empty, return the label of the outcome."""
         return self.deny_reason.replace("_", " ") or self.get_outcome_display()
 
     @property
@@ -205,7 +206,10 @@ class Call(models.Model):
 
 
 class Rollup(models.Model):
-    """Calls that began in one period and have the same dimensions, counted in total and by duration class."""
+    """Numbers of calls that began in one period and have equal values in some columns, the dimensions.
+
+    The row has the number of all these calls, and the number of the calls in each class of durations.
+    """
 
     seconds = models.IntegerField()
     # Bit mask of the dimensions that are set (auditlog.rollups.schema); other dimensions are NULL.
@@ -240,13 +244,13 @@ for _name in CLASS_COLUMNS:
 
 
 class RollupState(models.Model):
-    """Progress of counting the log for roll-ups; a single row, which the counting process locks.
+    """The state of the roll-ups: the calls that have been counted so far.
 
-    Three groups of rows are counted separately. These rows have been counted so far:
+    The table has a single row. The process that counts calls locks it. Three groups of calls are counted separately:
 
-    - of the rows with ids up to `began_at_id`, all rows dated `counted_from` or later,
-    - of the rows with higher ids dated `near_from` or later, all rows with ids up to `counted_to`,
-    - of the rows with higher ids dated before `near_from`, all rows with ids up to `late_counted_to`.
+    - A call with an id up to `began_at_id` has been counted if its date is `counted_from` or later.
+    - A call with a higher id and the date `near_from` or later has been counted if its id is at most `counted_to`.
+    - A call with a higher id and a date before `near_from` has been counted if its id is at most `late_counted_to`.
     """
 
     id = models.SmallIntegerField(primary_key=True, default=1)
@@ -341,7 +345,10 @@ _context: ContextVar[EventContext | None] = ContextVar("event_context", default=
 
 
 def current_context() -> EventContext:
-    """Return the context of the current request; outside of requests, a new context of the system."""
+    """Return the context in use, such as that of the current request.
+
+    If no context is in use, return a new one, whose changes are recorded as made by the system (`Via.SYSTEM`).
+    """
     return _context.get() or EventContext()
 
 
@@ -402,11 +409,11 @@ class EventManager(models.Manager["Event"]):
         changes: dict[str, Any] | None = None,
         actor: str = "",
     ) -> "Event":
-        """Record that the actor `by` did `action` to `target`. A `by` of None is the system.
+        """Record that `by` did `action` to `target`. If `by` is None, the system did it.
 
-        Call this inside the transaction of the change. `changes` maps a field to [before, after]; values of
-        SECRET_FIELDS are masked. `actor` names an actor that is not a person, such as a token. If the target has an
-        `owner_email`, the event names this owner.
+        Call this inside the transaction of the change. `changes` maps each changed field to [before, after]; values of
+        SECRET_FIELDS are masked. `actor` is recorded instead of the e-mail address of `by`, for an actor that is not a
+        person, such as a token. If the target has an `owner_email`, it is added to the recorded changes as `owner`.
         """
         self.check_allowed(action, [target], changes or {})
         event = self._unsaved(action, target, by, changes or {}, actor)
@@ -421,9 +428,9 @@ class EventManager(models.Manager["Event"]):
         self.bulk_create(self._unsaved(action, target, by, changes) for target in targets)
 
     def check_allowed(self, action: Action, targets: Sequence[models.Model], changes: Mapping[str, Any]) -> None:
-        """Run the `check` of the current EventContext; the check may raise.
+        """Run the `check` of the current EventContext. The check raises an error to refuse the action.
 
-        Call this before an action that cannot be undone. `record` also runs the check.
+        `record` runs the check, too. Call this method only before an action that cannot be undone if `record` raises.
         """
         if check := current_context().check:
             check(action, targets, changes)
@@ -494,7 +501,7 @@ class Switchable(models.Model):
         return not self.enabled
 
     def disable(self, *, by: Actor | None) -> bool:
-        """Disable the row; dependent requests are then refused. Returns False if the row was disabled already."""
+        """Disable the row, so that the proxy refuses requests that need it. Return False if it was disabled already."""
         return bool(self._switch_all([self], on=False, by=by))
 
     def enable(self, *, by: Actor | None) -> bool:

@@ -1,7 +1,9 @@
 """The calls of the last seven days that would have been refused if a policy had been stricter or an object disabled.
 
 Up to MOST_READ calls are counted exactly in the log, by caller. For more calls, the roll-ups give an approximate
-total, unless people are excluded, or the roll-ups lack a column by which the calls are selected.
+total. There is no such total if the calls of some people are excluded, or if the calls are selected by a column that
+the roll-ups lack. Then the answer is only that there are more than MOST_READ calls, or that the calls could not be
+counted in time.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ class RefusedCalls:
     def sentence(self, what: str = "went through it") -> str:
         """Return a sentence with the number of calls and the names of the callers.
 
-        In this sentence, `what` says what the calls did, such as "came from them".
+        `what` is the predicate of the sentence, such as "came from them" in "In the last 7 days 5 calls of 2 people
+        came from them".
         """
         if self.calls is None:
             return "The calls of the last 7 days could not be counted in time."
@@ -79,7 +82,7 @@ def would_refuse(
 ) -> str:
     """Return a sentence about the calls that `refused()` counts.
 
-    Return "" if the viewer may not read the log, and the calls are not the viewer's own (`is_own`).
+    Viewers who may not read the log get this sentence only about their own calls (`is_own`), otherwise "".
     """
     if not is_own and not viewer.has_perm(Capability.LOGS_READ):
         return ""
@@ -87,10 +90,9 @@ def would_refuse(
 
 
 def refused(where: Where, *, not_of: QuerySet[User] | None = None) -> RefusedCalls:
-    """Count the calls of the last seven days that a change would have refused.
+    """Return the calls of the last seven days that match `where`: a planned change would have refused these calls.
 
-    The change refuses all calls that match `where`. Calls that were denied anyway, and calls by people in `not_of`, do
-    not count.
+    Calls that were denied without the change, and calls by people in `not_of`, do not count.
     """
     since = range_start(timezone.now(), PERIOD)
     read = in_time(lambda: _callers(where, not_of, since), LOG_MS)

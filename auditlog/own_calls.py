@@ -102,7 +102,7 @@ class OwnCall:
 
     @property
     def is_hello(self) -> bool:
-        """True if the client only introduced itself or probed for a feature."""
+        """True if the client only introduced itself (HELLOS), sent a notification, or probed for a feature."""
         if self.call.method in HELLOS or self.call.method.startswith("notifications/"):
             return not self.is_denied
         return self.call.outcome == Outcome.NOT_OFFERED
@@ -153,9 +153,10 @@ def as_own(rows: Sequence[Call], owner: User) -> list[OwnCall]:
 
 @dataclass(frozen=True)
 class Wait:
-    """A page's wait for the person's first call since a given time, on a gateway, on a connection, or anywhere.
+    """The state of a page that waits for a person's first call after a given time.
 
-    The wait ends with a call that was not denied, even if it failed.
+    The page waits for a call on one gateway, on one connection, or anywhere. The wait ends with a call that was not
+    denied, even if the call failed. Calls that are only a hello (see `OwnCall.is_hello`) do not end it.
     """
 
     user: User
@@ -256,7 +257,10 @@ def own_connection(user: User, pk: str) -> Connection | None:
 @require_GET
 @own_resource("one's own calls")
 def waiting(request: AppRequest) -> HttpResponse:
-    """Show if the person's first call has arrived (see `Wait`); return 204 if the page shows this state already."""
+    """Show the state of the wait for the person's first call (see `Wait`).
+
+    Answer 204 to a poll of a page that shows this state already.
+    """
     wait = Wait.read(request)
     if request.htmx and request.GET.get("seen") == wait.mark and "until" in request.GET:
         return HttpResponse(status=204)

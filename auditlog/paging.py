@@ -18,7 +18,7 @@ RECENT = timedelta(days=7)  # This period is searched first, because it is in fe
 
 
 class BadLogCursor(ValueError):
-    """This cursor is invalid. Take a cursor from `next` or `previous`."""
+    """This cursor is invalid. Use the cursor in `next` or `previous` of an earlier answer."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,9 +122,9 @@ class Partitions:
     def drop_before(self, limit: date, note: Dropped = lambda name, span, rows: None) -> list[str]:
         """Drop the partitions in which all rows are older than `limit`, and return their names.
 
-        Calls are not blocked. If a partition is read for too long, this run drops neither this partition nor a later
-        partition; the next run tries again. Does nothing if the database role does not own the table. `note` is called
-        with a partition's name, days and number of rows, in the transaction that drops the partition.
+        Rows can be written and read meanwhile. If a partition is in use for too long, this run stops at it, and the
+        next run tries again. Does nothing if the database role does not own the table. `note` is called with a
+        partition's name, days and number of rows, in the transaction that drops the partition.
         """
         if not self.is_owner():
             return []
@@ -132,7 +132,7 @@ class Partitions:
         return [name for name, _ in dropped]
 
     def has_rows_since(self, name: str, moment: datetime) -> bool:
-        """True if the partition has rows that were recorded since `moment`, even if the calls began earlier."""
+        """True if a row of the partition was recorded at or after `moment`. Its call may have begun earlier."""
         with connection.cursor() as cursor:
             since = sql.SQL("SELECT EXISTS (SELECT FROM {} WHERE recorded_at >= %s)").format(sql.Identifier(name))
             cursor.execute(since, [moment])
@@ -219,8 +219,8 @@ class Partitions:
     def _drop(self, name: str, *, keep_rows: bool = False, note: Callable[[int], object] = lambda rows: None) -> bool:
         """Detach a partition and drop it; return False if it could not be dropped.
 
-        A killed process may have detached the partition already, partly or fully. With `keep_rows`, a partition that
-        has rows is attached again, and not dropped.
+        If an earlier process was killed before it dropped the partition, the partition may be detached already, or its
+        detachment may have begun. With `keep_rows`, a partition that has rows is attached again, and not dropped.
         """
         names = {"name": sql.Identifier(name), "table": sql.Identifier(self.table)}
         for attempt in range(ATTEMPTS):
@@ -248,7 +248,7 @@ class Partitions:
         return False
 
     def _attached(self, name: str) -> bool | None:
-        """Return True if the partition is attached, False if it is half detached, None if it is detached."""
+        """Return True if the partition is attached, False if its detachment began but did not end, None if detached."""
         with connection.cursor() as cursor:
             cursor.execute(
                 "SELECT NOT inhdetachpending FROM pg_inherits"
@@ -277,9 +277,9 @@ def _longest_free(day: date, longest: int, existing: Sequence[PartitionDays]) ->
 
 @contextmanager
 def limited_lock_wait(cursor: Any, longest: str) -> Iterator[None]:
-    """Limit the time for which statements inside the block wait for locks. If `longest` is "0", there is no limit.
+    """Let statements inside the block wait for a lock for at most the time `longest`. The time "0" means no limit.
 
-    There is a limit because other statements queue behind a statement that waits.
+    A statement that waits for a lock holds up the statements that come after it, so it should not wait for long.
     """
     cursor.execute(f"SET lock_timeout = '{longest}'")
     try:

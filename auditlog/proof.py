@@ -44,7 +44,7 @@ class ProofForm(forms.Form):
 
     @property
     def period(self) -> tuple[datetime, datetime]:
-        """The start of the first day, and the end of the last day."""
+        """Return a pair: the start of the first day, and the end of the last day."""
         since, until = (datetime.combine(self.cleaned_data[name], time(), UTC) for name in ("since", "until"))
         return since, until + timedelta(days=1)
 

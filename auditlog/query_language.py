@@ -1,8 +1,12 @@
 """Parser of the log's search language: `error and duration > 500 and host is ci-bot`.
 
-A condition has one of three forms: a single word such as `error`; a field of auditlog.fields with an operator and a
-value; any other text. If such a text is an id, it is compared with all ids. Otherwise, all names are searched for the
-text. A comma between conditions means the same as `and`; `or` binds less tightly than both.
+A condition has one of three forms:
+
+- a single word such as `error`
+- a field of auditlog.fields with an operator and a value
+- any other text: an id is compared with all ids, and all names are searched for a text that is not an id
+
+A comma between two conditions means the same as `and`. The word `or` binds less tightly than `and` and the comma.
 """
 
 from __future__ import annotations
@@ -52,7 +56,10 @@ class SearchSyntaxError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """One condition; several values are alternatives. With the field ANY_NAME, all of fields.FREE_TEXT are searched."""
+    """One condition. If it has several values, one of them must match.
+
+    If `field` is ANY_NAME, the value is searched for in all fields of fields.FREE_TEXT.
+    """
 
     field: str
     operator: str
@@ -61,7 +68,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class Either:
-    """Alternatives, each a list of conditions that must all be met."""
+    """Several alternatives. One of them must be met, and an alternative is met if all of its conditions are met."""
 
     alternatives: tuple[tuple[Condition, ...], ...]
 
@@ -125,7 +132,7 @@ def _tokens(text: str) -> Iterator[QueryToken]:
 
 
 def _begins(word: str) -> bool:
-    """Return True if a condition can start with this word. Parentheses around the word are ignored."""
+    """Return True for a field's name and for a word that is a condition by itself, also in parentheses."""
     word = word.strip("()")
     return word in WORDS or word in FIELDS
 

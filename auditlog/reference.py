@@ -63,15 +63,16 @@ def _named(actions: Iterable[str]) -> str:
 
 
 def _meaning(action: Action) -> str:
-    """Return the action's last sentence, which is the most general one.
+    """Return the sentence that describes an event of this action.
 
-    If the action's sentences have different meanings, return all sentences.
+    An action has one or more sentences. Usually they differ only in the number of objects that they name, and the
+    last sentence, the most general one, is returned. If they differ in meaning, all of them are returned.
     """
     words = action.sentences if action in SEVERAL else action.sentences[-1:]
     return " / ".join(_shortened(one) for one in words)
 
 
 def _shortened(sentence: str) -> str:
-    """Return a sentence without the actor, and with an ellipsis for each name."""
+    """Return a sentence without its actor, and with an ellipsis in place of each name."""
     text = re.sub(r"\{(\w+)\}", lambda found: "" if found[1] in FACTS else "…", sentence.removeprefix("{actor} "))
     return text[0].upper() + text[1:].removesuffix(".")

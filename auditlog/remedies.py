@@ -76,7 +76,10 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 
 
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
-    """Return the events that may have caused the gateway's refusal of the connection's host."""
+    """Return the events that may be the cause if the connection's gateway does not allow the connection's host.
+
+    Either the host was blocked at the gateway, or the gateway was limited to listed hosts.
+    """
     here = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id)
     if decided := here.filter(allowed__isnull=False).first():  # Otherwise the gateway was limited to listed hosts.
         return _events(decided, Q(action=Action.HOST_BLOCKED_AT_GATEWAY))
@@ -234,7 +237,10 @@ class Cause:
 
 @dataclass(frozen=True)
 class Subjects:
-    """The objects that an obstacle may be about: ids by kind, the feature, and the owner of the call."""
+    """The objects of one call: ids by kind of object, the called feature, and the person who makes the call.
+
+    An obstacle to the call is about one of these objects.
+    """
 
     ids: dict[str, Any]
     feature: Named | None
@@ -299,7 +305,8 @@ def mend(reason: str, pk: Any, *, by: User) -> Model:
     """Resolve an obstacle by calling the remedy's method on the object `pk`, and return the object.
 
     Raises KeyError if the reason has no remedy with a method. Raises Model.DoesNotExist if the object is unknown,
-    archived, removed or revoked, and Http404 if it is removed meanwhile. Raises CapabilityRequired and CannotMend.
+    archived, removed or revoked. Raises Http404 if somebody removes the object while this function runs. Raises
+    CapabilityRequired if `by` may not act, and CannotMend if the action does not resolve the obstacle any more.
     """
     remedy = REMEDIES[reason]
     if not remedy.verb:
@@ -356,10 +363,10 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 
 
 def _request(row: Any, reader: User) -> dict[str, str]:
-    """Return the fields of a Cause for the link “Request access”; empty if `reader` cannot request access.
+    """Return the fields `act` and `link` of a Cause, for the link “Request access”.
 
-    `reader` can request access only if the gateway of `row` takes requests, and only if the role of `reader` does not
-    forbid the use of gateways.
+    Returns an empty dict if `reader` cannot request access. `reader` can if the gateway of `row` takes requests, and if
+    the role of `reader` allows the use of gateways.
     """
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests_of(reader):
@@ -382,7 +389,10 @@ def _owner_only(remedy: Remedy, subjects: Subjects) -> str:
 
 
 def who_can(needs: Capability, reader: User, act: str = "decide") -> str:
-    """Return a sentence that names the people who can `act`, or the roles if the reader may not see people."""
+    """Return a sentence that says who can `act`, which is a phrase such as "change this".
+
+    The sentence names the people who have the capability `needs`. If `reader` may not see people, it names the roles.
+    """
     granting = permissions_of(including([needs]))
     if any(map(reader.has_perm, (Capability.PEOPLE_READ, Capability.AUDIT_READ))):
         holders = User.objects.filter(is_active=True).filter(Q(role__permissions__in=granting) | Q(is_superuser=True))

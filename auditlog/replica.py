@@ -1,7 +1,7 @@
 """Read the logs from a replica of the database (DATABASE_READ_URL), as docs/how-to/scale-out.md describes.
 
-Only history is read from the replica: lists, exports, numbers. No decision or write depends on it, and a person who has
-just changed something reads the primary.
+Only history is read from the replica: lists, exports and numbers. No decision and no write depends on the replica. For
+a person who has just changed something, pages read the primary.
 """
 
 from __future__ import annotations
@@ -52,9 +52,10 @@ LAST_ID = "SELECT pg_sequence_last_value(pg_get_serial_sequence(%s, 'id')::regcl
 
 
 def last_id(cursor: Any, table: str, *, wait: float) -> int | None:
-    """Return an id up to which every row of `table` is visible to this cursor or was rolled back.
+    """Return an id of `table` up to which all writers have finished.
 
-    Returns None if a writer has not finished after `wait` seconds.
+    Every row with this id or a lower one is visible to this cursor, or was rolled back. The function waits for writers
+    that have not finished yet. It returns None if one of them has not finished after `wait` seconds.
     """
     last = newest_id(cursor, table)
     writers, until = _writers(cursor, table), time.monotonic() + wait
@@ -213,9 +214,10 @@ def connector() -> Callable[[], psycopg.Connection[Any]] | None:
 
 
 def read_from_replica[T](request: Any, work: Callable[[], T]) -> T:
-    """Run `work` on the replica if this request may use it, and return its result. `work` must not write.
+    """Return the result of `work`, which must not write.
 
-    If the replica fails, `work` runs again on the primary.
+    `work` reads from the replica if this request may use the replica, and otherwise from the primary. If the replica
+    fails, `work` runs again on the primary.
     """
     if not is_set() or connection.in_atomic_block or connections[DEFAULT_DB_ALIAS].alias == ALIAS:
         return work()
@@ -258,16 +260,16 @@ def _has_just_written(request: Any) -> bool:
 
 
 def _is_of_the_replica(error: BaseException) -> bool:
-    """Return True if the replica may be at fault rather than the statement, so that the primary may succeed."""
+    """Return True if the replica may have caused the error, so that the same statement may succeed on the primary."""
     state = getattr(error.__cause__ if error.__cause__ is not None else error, "sqlstate", None)
     # Connection errors, attempts to write, faults of the server, and conflicts with the replay of the write-ahead log.
     return state is None or state == READ_ONLY or (state != CANCELLED and state[:2] in FAULTS_OF_SERVERS)
 
 
 def from_replica(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Decorator for a view that does not write: the view reads from the replica.
+    """Decorator for a view that does not write: the view reads from the replica if its request may use the replica.
 
-    The decorator must be below the one that checks the capability.
+    This decorator must be below the decorator that checks the capability.
     """
 
     @wraps(view)

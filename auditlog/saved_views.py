@@ -42,7 +42,7 @@ class ListedView(NamedTuple):
 def listed(user: User, call_filter: CallFilter) -> list[ListedView]:
     """Return the first MOST_LISTED saved views that `user` may open. The user's own views come first.
 
-    Return no views for the log tab of an object.
+    If `call_filter` belongs to the log tab on an object's page, return an empty list.
     """
     if call_filter.scope:
         return []
@@ -127,7 +127,7 @@ class SavedViewBody(RequestBody):
     def validate_query(self, query: str) -> str:
         written = canonical_query(query)  # May be longer than the input: a space becomes %20.
         if len(written) > LONGEST_QUERY:
-            words = f"Encoded for a URL, it has {len(written)} characters; the maximum is {LONGEST_QUERY}."
+            words = f"Encoded for a URL, the query has {len(written)} characters. The maximum is {LONGEST_QUERY}."
             raise serializers.ValidationError(words, "max_length")
         if refusal := search_error(written):
             raise serializers.ValidationError(refusal)

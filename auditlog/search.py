@@ -1,7 +1,7 @@
 """Search the calls, with a cost that does not grow with the log.
 
-A page reads at most the newest SEARCH_LIMIT rows that one index finds. A page with too few results shows how far back
-it searched, and the next page continues from that time.
+For one page, at most SEARCH_LIMIT rows are read, from one index. If they contain too few matches to fill the page, the
+page shows how far back it searched, and the next page continues from that time.
 """
 
 from __future__ import annotations
@@ -187,8 +187,9 @@ def _of_anything(pk: UUID) -> Criterion:
 def parameter_criteria(field: LogField, value: Any) -> list[Criterion]:
     """Return criteria that match calls in which `field` is exactly `value`. Pass only fields with an API parameter.
 
-    If `value` is a list, the criteria match calls in which the field is any item of `value`. For Comparison.NAME,
-    `value` is always a list of ids. For Comparison.LIST, the field is a list, and must contain `value`.
+    If `value` is a list, the criteria match calls in which the field is any item of `value`. For a field with
+    Comparison.NAME, `value` is always a list of ids. A field with Comparison.LIST is a list itself: the criteria match
+    calls in which this list contains `value`.
     """
     if field.comparison is Comparison.NAME:
         return [equal(field.id_column, value)]
@@ -248,7 +249,7 @@ def count_rows[M: Any](rows: QuerySet[M]) -> RowCount:
 
 @dataclass(frozen=True)
 class SearchPage:
-    """A page of calls. If the search stopped at its limit, `looked_to` is the time in the log that it had reached."""
+    """A page of calls. If the search stopped at SEARCH_LIMIT, calls beyond the time `looked_to` were not searched."""
 
     page: Page[Call]
     looked_to: datetime | None = None
@@ -304,7 +305,10 @@ class Search:
         return SearchPage(Page(list(self.newest().order_by("-duration_ms", "-pk")[:size]), None, None), self.floor)
 
     def count(self) -> RowCount:
-        """Return the number of calls, cached. Above SEARCH_LIMIT, it is exact only if the roll-ups can answer."""
+        """Return the number of matching calls. The number is cached.
+
+        If the search has to stop at SEARCH_LIMIT, the number is exact only if the roll-ups can count the calls.
+        """
         return self._count
 
     @cached_property
@@ -386,9 +390,10 @@ class Search:
 
 
 def _of_each(rows: QuerySet[Call, Any], column: str, values: Sequence[Any], cut: slice) -> tuple[str, list[Any]]:
-    """Return SQL that selects, for each of `values`, the slice `cut` of the rows with this value in `column`.
+    """Return SQL that takes, for each of `values`, the rows with this value in `column`, and selects a slice of them.
 
-    The SQL looks up each value separately in the index of `column`.
+    `cut` is this slice, for example the first ten rows. The SQL looks up each value separately in the index of
+    `column`.
     """
     same = rows.filter(INDEXES[column], **{column: RawSQL("v.value", ())})
     statement, parameters = same[cut].query.sql_with_params()

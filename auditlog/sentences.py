@@ -72,10 +72,10 @@ UNKNOWN = ("{actor} acted on {target} in a way that this version does not know."
 
 
 class SentencePart(NamedTuple):
-    """A part of a sentence: our own text, or a name that a user chose. `of` says what kind of name it is."""
+    """A part of a sentence: fixed text of this product, or a name that a person chose. `of` is the kind of name."""
 
     text: str
-    of: str = ""  # "actor", "target", "name", "person", or "" for our own text.
+    of: str = ""  # "actor", "target", "name", "person", or "" for fixed text.
 
 
 def sentence(event: Event) -> str:
@@ -127,7 +127,10 @@ def _fields(words: str) -> set[str]:
 
 
 def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield the values of an event that sentences may use, by field name. Actor and target are never missing."""
+    """Yield pairs of a field's name and its value: the values of an event that can be inserted in sentences.
+
+    The fields `actor` and `target` are always among them.
+    """
     target = SentencePart(event.target_label or "something", "target")
     by_itself = event.target_type == "token" and event.actor_email.endswith("(self)")
     yield (
@@ -142,7 +145,10 @@ def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
 
 
 def _of_label(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield kind and name of each object named in the event's label; nothing if the label cannot be split safely."""
+    """Yield the kind and the name of each object that the event's label names.
+
+    Yields nothing if it is not certain where one name in the label ends and the next begins.
+    """
     if len(event.target_label) >= LONGEST_LABEL:
         return
     joint, kinds = JOINED.get(event.target_type, ("", ()))

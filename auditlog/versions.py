@@ -1,8 +1,8 @@
 """Optimistic locking of editable rows: a save based on an outdated version fails, and the error lists the changes.
 
-A version has a digest of each value of `editable()`. Forms submit the version they were opened with, and the API
-returns it as the ETag (RFC 9110, section 8.8.3). The method that writes the row compares this version with the current
-one while the row is locked.
+A version has a digest of each value of `editable()`. A form contains the version that the row had when the form was
+opened, and submits it with the changes. The API returns the version as the ETag (RFC 9110, section 8.8.3). The method
+that writes the row locks the row, and then compares the submitted version with the current version.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Versioned(HasVersion):
         """Raise ChangedMeanwhile if this row differs from the version `seen`. The row must be locked.
 
         If `seen` is None, nothing is checked. `changed` names the fields that the writer would change; None means all.
-        If `seen` is a FormSeen, differences in other fields are allowed.
+        If `seen` is a FormSeen, a difference in a field that the writer would not change is allowed.
         """
         if seen is None:
             return

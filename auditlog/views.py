@@ -75,7 +75,7 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
-    """Render the log on a page that includes auditlog/log.html; for htmx, only the rows of the log."""
+    """Render `template`, a page that includes auditlog/log.html. For a request of htmx, render only the log's rows."""
     if wants_fragment(request) and call_filter.is_live and (new := NewCalls.asked(request.GET, call_filter.search())):
 
         def with_rows() -> HttpResponse:
@@ -287,9 +287,10 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def explanation(row: Call, reader: User, *, asks: bool) -> dict[str, Any]:
-    """Return template context that shows `reader` the cause, if the call was denied or its tool is unknown.
+    """Return template context that explains to `reader` why the call `row` failed.
 
-    With `asks`, the context also has the decision that would be made now.
+    The context has a cause only if the call was denied or its tool is unknown. With `asks`, the context also has the
+    decision that would be made about the call now.
     """
     reason, question = row.deny_reason, question_of(row)
     is_judged = row.outcome in ENDINGS["denied"] or reason == "unknown_tool"

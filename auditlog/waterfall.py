@@ -112,7 +112,7 @@ def is_asked(call: Call) -> bool:
 
 
 def is_end_of_stream(call: Call) -> bool:
-    """True for the second row of a stream. It is written when the stream ends, and has the duration of the stream."""
+    """True for the second row of a stream. This row is written when the stream ends, and has the stream's duration."""
     return call.correlation_id != call.uid and call.method == "GET"
 
 

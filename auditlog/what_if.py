@@ -1,4 +1,7 @@
-"""Trails for pages and the API: lists of the checks that decide whether a call would be allowed now."""
+"""Show whether a call would be allowed now, on pages and in the API.
+
+The checks that decide this are shown as a list, which is called the trail.
+"""
 
 from __future__ import annotations
 
@@ -168,8 +171,8 @@ def _notes(answer: CurrentDecision) -> Iterator[str]:
         yield f"Rules would label it: {answer.verdict.rules.label_text}."
     if answer.verdict.by_arguments:
         yield (
-            "The server changed the tool's definition; until somebody accepts the change, the arguments must fit both "
-            "versions."
+            "The server changed the tool's definition. Until somebody accepts the change, the arguments must fit both "
+            "the old and the new definition."
         )
 
 
@@ -226,7 +229,7 @@ class WhatIfBody(RequestBody, WhatIfQuery):
 
 
 class WhatIfForm(WhatIfQuery):
-    """A what-if question as the form sends it: the arguments are a text."""
+    """A what-if question as the form sends it: the tool's arguments are JSON in a text field."""
 
     arguments = serializers.CharField(required=False, allow_blank=True, max_length=LONGEST_ARGUMENTS)
 
@@ -277,7 +280,7 @@ PICKERS = (
     Picker("gateway", "Gateway"),
     Picker("tool", "Tool", "The tool's name as clients see it. If empty, only the access is checked.", optional=True),
     Picker("arguments", "Arguments", 'A JSON object, for rules: {"amount": 600}', optional=True),
-    Picker("address", "From address", "For tokens with an IP allowlist, and for rules on the address.", optional=True),
+    Picker("address", "From address", "Needed to check IP allowlists and rules on the address.", optional=True),
 )
 
 
@@ -323,9 +326,9 @@ def what_if_url(question: Question) -> str:
 
 
 def _named(trail: Trail | None) -> dict[str, str]:
-    """Return the texts for the form's fields `user`, `gateway` and `host`; {} without an answer.
+    """Return the values to show in the form's fields `user`, `gateway` and `host`, by field.
 
-    The texts name the person, gateway and host of the answered question.
+    The values name the person, gateway and host of the question that `trail` answers. Without a trail, return {}.
     """
     if trail is None:
         return {}
@@ -356,7 +359,10 @@ def _first(field: SubjectField, reader: FilterViewer) -> list[str]:
 @require_POST
 @requires(Capability.LOGS_READ)
 def remedy(request: AppRequest) -> HttpResponse:
-    """Resolve one obstacle, such as a disabled object, and return to the page that showed it."""
+    """Remove one cause of a refusal, and redirect to the page that showed the cause.
+
+    For example, enable a disabled gateway.
+    """
     back = own_path(request.POST.get("back", ""), reverse("auditlog:calls"))
     try:
         row = mend(request.POST.get("reason", ""), request.POST.get("subject", ""), by=request.user)

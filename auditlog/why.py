@@ -1,4 +1,7 @@
-"""Explain why a logged call ended as it did, and decide, without calling anything, if it would be allowed now."""
+"""Explain why a logged call ended as it did, and decide whether the call would be allowed now.
+
+The decision is made without sending the call to a server.
+"""
 
 from __future__ import annotations
 
@@ -110,7 +113,10 @@ class Detail:
 
     @property
     def record_ms(self) -> float | None:
-        """Return the ms that the row waited to be written; None if unknown, or if the clocks differ too much."""
+        """Return the milliseconds from the end of the call until its row was written to the log.
+
+        Return None if the time of writing is unknown, or if the clocks differ too much.
+        """
         if self.call.recorded_at is None:
             return None
         waited = (self.call.recorded_at - self.call.created_at).total_seconds() * 1000 - self.call.duration_ms
@@ -158,7 +164,10 @@ class Detail:
         yield Step.UPSTREAM, self._upstream()
 
     def _stopped(self, reason: Reason) -> str:
-        """Return why a check stopped the call; if the check was a rule, add the call's labels, which name the rule."""
+        """Return a text that says why a check stopped the call.
+
+        If rules stopped the call, the text includes the call's labels. One of the labels names the rule.
+        """
         named = reason.step == Step.RULES and self.call.labels
         return f"{reason.sentence} Labels: {self.call.labels}." if named else reason.sentence
 
@@ -187,9 +196,10 @@ def _laid_out(stretches: list[tuple[str, str, float]], whole: float) -> Iterator
 
 
 def curl(call: Call, *, payload: bool) -> str:
-    """Return a curl command that repeats the call; empty if the gateway was removed or the call has no method.
+    """Return a curl command that repeats the call, or "" if the gateway was removed or the call has no method.
 
-    The params are minimal. With `payload`, the recorded params are used if they are complete.
+    With `payload`, the command sends the recorded params of the call, if the log has all of them. Otherwise the command
+    sends minimal params. For example, a tool is called without arguments.
     """
     gateway = Gateway.objects.live().filter(pk=call.gateway_id).first() if call.gateway_id else None
     if gateway is None or not call.method:
@@ -235,7 +245,10 @@ NO_TOKEN = TokenDigests((None,), (None,))
 
 
 class Credential(NamedTuple):
-    """A token to test, as digests of its secret. `token` is the token's row; None for an OAuth access token."""
+    """A token to test. `digests` are the digests of its secret.
+
+    `token` is the token's row in the database, or None for an OAuth access token.
+    """
 
     token: Token | None
     digests: TokenDigests
@@ -243,7 +256,10 @@ class Credential(NamedTuple):
 
 @dataclass(frozen=True)
 class Question:
-    """The question whether `user` may use `feature` with `host` at `gateway`; `token` is the token of a logged call."""
+    """The question whether `user` may use `feature` with `host` at `gateway`.
+
+    If the question is about a logged call, `token` is the token of that call.
+    """
 
     host: Host
     user: User
@@ -305,7 +321,11 @@ def reason_text(reason: str) -> Reason:
 
 
 def current_decision(question: Question) -> CurrentDecision:
-    """Return the current decision. It is made by the SQL statement and the checks that decide requests to /mcp."""
+    """Return the current decision on the question.
+
+    The decision is made by the SQL statement and the checks that also decide requests to /mcp. If there is no token to
+    test, a variant of the statement looks the access up by host, gateway and person.
+    """
     live = Connection.objects.live().filter(host=question.host, gateway=question.gateway, user=question.user).first()
     if live is not None and question.host.is_playground:
         return _without_token(question, live)  # Each run of the playground gets a temporary token.
@@ -322,8 +342,9 @@ def current_decision(question: Question) -> CurrentDecision:
 def _reach(answer: CurrentDecision, preferred: Token | None) -> tuple[bool, int, bool]:
     """Return a sort key. The best answer has the largest key.
 
-    First, an answer without obstacles is better than an answer with obstacles. Second, the answer that passes more
-    checks is better. Third, the answer for the token `preferred` is better.
+    An answer that allows the call is better than an answer that refuses it. Of two refusals, the one that passes more
+    checks before the refusal is better. Of two answers that are equal so far, the one for the token `preferred` is
+    better.
     """
     is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
     return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred

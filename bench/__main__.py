@@ -4,9 +4,10 @@ The gateway is a real one: `manage.py serve` with one worker and its embedded Po
 SQL statement and committed to the log before it is answered. `--against CHECKOUT` also measures the gateway of another
 checkout, alternating with this one, to compare a change with the code before the change.
 
-`--kinds` names the requests, measured one after the other: `json` calls a tool of a server without sessions; `session`
-calls the tool of a server with sessions, in a client session; `sse` calls a tool that reports progress and
-answers in events; `list` reads the stored list of fifty tools.
+`--kinds` names the kinds of requests to measure, one kind after the other. `json` calls a tool of a server without
+sessions. `session` calls the same tool of a server with sessions, within a client session. `sse` calls a tool that
+reports its progress and sends its answer as an event stream. `list` reads a list of fifty tools, which the gateway has
+stored.
 
 Each of the following five options adds one gateway to the comparison. `--stored-sessions N` first stores N further
 sessions. `--idle-streams N` keeps N silent client streams open and prints their memory. `--tracing SHARE` traces this

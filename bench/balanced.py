@@ -21,7 +21,7 @@ CLOSED = (httpx.ConnectError, httpx.RemoteProtocolError, httpx.ReadError, httpx.
 
 @dataclass(kw_only=True)
 class Agents:
-    """Sends calls in a thread until the block ends."""
+    """A context manager that sends calls in a thread until its `with` block ends."""
 
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -43,7 +43,7 @@ class Agents:
 
 @dataclass
 class Balanced(Agents):
-    """Sends calls to ready replicas, in a thread, until the block ends."""
+    """A context manager that sends calls to ready replicas, in a thread, until its `with` block ends."""
 
     token: str
     slug: str

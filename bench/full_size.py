@@ -1,10 +1,11 @@
 """Fill a workspace to its maximum supported size, and count its calls: `python -m bench.full_size --keep FOLDER`.
 
-The database is the empty database at DATABASE_URL or, without DATABASE_URL, a new database on the embedded PostgreSQL
-in that folder. The database gets ten million calls over ninety days, 5,000 hosts, 50,000 connections, 5,000 people, 200
-gateways, 100 servers of 50 tools each with their definitions, and events. SQL statements generate all rows, one day of
-calls per transaction; then the roll-ups are computed in the way `manage.py serve` does it. A second run continues where
-the first stopped.
+The command fills the empty database at DATABASE_URL. Without DATABASE_URL, it creates a database on the embedded
+PostgreSQL in FOLDER. The database gets ten million calls over ninety days, 5,000 hosts, 50,000 connections, 5,000
+people, 200 gateways, events, and 100 servers. Each server has 50 tools with definitions.
+
+SQL statements generate all rows. Each day of calls is one transaction. Then the roll-ups are computed in the same way
+as by `manage.py serve`. If the command is interrupted, run it again: it continues with the days that have no calls.
 """
 
 import argparse

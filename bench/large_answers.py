@@ -10,8 +10,9 @@ Part 2: several sockets (their number is `--unread`) use one token. Each socket 
 reads the answer. Fails if the worker's memory grows by more than 100 MB while the answers are unread, or is more than
 100 MB larger afterwards.
 
-Part 3: two servers trickle large answers to eight people each, which fills the memory budget, while another person
-fetches answers of 8 MB from a third server. Fails if an answer of 8 MB takes more than 15 s.
+Part 3: two servers send large answers very slowly, each server to eight people. The gateway has to keep the received
+parts, and they fill its memory budget. Meanwhile another person fetches answers of 8 MB from a third server. Fails if
+an answer of 8 MB takes more than 15 s, or if the gateway ended none of the slow answers.
 """
 
 import argparse
@@ -98,7 +99,10 @@ def serving(server: int, port: int) -> int:
 
 
 def leave_unread(url: str, tokens: list[str], worker: int, first: float, options: argparse.Namespace) -> bool:
-    """Print the worker's memory while answers are unread, and afterwards; return True if both are within the limit."""
+    """Print the worker's memory while answers are unread, and afterwards.
+
+    Return True if the memory grew by at most the limit in both cases.
+    """
     before = memory([worker])
     arguments = {"count": 1, "size": UNREAD_SIZE}
     sockets = [unread(url, tokens[1], "one__large", arguments) for _ in range(options.unread)]

@@ -6,10 +6,10 @@ the first byte of exports, the palette, and the lists of the API. With `--named`
 the owner. It then requests only the lists, and all pages and dialogs with a URL name.
 
 The times are processor time of this process and of its database sessions, not elapsed time. Other load on the machine
-lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer. The loop's
-time, divided by the 5 % quantile of all its runs, is the slowdown, which has its own column. The answer's time is
-divided by the slowdown. The loop measures one processor only, so the database must run on the same processor
-(`taskset`).
+lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer. The mean of
+these two times is compared with the loop's best time (the 5 % quantile of all its runs). Their quotient is the
+slowdown, which is printed in the column `slower`. The answer's time is divided by the slowdown. The loop measures only
+one processor, so the database must run on the same processor (use `taskset`).
 
 An address is marked if the 95th percentile of its times is above 150 ms, or if its compressed page is above 30 KB.
 Marked addresses are measured again at the end. The command fails if an address is marked in every measurement. Before
@@ -262,7 +262,10 @@ def filtered() -> Iterator[str]:
 
 
 def logs() -> Iterator[str]:
-    """Yield addresses: the log by range, filter, search and group; single calls; exports; admin events."""
+    """Yield the addresses of the log with different ranges, filters, searches and groups.
+
+    Also yield the addresses of single calls, of exports, and of admin events.
+    """
     from auditlog.filters import COLUMN_NAMES as COLUMNS  # noqa: PLC0415
     from auditlog.filters import FACETS  # noqa: PLC0415
     from auditlog.models import Call  # noqa: PLC0415

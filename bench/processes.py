@@ -33,7 +33,7 @@ def serve_command(code: Path, port: int, *, workers: int = 1) -> list[str]:
 
 
 def gateway_environment(home: Path) -> dict[str, str]:
-    """Return the environment of a fresh installation, whose upstream server is on this machine."""
+    """Return the environment of a new installation that may connect to servers on this machine."""
     inherited = {
         name: value
         for name, value in os.environ.items()

@@ -95,11 +95,12 @@ def rule(rules: int) -> int:
 
 
 def give(sets: int, gateways: list[str]) -> int:
-    """Let people use only granted tools on these gateways, and create this many sets on each.
+    """Let people use only granted tools on these gateways, and create this many tool sets on each gateway.
 
-    In every ten sets, the first has a pattern that matches every tool; the other nine have patterns of their own. The
-    sets are given to 20 teams in turn, so the first team gets sets 1, 21, 41 and so on, which all match every tool. The
-    owner is in the first two teams, and so has a tenth of the sets.
+    Sets 0, 10, 20 and so on match every tool. Each of the other sets has its own patterns.
+
+    Each set is given to one of 20 teams, in turn. Team 0 gets sets 0, 20, 40 and so on, which match every tool. Team 1
+    gets sets 1, 21, 41 and so on. The owner is in these two teams, and so has a tenth of the sets.
     """
     from gateways.models import ToolGrant, ToolSet  # noqa: PLC0415 - older checkouts have no sets
 

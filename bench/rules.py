@@ -1,8 +1,11 @@
-"""Measure how much processor time rules add to a call, and the slowest decision that an attacker can cause.
+"""Measure the processor time that rules add to a call, and the slowest decision that an attacker can cause.
 
 The first table has the time that N conditions add to a call. For the column `one by one`, each condition is evaluated
 by itself. For the column `together`, all conditions are evaluated at once, as in the gateway.
-The second table compares measured times with the gateway's estimate of the longest time (proxy.access.expression_cost).
+
+For the second table, slow conditions are evaluated with arguments that an attacker could send. Before the gateway
+evaluates a condition, it estimates the longest time (proxy.access.expression_cost). The table compares the measured
+time of each decision with this estimate.
 """
 
 import random

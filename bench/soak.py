@@ -1,19 +1,23 @@
 """Look for failures and growth over days of use: `python -m bench.soak --minutes 120 --restart-every 15`.
 
-Two replicas with one worker each share one database, behind nginx as documented; both are replaced periodically, one
-after the other. Clients of both protocol eras call tools, subscribe, listen, break off streams, leave servers' requests
-unanswered and never end a session. With `--real`, the clients of the compatibility table also use the servers of
-this table, one client after the other. Everything that worked in a client's first round must work in later rounds.
+Two replicas with one worker each share one database. They are behind nginx, configured as documented. Periodically both
+replicas are replaced, one after the other.
+
+Clients of both protocol eras call tools, subscribe, and listen. They break off streams, leave requests of servers
+unanswered, and never end a session. With `--real`, the run also includes the clients and the servers of the
+compatibility table. These clients use these servers in rounds, one client after the other. Everything that worked in a
+client's first round must work in later rounds.
 
 Every half minute a line reports memory and open files of the replicas, rows of the session tables, open sessions at the
 upstream servers and the median duration of a call.
 
-Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files or rows grew
-after the first third of the time.
+Fails if a call failed, if an answered call is missing in the log or logged twice, or if memory, files, rows or open
+sessions grew after the first third of the time.
 
 On an idle machine, clients act faster and create more rows. Unused rows are deleted after five minutes. So the
-number of rows is compared with the number of client actions in the last five minutes. Memory and files are compared by
-their maximum in each sixth of the time. A run needs at least fifteen minutes, so that its first third has five minutes.
+number of rows may grow in proportion to the number of client actions in the last five minutes. Memory and files are
+compared by their maximum in each sixth of the time. A run needs at least fifteen minutes, so that its first third has
+five minutes.
 """
 
 import argparse
@@ -77,10 +81,10 @@ type Json = dict[str, Any]
 
 @dataclass
 class Counted:
-    """Numbers that the clients count.
+    """The results of the clients' actions.
 
-    Since the last printed line: `taken` (milliseconds of plain calls), `failed` and `actions`. Since the start:
-    `answered` and `failures`.
+    Three fields are reset after each printed line: `taken` has the milliseconds of each plain call, `failed` has a text
+    for each failure, and `actions` is the number of actions. The fields `answered` and `failures` are never reset.
     """
 
     taken: list[float] = field(default_factory=list)
@@ -427,7 +431,7 @@ async def restart(site: Site, minutes: float, until: float) -> None:
 
 
 async def fill(url: str, token: str, tool: str) -> None:
-    """Open as many sessions as the gateway stores per connection; call and listen once in each."""
+    """Open as many sessions as the gateway stores per connection. In each session, call `tool` once and listen once."""
     at_once = asyncio.Semaphore(AT_ONCE)
     headers = {"Authorization": f"Bearer {token}", "Accept": "application/json, text/event-stream"}
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": {"text": "hello"}}}
@@ -445,7 +449,11 @@ async def fill(url: str, token: str, tool: str) -> None:
 
 
 async def agent(client: Client) -> None:
-    """Call the echo tool once: without protocol headers or as a client of 2026-07-28, chosen at random."""
+    """Call the tool `echo` once.
+
+    At random, the call has no protocol headers, or it has those of protocol 2026-07-28. If the client makes no pauses,
+    the call always has those of 2026-07-28.
+    """
     if client.pause and random.random() < 0.5:
         await client.post(client.call("echo", text="hello"), client.headers(), plain=True)
         return
@@ -495,9 +503,9 @@ def print_line(sample: Sample, counted: Counted) -> None:
 def what_grew(samples: list[Sample]) -> Iterator[str]:
     """Yield a sentence for each value that grew.
 
-    Two growths are checked: from the middle third of the run to its last third, and within the last third. Memory
-    and files are reported only if they show both growths. Numbers of rows and sessions are reported if they show
-    either growth.
+    A value can grow from the middle third of the run to its last third, and it can grow within the last third. Memory
+    and files are reported only if they grew in both ways. Numbers of rows and sessions are reported if they grew in one
+    of these ways.
     """
     if len(samples) < 6:
         yield "Too short to tell."

@@ -1,8 +1,9 @@
 """Measure pages while another person sends excessive requests: `python -m bench.starving`.
 
 A gateway has two workers, an embedded PostgreSQL and a log of thirty days. One person opens pages, one after the other.
-Meanwhile another person sends one of these loads: eight exports whose answers are not read; eight sign-ins at an issuer
-that never answers; or 32 searches.
+Meanwhile another person causes one of three loads: eight exports whose answers are not read, eight sign-ins at an
+issuer that never answers, or 32 searches at the same time.
+
 For each load, a line reports the duration of the first person's pages, and the number of failures. Exits with 1 if a
 page failed, or if the 99th percentile is 500 ms or more. `--code` measures another checkout.
 """

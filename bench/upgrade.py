@@ -2,11 +2,12 @@
 
 The release before this one (the newest tag, or `--since`) gets a log of thirty days and serves from two processes,
 while agents call a tool all the time. Then this checkout migrates the tables, and new processes replace the old
-processes one by one: an old process is asked to end when its replacement is ready. Finally, processes of the old
+processes one by one. As soon as a new process is ready, one old process is asked to end. Finally, processes of the old
 release replace the new processes in the same way.
 
-Sometimes no tag is usable: there is none, or the newest tag already has all migrations of this checkout. Without
-`--since`, this checkout is then the old release, and a copy of it with one more migration is the new release.
+Without `--since`, the command may find no usable tag: there is no tag at all, or the newest tag already has all
+migrations of this checkout. Then this checkout is the old release, and a copy of it with one more migration is the new
+release.
 
 For each step the command prints the duration, the number of calls that ended during the step, and the longest of these
 calls. Fails if a call failed, if the log has more or fewer calls than were answered, or if a call took longer than
@@ -330,7 +331,10 @@ class Upgrade:
         return self._home / f"{port}.log"
 
     def _refused(self) -> str:
-        """Start the new release with `serve --no-migrate` on the old tables; return the last line that it prints."""
+        """Return the last line that the new release prints when it refuses to serve the old tables.
+
+        The new release is started with `serve --no-migrate`. Exit if it serves the old tables after all.
+        """
         words = ("serve", "--no-migrate", "--port", str(free_port()))
         done = subprocess.run(
             [sys.executable, "manage.py", *words],

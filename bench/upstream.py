@@ -1,8 +1,10 @@
 """Minimal MCP servers, each at its own path of one raw ASGI app.
 
-`/mcp` has no sessions and speaks both protocol eras (2025-11-25 and 2026-07-28); `/sessions` has a session for each
-client; `/many` lists fifty tools. The tool `large` answers with `count` resource links, highly compressed; `trickle`
-announces a large answer, sends a part, then continues slowly.
+The server at `/mcp` has no sessions and speaks both protocol eras (2025-11-25 and 2026-07-28). The server at
+`/sessions` has a session for each client. The server at `/many` lists fifty tools.
+
+The tool `large` answers with `count` resource links, highly compressed. The tool `trickle` announces the size of a
+large answer and sends a part of it. Then it sends a few bytes per second.
 """
 
 import asyncio
@@ -156,7 +158,10 @@ async def trickle(receive: Receive, send: Send, size: int, at_once: int, seconds
 
 
 def packed(text: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:
-    """Compress `text` to a part of a deflate stream that does not depend on the parts before it."""
+    """Return `text` compressed, as one part of a deflate stream.
+
+    The part can follow any other part, because it does not refer to the text of other parts.
+    """
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(text) + packer.flush(end)
 

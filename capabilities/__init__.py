@@ -40,7 +40,7 @@ class Holder(Protocol):
 
 
 class CapabilityRequired(PermissionDenied):
-    """The user lacks a required capability, or has none of several alternatives."""
+    """The user lacks a required capability. If `capabilities` has several, any one of them would be enough."""
 
     def __init__(self, *capabilities: Capability) -> None:
         super().__init__(f"Capability {' or '.join(repr(c.slug) for c in capabilities)} is required.")
@@ -90,10 +90,11 @@ def requires(*capabilities: Capability, to_change: bool = False) -> Callable[[Vi
 
 
 def own_resource(why: str, *, others: Held = None) -> Callable[[View], View]:
-    """Open a view to every active user; `why` says how the view is limited to the user's own objects.
+    """Mark a view that every active user may open without a capability.
 
-    If the URL names an object, the view itself checks its owner. `others` are the capabilities that the view requires
-    for other people's objects.
+    `why` says why no capability is needed, for example because the view shows only the user's own objects. If the URL
+    names an object, the view itself must check that the user owns the object. `others` are the capabilities that the
+    view requires for other people's objects.
     """
 
     def mark(view: View) -> View:

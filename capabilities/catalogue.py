@@ -1,4 +1,7 @@
-"""The capabilities (docs/reference/permissions.md), what each includes and needs, and the built-in roles."""
+"""The capabilities and the built-in roles, as described in docs/reference/permissions.md.
+
+INCLUDED says which other capabilities a capability includes. BESIDE says which actions need several capabilities.
+"""
 
 from collections.abc import Collection, Iterable
 from enum import StrEnum
@@ -6,7 +9,7 @@ from typing import NamedTuple, Self
 
 
 class Capability(StrEnum):
-    """A capability that roles can have. The value is the Django permission that grants it."""
+    """A capability that roles can have. The value of a member is the name of its Django permission."""
 
     slug: str  # Name in REST answers.
     label: str  # Name on pages.
@@ -29,7 +32,7 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename agents, add connections. Edit and revoke all tokens, ask owners to collect new secrets.",
+        "Create and rename agents, and add connections. Edit and revoke all tokens. Let owners collect new secrets.",
     )
     API_TOKENS_READ = (
         "tokens.view_token",
@@ -135,7 +138,7 @@ class Capability(StrEnum):
         "approvals.decide_hold",
         "approvals:decide",
         "Decide on held calls",
-        "See all held calls, and approve or deny them. If a rule names other people, they decide first.",
+        "See all held calls, and approve or deny them. If a rule names other people, those decide first.",
     )
     IDENTITIES_READ = (
         "servers.view_identity",
@@ -147,7 +150,7 @@ class Capability(StrEnum):
         "servers.manage_identity",
         "identities:manage",
         "Identity management",
-        "Disable, enable and revoke other people's credentials; allow shared credentials on gateways.",
+        "Disable, enable and revoke other people's credentials. Allow shared credentials on gateways.",
     )
     LOGS_READ = (
         "auditlog.view_call",
@@ -224,12 +227,15 @@ class Capability(StrEnum):
 
     @property
     def includes(self) -> "tuple[Capability, ...]":
-        """The capabilities included in this capability, so that a role with this capability alone is usable."""
+        """The other capabilities that come with this capability, even if a role does not list them.
+
+        For example, the capability to manage servers includes the capability to see them.
+        """
         return INCLUDED.get(self, ())
 
     @property
     def beside(self) -> "tuple[tuple[str, tuple[Capability, ...]], ...]":
-        """Pairs of an action and further capabilities: the action needs both this capability and the further ones."""
+        """The actions that need other capabilities in addition to this one, each with these other capabilities."""
         return BESIDE.get(self, ())
 
 
@@ -303,7 +309,7 @@ BESIDE: dict[Capability, tuple[tuple[str, tuple[Capability, ...]], ...]] = {
 def with_included(permissions: Iterable[str]) -> frozenset[str]:
     """Return `permissions` and all capabilities included in them.
 
-    One look-up is enough, because INCLUDED also contains the indirectly included capabilities.
+    The included capabilities are not looked up again, because INCLUDED also lists the indirectly included ones.
     """
     held = frozenset(permissions)
     return held.union(*(included for capability, included in INCLUDED.items() if capability in held))
@@ -312,7 +318,7 @@ def with_included(permissions: Iterable[str]) -> frozenset[str]:
 def including(capabilities: Iterable[Capability]) -> frozenset[Capability]:
     """Return `capabilities`, and every capability that includes at least one of `capabilities`.
 
-    So a person who has any returned capability has at least one of `capabilities`.
+    A person who has one of the returned capabilities therefore also has at least one of `capabilities`.
     """
     wanted = frozenset(capabilities)
     return wanted.union(capability for capability, included in INCLUDED.items() if wanted.intersection(included))

@@ -27,9 +27,10 @@ class Own:
         return self.by_key or self.others
 
     def check(self, user: Any, owner: UUID | None) -> None:
-        """Raise if `user` is not the owner and may not act on other people's objects.
+        """Raise an exception unless `user` is the owner or may act on other people's objects.
 
-        Raises CapabilityRequired, or PermissionDenied with the code `not_yours` if only the owner may act.
+        Raises PermissionDenied with the code `not_yours` if only the owner may act. Raises CapabilityRequired if other
+        people may act, but `user` lacks the capability.
         """
         if owner != user.pk:
             if self.others == NOBODY:
@@ -38,11 +39,18 @@ class Own:
 
 
 class HasCapability(BasePermission):
-    """Checks the permission rule of a REST operation, declared with `@operation(needs=Capability.HOSTS_READ)`.
+    """Checks the permission rule of a REST operation.
 
-    The rule is one capability, a tuple of alternatives, a frozenset of capabilities that are all required, or `Own`.
-    The rule None lets every signed-in user pass. A method without `@operation` is refused. API access tokens are
-    accepted only with `access_tokens=True`. API keys are refused with `api_keys=False`.
+    A method declares its rule with `@operation(needs=...)`. A method without `@operation` is refused. The rule is:
+
+    - a capability, such as `Capability.HOSTS_READ`,
+    - a tuple of capabilities, of which the user needs one,
+    - a frozenset of capabilities, of which the user needs all,
+    - an `Own`, or
+    - None, which lets every signed-in user pass.
+
+    API access tokens are refused unless the method has `@operation(access_tokens=True)`. API keys are accepted unless
+    the method has `@operation(api_keys=False)`.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

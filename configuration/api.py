@@ -40,7 +40,7 @@ class ConfigFile(RequestBody):
 
 
 class ConfigFiles(RequestBody):
-    """Configuration files, which are read as one."""
+    """Configuration files. They are read as if they were one file."""
 
     files = serializers.ListField(child=ConfigFile(), allow_empty=False, max_length=MOST_FILES, help_text="The files.")
     secrets = serializers.DictField(
@@ -58,7 +58,7 @@ class ConfigFiles(RequestBody):
 
     def validate_files(self, files: list[dict[str, str]]) -> list[dict[str, str]]:
         if len({one["name"] for one in files}) < len(files):
-            raise serializers.ValidationError("Two files have the same name. Give each file another name.")
+            raise serializers.ValidationError("Two files have the same name. Give each file its own name.")
         return files
 
 
@@ -97,8 +97,8 @@ class ObjectChangeSerializer(serializers.Serializer[Any]):
     )
     fields_changed = FieldChangeSerializer(many=True, help_text="Changed fields.")
     cuts = serializers.CharField(
-        help_text="Effects of the change, such as access that ends, in words; or a note that they were not counted. "
-        "Empty if no effect is known. Always empty in the answer of `apply`."
+        help_text="Text about the effects of the change, such as access that ends. If there was no time left to count "
+        "the effects, the text says so. Empty if no effect is known. Always empty in the answer of `apply`."
     )
 
 
@@ -122,11 +122,12 @@ class PlanSerializer(serializers.Serializer[Any]):
     )
     claimed = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Objects that stay the same, except that applying the files sets their `source`.",
+        help_text="Objects that get the `source` of the files, but do not change otherwise.",
     )
     missing_capabilities = MissingSerializer(many=True, help_text="Capabilities that you lack; empty if none.")
     summary = serializers.CharField(
-        help_text="Number of objects by kind of change, such as `2 added, 1 changed`; or `no changes`."
+        help_text="Numbers of added, changed, removed and disabled objects, such as `2 added, 1 changed`; or "
+        "`no changes`."
     )
     unanswered = serializers.CharField(
         help_text="A text about servers that were added to a gateway, but did not list their tools. Empty if all "

@@ -51,12 +51,12 @@ class ApplyRefused(Exception):
 
 
 class AnotherPlan(ApplyRefused):
-    """The workspace or the file has changed since the plan, so applying would do something else. Make a new plan."""
+    """The workspace or the file has changed since the plan was made. Nothing was applied. Make a new plan."""
 
 
 # Raised if the same file, applied again, would still change something.
 class StillDiffers(ApplyRefused):
-    """Nothing was changed. If the file renames objects, use the new names everywhere in it; otherwise try again."""
+    """Nothing was changed. If the file renames objects, use their old names only in “moved”. Otherwise, try again."""
 
 
 class Lacking(ApplyRefused):
@@ -74,8 +74,8 @@ def apply(
 ) -> Plan:
     """Make all changes of the document's plan, or none, and return the plan.
 
-    `digest` is the digest of a reviewed plan, or None for any plan. Events record `commit`. Raises ConfigurationError,
-    AnotherPlan, Lacking or StillDiffers.
+    If `digest` is given, it is the digest of a reviewed plan, and any other plan is refused. Events record `commit`.
+    Raises ConfigurationError, AnotherPlan, Lacking or StillDiffers.
     """
     with _changes_meanwhile_are_refused(), transaction.atomic(), _as_change_of(document, commit):
         _one_at_a_time()
@@ -124,9 +124,10 @@ def must_be_done(after: Plan) -> None:
 
 
 def _claim(made: Plan, by: User, commit: str) -> None:
-    """Record which objects the document's source governs, and which of them the document no longer lists.
+    """Record that the document's source governs the objects in the document.
 
-    Objects that `by` may not manage are left as they are.
+    Also record which objects of this source are no longer in the document's lists. Nothing is recorded about objects
+    that `by` may not manage.
     """
     document, world = made.document, made.world
     entries = [entry for entry in world.entries.values() if may_claim(entry.kind, by)]
@@ -147,7 +148,8 @@ def _one_at_a_time() -> None:
 def _lock_agents(made: Plan) -> None:
     """Lock the agents that change, before any gateway is locked.
 
-    Opening a connection takes these locks in the same order, so no deadlock is possible.
+    The code that opens a connection also locks the agent first, and then the gateway. The same order prevents
+    deadlocks.
     """
     names = {(change.was or change.key)[0] for change in made.changes if change.kind.id.partition(".")[0] == "agents"}
     rows = [row for name in names if (row := made.world.row("agents", name))]
@@ -172,7 +174,7 @@ def _changes_meanwhile_are_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the files and the commit in all events of the block.
 
-    If the document has a `source`, no change in the block needs a confirmation.
+    If the document has a `source`, the person need not confirm that they change objects which files govern.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     # No confirmation (see `configuration.by_hand`): `plan` has already refused objects of other sources.
@@ -208,5 +210,5 @@ def _switch(change: Change, world: World, by: User) -> None:
 
 def _words(refusal: Exception) -> str:
     if isinstance(refusal, IntegrityError):
-        return "Another object has this name. Write a different name, or apply the file in two steps."
+        return "Another object has this name. Write a different name, or first rename the other object separately."
     return " ".join(refusal.messages) if isinstance(refusal, ValidationError) else str(refusal)

@@ -1,8 +1,9 @@
-"""Ask once before a page changes an object that a configuration file governs.
+"""Ask for a confirmation when a person uses a page to change an object that a configuration file governs.
 
-The check runs when the event of a change is recorded: an exception undoes the change, and the response is a page that
-asks. After the confirmation, the session remembers the object until a file is applied again. REST, the Django admin and
-the pages under /incident/ do not ask.
+The check runs when the event of the change is recorded. If a confirmation is missing, the check raises an exception,
+which undoes the change. The response is then a page that asks for the confirmation. The session remembers the
+confirmation until the file is applied again, so people are asked once per object. REST, the Django admin and the pages
+under /incident/ do not ask.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ def _parts(row: Model) -> list[UUID]:
 
 
 def _check(request: HttpRequest, action: Action, targets: Sequence[Model], changes: Mapping[str, Any]) -> None:
-    """Raise ManagedByFile if a file governs a target, and the person has not confirmed a change by hand.
+    """Raise ManagedByFile if a file governs a target or its parent, and the person has not confirmed this.
 
-    A confirmation counts until the file is applied again.
+    The person confirms once for each governed object. The confirmation is valid until the file is applied again.
     """
     if action not in CHANGES or (action == Action.TEAM_UPDATED and changes.keys() == MEMBERS):
         return
@@ -137,7 +138,10 @@ def _key(managed: ManagedObject) -> str:
 
 
 def _managed(targets: Sequence[Model]) -> Iterator[tuple[Model, ManagedObject]]:
-    """Yield (row, ManagedObject) for each target, or parent such as a tool set's gateway, that a file governs."""
+    """Yield (row, ManagedObject) for each row that a file governs.
+
+    The rows are the targets and their parents, such as the gateway of a tool set.
+    """
     rows = {target_of(owner): owner for target in targets for owner in _owners(target)}
     for row in rows.values():
         if managed := ManagedObject.objects.of(row):

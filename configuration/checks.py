@@ -119,9 +119,9 @@ def lacking(changes: Iterable[Change], viewer: User) -> Iterator[tuple[str, Capa
 
 
 def _unresolved(change: Change, world: World) -> Iterator[tuple[str, str]]:
-    """Yield field and message for each reference whose secret was not found, if the object has no secret yet."""
+    """Yield a field and a message for each reference without a secret, unless the object already has a secret."""
     for one in change.kind.fields:
         reference = change.values.get(one.name)
         is_unknown = one.is_secret and reference and REFERENCE_FORM(reference) and reference not in world.secrets
         if is_unknown and (change.row is None or not change.kind.secret_of(change.row, one.name)):
-            yield one.name, f"{reference} is empty on this machine. Set it, or write another reference."
+            yield one.name, f"There is no secret for {reference}. Set it, or write another reference."

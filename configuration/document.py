@@ -121,7 +121,7 @@ class ConfigDocument:
 def read(files: Mapping[str, str]) -> ConfigDocument:
     """Return the document in `files`, which maps the name of each file to its text. Raises ConfigurationError."""
     if not files:
-        raise ConfigurationError([Mistake(Mark("(none)", 1, 1), "There is no file. Name a folder with .yaml files.")])
+        raise ConfigurationError([Mistake(Mark("(none)", 1, 1), "There is no file. Choose a folder with .yaml files.")])
     mistakes: list[Mistake] = []
     documents = [_parsed(name, text, mistakes) for name, text in files.items()]
     whole = documents[0]
@@ -147,7 +147,7 @@ def _parsed(file: str, text: str, mistakes: list[Mistake]) -> ConfigDocument:
     document = ConfigDocument([file])
     if len(text) > MOST_CHARACTERS:
         mistakes.append(
-            Mistake(Mark(file, 1, 1), f"The file has over {MOST_CHARACTERS:,} characters. Split it into a folder.")
+            Mistake(Mark(file, 1, 1), f"The file has over {MOST_CHARACTERS:,} characters. Split it into several files.")
         )
         return document
     try:
@@ -166,7 +166,7 @@ def _syntax_mistake(file: str, text: str, error: Exception) -> Mistake:
     mark = getattr(error, "problem_mark", None)
     at = Mark(file, mark.line + 1, mark.column + 1) if mark else Mark(file, 1, 1)
     if isinstance(error, AliasFound):
-        return Mistake(at, "Aliases (*name) and merges (<<) are not read. Write the values out.")
+        return Mistake(at, "Aliases (*name) and merges (<<) are not allowed. Write the values out.")
     if isinstance(error, RecursionError):
         return Mistake(at, "The file is nested too deeply. Use only the levels that the schema has.")
     if isinstance(error, yaml.reader.ReaderError):

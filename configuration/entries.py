@@ -12,7 +12,7 @@ from configuration.kinds import KINDS, Entry, Key, Kind, World
 
 
 def read_entries(document: ConfigDocument, world: World) -> tuple[ListedEntries, list[Mistake]]:
-    """Return the entries of a document, and the mistakes in the names and references of the entries.
+    """Return the entries of a document, and the mistakes in their names and in the names that they refer to.
 
     The document must fit the schema. The entries are also added to `world`.
     """
@@ -70,9 +70,10 @@ class _EntryReader:
                 self._read_list(child, given[child.name], key, (*path, child.name))
 
     def _old_key(self, kind: Kind, given: Mapping[str, Any], key: Key, path: Path) -> Key | None:
-        """Return the object's old key if the document renames the object or its parent; otherwise None.
+        """Return the key that the object has before the document is applied. Return None if its key does not change.
 
-        It is also None if the object has the new name already, or if `moved` has a mistake.
+        The key changes if the document renames the object or its parent. If the object has the new name already, or if
+        `moved` has a mistake, nothing is renamed.
         """
         moved, known, above = given.get("moved"), self._world.of(kind.id), self._old_parent(kind, key[:-1])
         if moved is None:
@@ -98,10 +99,10 @@ class _EntryReader:
         for entry in entries:
             if entry.was and (renamed[entry.was] > 1 or (entry.kind.id, entry.was) in self._world.entries):
                 title = entry.kind.title(entry.was)
-                self._mistake(entry.path, f"{title} is renamed here and also has another entry. Remove one of them.")
+                self._mistake(entry.path, f"{title} is renamed here and also has another entry. Keep only one entry.")
 
     def _old_parent(self, kind: Kind, parent: Key) -> Key:
-        """Return the parent's key before the document is applied. Applying the document may rename the parent."""
+        """Return the key that the parent has before the document is applied, because the document may rename it."""
         entry = self._world.entries.get((kind.parent, parent))
         return entry.was if entry and entry.was else parent
 

@@ -22,7 +22,7 @@ def export(viewer: User) -> str:
 
 
 def export_recorded(viewer: User) -> str:
-    """Return the `export` for this person, and record that they got it."""
+    """Return the result of `export` for `viewer`, and record in an admin event that they exported it."""
     text = export(viewer)
     Event.objects.record(Action.CONFIGURATION_EXPORTED, viewer, by=viewer)
     return text
@@ -62,5 +62,8 @@ def _written(kind: Kind, key: Key, world: World, viewer: User) -> dict[str, Any]
 
 
 def order(key: Key) -> list[tuple[str, str]]:
-    """Return a sort key: by name without regard to case, and independent of the database's collation."""
+    """Return a sort key that orders objects by name, first without regard to case.
+
+    Sorting with this key gives the same order on every database, whatever its collation is.
+    """
     return [(part.casefold(), part) for part in key]

@@ -1,4 +1,4 @@
-"""The objects that configuration files govern. Each object has one source: a named set of files."""
+"""The objects that configuration files govern. Each object has one source, which is a named set of these files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ManagedObjectQuerySet(models.QuerySet["ManagedObject"]):
             self.filter(source=source, target_type=target_type, target_id__in=ids).update(is_listed=False)
 
     def claim(self, rows: Iterable[models.Model], *, source: str, file: str, commit: str) -> None:
-        """Record that a file of this source governs these rows, as of now."""
+        """Record that `file`, a file of this source, governs these rows and was applied just now."""
         terms: dict[str, Any] = {"source": source, "file": file[:300], "commit": commit[:100], "is_listed": True}
         terms["applied_at"] = timezone.now()
         targets = map(target_of, rows)

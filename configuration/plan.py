@@ -1,4 +1,4 @@
-"""Compare a document with the workspace: the changes in order, and whose access each change ends."""
+"""Compare a document with the workspace. The result is a plan: the changes in order, with the access that each ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Time for counting what the changes of a plan cut off. The last count may exceed it by 2 s (rules.replay.LATELY_S).
 COUNTING_S = 10.0
-NOT_COUNTED = f"Not counted: counting what the earlier changes cut off took {COUNTING_S:.0f} s."
+NOT_COUNTED = f"Effects not counted: counting the effects of earlier changes took {COUNTING_S:.0f} s."
 SECRET_CHANGED: tuple[Any, Any] = ("set", "another value")  # Shown instead of secrets.
 
 
@@ -66,9 +66,12 @@ def plan(
 ) -> Plan:
     """Return the changes that applying `document` as `viewer` would make.
 
-    `secrets` maps references to the resolved secrets. With `prune`, the changes also disable enabled objects that the
-    document manages (by its source), but no longer lists. With `cuts`, each change says which access it ends.
-    Raises ConfigurationError with all mistakes of the first failing check.
+    `secrets` maps references to the resolved secrets. With `prune`, the changes also disable the enabled objects that
+    have the document's source, but are missing from the document's lists. With `cuts`, each change says which access
+    it ends.
+
+    The document is checked in several steps. The first step that finds mistakes raises ConfigurationError with all
+    mistakes of this step.
     """
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})
@@ -91,7 +94,11 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Store in each change's `cuts` the effects of the change. After COUNTING_S seconds, store NOT_COUNTED."""
+    """Set each change's `cuts` to a text about the effects of the change.
+
+    When COUNTING_S seconds have passed, set the `cuts` of the remaining changes to NOT_COUNTED. New objects are left
+    out, except those of kinds with `cuts_when_new`.
+    """
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:
@@ -105,7 +112,10 @@ def _all_changes(listed: ListedEntries, world: World) -> list[Change]:
 
 
 def _changes(kind: Kind, listed: ListedEntries, world: World) -> Iterator[Change]:
-    """Yield the changes of one kind. Removals come first, because another object may get the freed name."""
+    """Yield the removals of one kind, then its changes of existing objects, then its new objects.
+
+    Removals come first, so that another object can get the name of a removed object.
+    """
     entries = listed.entries.get(kind.id, [])
     places = kind.places(entries, world)
     if not kind.keeps_order:
@@ -151,7 +161,7 @@ def _different(kind: Kind, entry: Entry, now: Mapping[str, Any], world: World) -
 def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) -> dict[str, str]:
     """Return the secrets that the document changes, by field.
 
-    A field is left out if its reference has no secret in `world`.
+    A field is left out if it contains a reference for which `world.secrets` has no secret.
     """
     changed = {}
     for one in kind.fields:
@@ -165,7 +175,7 @@ def _new_secrets(kind: Kind, entry: Entry, found: Found | None, world: World) ->
 
 
 def _pruned(document: ConfigDocument, world: World) -> Iterator[Change]:
-    """Yield one change for each enabled object that the document manages but no longer lists.
+    """Yield a change for each enabled object of the document's source that is missing from the document's lists.
 
     The change disables the object. Raises ConfigurationError if the document names no source.
     """
@@ -188,12 +198,12 @@ def absent(document: ConfigDocument, world: World) -> Iterator[tuple[Kind, Key, 
 
 
 def may_claim(kind: Kind, viewer: User) -> bool:
-    """True if `viewer` may put objects of this kind under the management of a document."""
+    """Return True if `viewer` may set which source governs an object of this kind."""
     return viewer.has_perm(kind.manages) and not (kind.refuses_keys and viewer.narrowed_to is not None)
 
 
 def _claimed(made: Plan, viewer: User, sources: Mapping[tuple[str, str], str]) -> Iterator[str]:
-    """Yield the titles of objects that come under the document's management without any other change."""
+    """Yield the title of each object that gets the document's source, but does not change otherwise."""
     changed = {(change.kind.id, change.key) for change in made.changes}
     for (kind, key), entry in made.world.entries.items():
         if (kind, key) not in changed and may_claim(entry.kind, viewer):

@@ -34,7 +34,7 @@ COLOURS = {Act.ADD: "active", Act.CHANGE: "pending", Act.REMOVE: "revoked", Act.
 @require_http_methods(["GET", "POST"])
 @requires(*SEES_CONFIGURATION)
 def plan_page(request: AppRequest) -> HttpResponse:
-    """Show the field for a file, filled from the query parameter `text`. A POST shows the plan of the file."""
+    """Show a form for the text of a file. The query parameter `text` fills the form. A POST shows the plan."""
     return _plan_response(request) if request.method == "POST" else _page(request, request.GET.get("text", ""))
 
 
@@ -62,7 +62,7 @@ def apply_page(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(*SEES_CONFIGURATION)
 def export_file(request: AppRequest) -> HttpResponse:
-    """Download the configuration with everything that the person may see."""
+    """Return a YAML file with all parts of the configuration that the person may see."""
     headers = {"Content-Disposition": 'attachment; filename="gateway.yaml"'}
     return HttpResponse(export_recorded(request.user), content_type="application/yaml; charset=utf-8", headers=headers)
 
@@ -80,7 +80,7 @@ def _document(request: AppRequest) -> ConfigDocument:
     if not text.strip():
         raise ConfigurationError([Mistake(Mark(FILE, 1, 1), "The file is empty. Choose a file or paste its text.")])
     if len(text) > MOST_CHARACTERS:
-        mistake = f"This page takes {MOST_CHARACTERS:,} characters. Use the command plan for this file."
+        mistake = f"This page takes at most {MOST_CHARACTERS:,} characters. For longer files, use the command “plan”."
         raise ConfigurationError([Mistake(Mark(FILE, 1, 1), mistake)])
     return document.read({FILE: text})
 

@@ -13,7 +13,7 @@ All fields of a [configuration file](../how-to/configuration-as-code.md). The JS
 | field | meaning |
 | --- | --- |
 | `version` | Version of the format, 1. Required. |
-| `source` | Source of the objects: name of the file's owner, such as `platform-team`. No object has two sources. |
+| `source` | Name of the file's owner, such as `platform-team`. An object can be in files of only one source. |
 """
 
 

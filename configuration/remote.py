@@ -22,7 +22,7 @@ class Remote:
     def __init__(self, url: str, key: str) -> None:
         parts = urlsplit(url)
         if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in LOOPBACK):
-            raise RemoteRefused(f"{url} does not begin with https://, so the API key would be readable on its way.")
+            raise RemoteRefused(f"{url} does not begin with https://, so others could read the API key in transit.")
         if not key:
             raise RemoteRefused("There is no API key. Set GATEWAY_API_KEY or GATEWAY_API_KEY_FILE, or use --key-file.")
         self._url, self._headers = url.rstrip("/"), {"Authorization": f"Bearer {key}"}
@@ -51,10 +51,10 @@ class Remote:
 
 
 def _reason(answer: httpx.Response) -> str:
-    """Return why the installation refused the request: the mistakes in its answer, or the answer's `detail`."""
+    """Return why the request was refused: the mistakes that the answer lists, or else the answer's `detail`."""
     try:
         told: dict[str, Any] = answer.json()
         mistakes = told.get("errors", {}).get("files") or []
         return "\n".join(map(str, mistakes)) or str(told["detail"])
     except (ValueError, KeyError, AttributeError):
-        return f"The answer is not that of Gateway Admin: HTTP {answer.status_code}. Check the URL."
+        return f"The answer (HTTP {answer.status_code}) does not come from Gateway Admin. Check the URL."

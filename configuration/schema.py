@@ -26,8 +26,7 @@ SOURCE = {
     "minLength": 1,
     "maxLength": 80,
     "pattern": ONE_LINE,
-    "description": "Source of the objects: name of the file's owner, such as “platform-team”. "
-    "No object of the workspace has two sources.",
+    "description": "Name of the file's owner, such as “platform-team”. An object can be in files of only one source.",
     "x-instead": "Write the name of the file's owner, such as “platform-team”.",
 }
 MOVED = {
@@ -119,7 +118,7 @@ def _missing(names: list[str]) -> str:
 
 def _unknown(name: str, known: list[str], path: Path) -> str:
     if not path and name in NEVER:
-        return f"{name.capitalize()} are not in files. Remove the list."
+        return f"{name.capitalize()} cannot be in configuration files. Remove the list."
     close = get_close_matches(name, known, 1)
     instead = f"Write “{close[0]}”" if close else f"Remove it, or write one of: {', '.join(known)}"
     return f"There is no field “{name}” {'in “' + _last(path) + '”' if path else 'at the top'}. {instead}."
@@ -131,7 +130,7 @@ def _last(path: Path) -> str:
 
 
 def _instead(path: Path) -> str:
-    """Return a sentence that says what to write at this path; empty for the top of the document."""
+    """Return a sentence that says what to write at this path. For an empty path, return an empty string."""
     node: Any = schema()
     said = ""
     for part in path:

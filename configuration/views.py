@@ -1,4 +1,4 @@
-"""Pages that show an object in the form of a configuration file, to copy."""
+"""Pages that show one object as YAML. People copy the YAML into a configuration file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A plan as text and as JSON."""
+"""Functions that describe a plan: as text for people, and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def _change(change: Change) -> str:
 def field_lines(change: Change, longest: int = LONGEST) -> list[str]:
     """Return a line such as `timeout_seconds: 60, was 30` for each changed field, except empty fields of new objects.
 
-    Texts, but not lists, are shortened to `longest` characters.
+    If the object is renamed, the first line has the old name. A text is cut after `longest` characters. A list is
+    shown in full.
     """
     lines = [f"renamed, was {change.was[-1]}"] if change.was and change.was[-1] != change.key[-1] else []
     is_new = change.act is Act.ADD
@@ -90,7 +91,7 @@ def _not_in_file(plan: Plan) -> str:
 
 
 def left_alone(plan: Plan) -> list[str]:
-    """Return the titles of the objects that are missing from the file and do not change."""
+    """Return the titles of the objects that are missing from the file, except those that the plan disables."""
     disabled = {change.title for change in plan.changes if change.act is Act.DISABLE}
     return [title for title in plan.not_in_file if title not in disabled]
 

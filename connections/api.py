@@ -1,4 +1,7 @@
-"""/api/connections, the connections of a gateway, and the archiving of hosts and gateways."""
+"""The API of connections: /api/connections, and the connections, apps and agents of one gateway.
+
+The API also sets the identities of a connection, archives hosts and gateways, and cuts people off.
+"""
 
 from __future__ import annotations
 
@@ -73,11 +76,13 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         "its owner to collect the new secret) or `revoked`."
     )
     enabled = serializers.BooleanField(
-        source="connection.enabled", help_text="Whether the connection itself is enabled; see also `blocked_by`."
+        source="connection.enabled",
+        help_text="Whether the connection itself is enabled. An enabled connection may be blocked (`blocked_by`).",
     )
     blocked_by = CauseField(
         source="connection.blocked_by",
-        help_text="What blocks it: `user`, `host`, `gateway` or `reach`; null if nothing blocks it.",
+        help_text="What blocks the connection: `user` (its owner), `host` (the app or agent), `gateway`, or `reach` "
+        "(the owner may not use the gateway). Null if nothing blocks the connection.",
     )
     blocked_reason = CauseField(
         source="connection.blocked_reason",
@@ -85,7 +90,7 @@ class ConnectionSerializer(serializers.Serializer[ConnectionRow]):
         "A connection that is only disabled (`enabled` is false) is not blocked.",
     )
     needs_identity = serializers.BooleanField(
-        help_text="Whether the connection works, but lacks a credential for a server."
+        help_text="True if the connection works, but has no usable credential for a server that needs one."
     )
     user_email = serializers.EmailField(source="connection.user.email", help_text="E-mail address of its owner.")
     host = Reference(source="connection.host", help_text="The app or agent.")
@@ -123,8 +128,8 @@ class GatewayConnectionQuery(ListQuery):
     )
     q = serializers.CharField(
         required=False,
-        help_text="Text in the owner's e-mail address, or in the name of the app, agent or gateway. The start of the "
-        "prefix of a token or key also matches.",
+        help_text="Only connections with this text in the owner's e-mail address, or in the name of the app, agent or "
+        "gateway. Also finds the connection of a token or key whose prefix starts with this text.",
     )
 
 
@@ -224,18 +229,19 @@ class GatewayConnections(Connections):
 
 
 class HostAtGatewaySerializer(serializers.Serializer[HostAtGateway]):
-    """An app or agent that is listed, blocked or limited on a gateway."""
+    """An app or agent that a gateway lists as allowed, blocks, or limits to a tool set."""
 
     host = Reference(help_text="The app or agent.")
     allowed = serializers.BooleanField(
         allow_null=True,
-        help_text="Whether the app or agent is listed (true) or blocked (false); null if neither listed nor blocked.",
+        help_text="True if the app or agent is on the gateway's list of allowed ones, false if it is blocked, null if "
+        "neither is the case.",
     )
     tool_set = Reference(allow_null=True, help_text="Tool set that limits the app or agent; null if there is none.")
     set_by = serializers.EmailField(
         source="set_by.email", allow_null=True, help_text="E-mail address of the person who made the last change."
     )
-    set_at = UtcDateTimeField(help_text="When it was set last.")
+    set_at = UtcDateTimeField(help_text="Time of the last change.")
 
 
 class HostAtGatewayQuery(ListQuery):
@@ -248,7 +254,7 @@ class HostAtGatewayQuery(ListQuery):
 
 
 class HostAtGatewayBody(RequestBody):
-    """The decision of a gateway about an app or agent. Omitted fields are not changed."""
+    """The settings of a gateway for one app or agent. Omitted fields are not changed."""
 
     allowed = serializers.BooleanField(
         required=False, help_text="If true, the app or agent is listed as allowed; if false, it is blocked."
@@ -290,7 +296,7 @@ class GatewayHosts(Resource):
 
     @operation(needs=Capability.GATEWAYS_READ)
     def retrieve(self, request: Request, slug: str, host: UUID) -> Response:
-        """Get an app or agent of a gateway."""
+        """Get the entry of an app or agent at a gateway."""
         return self.answer(self._saved(slug, host))
 
     @operation(needs=Capability.GATEWAYS_MANAGE, body=HostAtGatewayBody, if_match=True)
@@ -333,7 +339,10 @@ class CutOffSerializer(serializers.Serializer[Any]):
 
 
 class Endings(Resource):
-    """Archive a host or gateway for good, or cut a person off. Each operation revokes all connections of its object."""
+    """Operations that archive a host, archive a gateway, or cut a person off.
+
+    Each operation revokes all connections of the host, gateway or person. Archiving cannot be undone.
+    """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {**PROBLEMS, **PEOPLE_PROBLEMS}
 
@@ -365,7 +374,8 @@ class Endings(Resource):
     def user(self, request: Request, pk: UUID) -> Response:
         """Cut a person off.
 
-        Deactivates the person and revokes all their connections, API keys and sign-ins at servers.
+        Deactivates the person. Revokes all their connections and API keys, and the credentials that they got by signing
+        in at servers.
         """
         person = get_object_or_404(User, pk=pk)
         with self.unchanged(person):
@@ -391,7 +401,7 @@ OWN = Own(NOBODY, by_key=Capability.SERVERS_MANAGE)
 
 
 class CarriedIdentity(serializers.Serializer[Any]):
-    """The identity that a connection uses."""
+    """The identity that a connection uses for a server."""
 
     id = Id()
     label = serializers.CharField(help_text="Label of the credential.")  # type: ignore[assignment]  # DRF takes it out of the class
@@ -408,7 +418,9 @@ class CarriedSerializer(serializers.Serializer[CarriedRow]):
     identity = CarriedIdentity(allow_null=True, help_text="Credential used for the server; null if none.")
     state = serializers.ChoiceField(
         ["active", "missing", "attention", "disabled", "blocked"],
-        help_text="Whether calls to the server work with the credential, and if not, why.",
+        help_text="`active`, `missing` (there is no credential, or it was revoked), `attention` (its owner has to act; "
+        "see `reason`), `disabled` (the credential is disabled) or `blocked` (the server is disabled, "
+        "everywhere or on this gateway).",
     )
     reason = serializers.CharField(source="why", help_text="The problem and how to fix it; empty if there is none.")
 
@@ -422,14 +434,14 @@ class CarriedAnswer(serializers.Serializer[Any]):
 class IdentityToCarry(RequestBody):
     """An identity of the connection's owner."""
 
-    identity_id = serializers.UUIDField(help_text="One of your own credentials for this server.")
+    identity_id = serializers.UUIDField(help_text="Id of one of your own credentials for this server.")
 
 
 class ConnectionIdentities(Resource):
     """Identities that a connection uses at servers where each person uses their own identity.
 
-    A change of identities creates no new token. The owner needs no capability to change identities, but an API key
-    needs `servers:manage`.
+    The connection's tokens stay the same when its identities change. Owners need no capability to change the identities
+    of their own connections, but an API key needs `servers:manage` to do so.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

@@ -1,4 +1,7 @@
-"""A connection's identities (credentials) for per-user servers, and the state of each identity."""
+"""The identities that a connection uses at per-user servers, and the page on which people set them.
+
+A server is per-user on a gateway if each person's calls use this person's own identity.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,10 @@ WORDS = {
 
 @dataclass(frozen=True)
 class CarriedRow:
-    """A server with per-user identities, and the identity, if any, that the connection uses there."""
+    """A per-user server of a connection, and the identity that the connection uses for this server.
+
+    `identity` is None if the connection uses none.
+    """
 
     connection: Connection
     assignment: Assignment
@@ -48,12 +54,12 @@ class CarriedRow:
 
     @property
     def anchor(self) -> str:
-        """The id of the row on the page; errors of calls link to it."""
+        """The HTML id of the row. Errors that calls get link to the row (`proxy.reasons.IDENTITY_ROW`)."""
         return f"carried-{self.connection.pk}-{self.assignment.pk}"
 
     @property
     def name(self) -> str:
-        """The suffix of accessible labels that distinguishes the buttons of this row from those of other rows."""
+        """The end of the accessible label of each button in this row. It names the row's server and host."""
         return f"for {self.assignment.server.name} on {self.connection.host.name}"
 
     @property
@@ -67,14 +73,14 @@ class CarriedRow:
 
     @property
     def is_refused(self) -> bool:
-        """True if the server refused the identity when it was last used."""
+        """True if the server refused the identity when the identity was last used or tested."""
         return self.identity is not None and self.identity.status == "refused"
 
     @property
     def state(self) -> str:
-        """The state as a key of WORDS.
+        """The state of the identity: a key of WORDS.
 
-        If calls fail or may fail, the state is the first reason for this. Otherwise, the state is "active".
+        The first of these that applies: "blocked", "missing", "disabled", "attention", "active".
         """
         if not (self.assignment.enabled and self.server.enabled):
             return "blocked"
@@ -86,14 +92,18 @@ class CarriedRow:
 
     @property
     def word(self) -> str:
-        """The text of the badge; "disabled by you" if the viewer disabled the identity."""
+        """The text of the badge.
+
+        The text is "disabled by you" if the viewer disabled the identity, "refused" if the server refused it, and
+        otherwise the text that WORDS has for the state.
+        """
         if self.state == "disabled" and self.identity:
             return "disabled by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
         return "refused" if self.state == "attention" and self.is_refused else WORDS[self.state]
 
     @property
     def who(self) -> str:
-        """The account or label of the identity, as a phrase."""
+        """A phrase that names the identity by its account or label, or says that there is none."""
         if self.identity is None or self.identity.revoked_at:
             return "No credential yet" if self.identity is None else "The credential was revoked"
         if self.identity.by_oauth and not self.identity.account:  # The issuer did not name the account.
@@ -116,7 +126,10 @@ class CarriedRow:
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
-        """Return why this identity cannot be used; empty if the viewer disabled it. Not for active identities."""
+        """Return the problem of this identity and its solution, in words; empty if the viewer disabled the identity.
+
+        The identity must not be active.
+        """
         if not identity.enabled:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""
@@ -212,7 +225,10 @@ class CarriedIdentities(Versioned):
 
 
 def lacking_identity(user: User) -> ConnectionQuerySet:
-    """Return the person's enabled connections that lack an identity for a server of the gateway, newest first."""
+    """Return the person's live connections that have no usable identity for a per-user server, newest first.
+
+    The connection, its host and its gateway must be enabled.
+    """
     live = Connection.objects.with_details().own(user).live().filter(Q(needs_identity=True))
     return live.filter(enabled=True, host__enabled=True, gateway__enabled=True).order_by("-connected_at", "pk")
 
@@ -254,9 +270,9 @@ def _detailed(rows: ConnectionQuerySet) -> Any:
 
 
 def _order(first: str) -> list[Any]:
-    """Return the sort order: the connection with the id `first`, then the newest connections.
+    """Return the sort order of the page: the connection with the id `first` at the top, then the newest first.
 
-    In errors that agents get, the links to *My identities* contain the id of a connection.
+    `first` comes from the URL. Errors that calls get link to this page with the id of their connection.
     """
     try:
         named = [Case(When(pk=UUID(first), then=Value(0)), default=Value(1))]
@@ -299,7 +315,11 @@ class BringForm(IdentityForm):
         self.row = row
 
     def apply(self) -> None:
-        """Set the identity of the connection. Raises AnotherPlace, ConnectionFault or IntegrityError."""
+        """Use the chosen or new identity for the row's connection.
+
+        With `everywhere`, also use the identity for the person's other connections (see `carry`). Raises AnotherPlace,
+        ConnectionFault or IntegrityError.
+        """
         with transaction.atomic():
             self._bring() if self.cleaned_data["identity"] == NEW else self._use()
 
@@ -338,7 +358,7 @@ def identity(request: AppRequest, pk: UUID, assignment: UUID) -> HttpResponse:
 
 
 def _others(row: CarriedRow) -> int:
-    """Return the number of the person's other connections that could also use an identity chosen for `row`."""
+    """Return the number of the person's other connections that the form's field `everywhere` would change."""
     places = Assignment.objects.per_user().filter(server=row.server)
     rest = Connection.objects.own(row.viewer).live().filter(gateway__in=places.values("gateway"))
     rest = rest.exclude(pk=row.connection.pk)

@@ -236,8 +236,7 @@ def allow(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
 def reset(request: AppRequest, slug: str, host: UUID) -> HttpResponse:
     """Remove the decision that allows or blocks the app or agent.
 
-    The Undo button of a new decision calls this view if there was no earlier decision. If there was one, the button
-    calls `allow` or `block` to restore it.
+    The Undo button after `allow` or `block` calls this view if the app or agent was neither listed nor blocked before.
     """
     row, back = _find(request, slug, host)
     return _decide(row, "reset", "is neither listed nor blocked", back=back, request=request)

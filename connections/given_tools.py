@@ -50,8 +50,8 @@ def given_to(
 ) -> FeatureQuerySet:
     """Return those of `features` that are given to at least one of `people`; disabled features are included.
 
-    `people` are pairs of gateway and user. If a gateway limits `host` to a tool set, the gateway's features outside the
-    set are left out.
+    `people` are pairs of a gateway's id and a user's id. A pair stands for the user on this gateway. If a gateway
+    limits `host` to a tool set, the gateway's features outside the set are left out.
     """
     pairs = [*people]
     gateways, users = [gateway for gateway, _ in pairs], [user for _, user in pairs]
@@ -89,7 +89,7 @@ class GivenTools:
 
 
 def given_tools(gateway: Gateway, asked: Iterable[str]) -> GivenTools:
-    """Return the current GivenTools of `gateway`. Only tools and prompts named in `asked` are included."""
+    """Return the GivenTools of `gateway` at present. It has only the tools and prompts whose names are in `asked`."""
     grants = list(ToolGrant.objects.live().filter(gateway=gateway))
     limits = HostAtGateway.objects.filter(gateway=gateway, tool_set__isnull=False)
     sets = [*ToolSet.objects.live().filter(gateway=gateway).values_list("pk", flat=True)]
@@ -183,7 +183,10 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
 
 
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
-    """Return a function that sets the effect of a tool in a GivenTools (see `refused_by`)."""
+    """Return a function that changes a GivenTools as if the tool `feature` had this effect (see `refused_by`).
+
+    A tool's effect can decide which sets contain the tool.
+    """
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
     # The sets that then have the tool: as a member, or because their rule fits the tool with this effect.
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}

@@ -56,7 +56,10 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """Count the live identities used by calls through `target`; other calls may use them too."""
+    """Return the number of live identities that calls through `target` use.
+
+    An identity counts even if calls that do not go through `target` use it too.
+    """
     if isinstance(target, Identity):
         return 0  # The confirmation already names this identity.
     rows = Identity.objects.live()
@@ -126,9 +129,10 @@ def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
-    """Return a sentence about the calls that would have been refused if only `teams` could use `gateway`.
+    """Return a sentence about the calls that would have been refused if `gateway` was open only to `teams`.
 
-    Counts the calls of the last seven days. Empty if the viewer may not read these calls.
+    Counts the calls of the last seven days. Does not count calls of people who may use the gateway without these teams:
+    through a grant, or because they may use every gateway. Empty if the viewer may not read these calls.
     """
     given = GatewayGrant.objects.live().filter(gateway=gateway).order_by().values("user")
     reaching = User.objects.filter(Q(teams__in=teams) | Q(pk__in=uses_every_gateway().values("pk")) | Q(pk__in=given))
@@ -201,7 +205,7 @@ def _of_identity(identity: Identity) -> tuple[Q, Where]:
 
 
 def _through(**assigned: models.Model) -> Q:
-    """Match connections whose gateway has a live assignment with these values."""
+    """Match connections whose gateway has a live assignment with the field values in `assigned`."""
     return Q(gateway__in=Assignment.objects.live().filter(**assigned).values("gateway"))
 
 

@@ -61,7 +61,10 @@ class RevokeReason(models.TextChoices):
 
 
 def _reaches() -> "ExpressionWrapper[Any]":
-    """Return SQL that is true if a connection's user may use its gateway. Must match `Gateway.objects.reachable_by`."""
+    """Return SQL that is true if a connection's user may use its gateway.
+
+    The condition must be the same as that of `Gateway.objects.reachable_by`.
+    """
     through_role = Role.objects.filter(pk=OuterRef("user__role"), **_uses_all())
     told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True)
     told |= Q(Exists(_through_team())) | Q(Exists(_through_grant())) | Q(Exists(through_role))
@@ -69,7 +72,10 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return a subquery for connections: the role of the user, if this role may not use gateways."""
+    """Return a subquery for a query of connections.
+
+    The subquery finds the role of the connection's user if people with this role may not use gateways.
+    """
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
@@ -100,7 +106,10 @@ def uses_every_gateway() -> models.QuerySet[User]:
 
 
 def _host_allowed() -> Coalesce:
-    """Return SQL that is true if a connection's gateway allows its host. Must match `allowing`."""
+    """Return SQL that is true if a connection's gateway allows its host.
+
+    The condition must be the same as that of `allowing`.
+    """
     decided = HostAtGateway.objects.filter(gateway=OuterRef("gateway"), host=OuterRef("host")).values("allowed")
     otherwise = ExpressionWrapper(Q(gateway__hosts_allowed=HostsAllowed.ALL), output_field=BooleanField())
     return Coalesce(Subquery(decided), otherwise)
@@ -164,8 +173,9 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
     ) -> "Connection":
         """Return the live connection of host, gateway and user; create it if there is none. Bind `identities` to it.
 
-        Raises ConnectionRefused, with a message for the person, if the connection is disabled or not allowed, if the
-        person was signed out since `user` was loaded, or if an identity does not fit its assignment (`check_identity`).
+        Raises ConnectionRefused, with a message for the person, in these cases: the connection is disabled; the host or
+        the gateway does not accept it (`host_refusal`, `gateway_refusal`); the person was signed out after `user` was
+        loaded; an identity does not fit its assignment (`check_identity`).
         """
         with transaction.atomic():
             _refuse_unless_open(host, gateway, user)
@@ -251,7 +261,7 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
         self._archive(host, Action.HOST_ARCHIVED, by=by, host=host)
 
     def archive_gateway(self, gateway: Gateway, *, by: User) -> None:
-        """Archive a disabled gateway and revoke its connections. Raises StillEnabled."""
+        """Archive a disabled gateway and revoke its connections. Raises StillEnabled if the gateway is enabled."""
         self._archive(gateway, Action.GATEWAY_ARCHIVED, by=by, gateway=gateway)
 
     def _archive(self, target: Host | Gateway, action: Action, *, by: User, **mine: Host | Gateway) -> None:
@@ -267,9 +277,9 @@ class ConnectionQuerySet(models.QuerySet["Connection"]):
             Event.objects.record(action, target, by=by, changes={"connections_revoked": [None, revoked]})
 
     def cut_off(self, user: User, *, by: Grantor) -> int:
-        """Deactivate a person, and revoke their connections, API keys and sign-ins at issuers.
+        """Deactivate a person, and revoke their connections, API keys and identities from sign-ins at issuers.
 
-        Returns the number of connections. Raises the errors of `User.deactivate`.
+        Returns the number of revoked connections. Raises the errors of `User.deactivate`.
         """
         with transaction.atomic():
             user.deactivate(by=by)
@@ -426,7 +436,7 @@ class Connection(Versioned, Switchable):
     def refused_for(self, *, own_switch: bool = True) -> str:
         """Return the first reason why calls are refused (docs/reference/decision-order.md); empty if there is none.
 
-        Without `own_switch` the connection itself counts as enabled.
+        If `own_switch` is False, the connection's own `enabled` is ignored.
         """
         return next((reason for passed, reason in self._checks(own_switch) if not passed), "")
 
@@ -497,7 +507,7 @@ class Connection(Versioned, Switchable):
 
     @property
     def is_on(self) -> bool:
-        """True if secrets of the connection may be replaced.
+        """True if the connection's tokens can get new secrets.
 
         Connection, host and gateway must be enabled. The host must also be approved, and allowed on the gateway.
         """
@@ -559,9 +569,10 @@ class Connection(Versioned, Switchable):
         Event.objects.record(Action.CONNECTION_IDENTITY_CHANGED, self, by=by, changes=changes)
 
     def end_sessions(self, *sessions: UUID, by: User) -> int:
-        """End these MCP sessions of the client, or all if no session is given. Return the number of ended sessions.
+        """End these MCP sessions of the connection, or all its sessions if none is given. Return the number ended.
 
-        The calls and streams of the sessions end at once. The corresponding sessions at servers end within two minutes.
+        The calls and streams of the sessions end at once. The sessions that the gateway opened at servers for them end
+        within two minutes.
         """
         with transaction.atomic():
             rows = Session.objects.select_for_update().filter(connection=self)
@@ -667,8 +678,9 @@ class HostAtGatewayQuerySet(models.QuerySet["HostAtGateway"]):
     ) -> datetime | None:
         """Let all apps and agents use `gateway`, or only the apps and agents on its list (`hosts_allowed`).
 
-        With `list_used`, add the hosts in use to the list. Return the time of the additions, or None if no host was
-        added. To remove the added hosts again, pass this time as `unlist`. Raises ChangedMeanwhile.
+        If only listed hosts are allowed, `list_used` adds the hosts that `undecided` finds to the list. Return the time
+        of the additions, or None if no host was added. A later call removes the added hosts from the list again if it
+        gets this time as `unlist`. Raises ChangedMeanwhile.
         """
         with transaction.atomic():
             # Lock hosts before the gateway, in the same order as opening a connection, to avoid deadlocks.

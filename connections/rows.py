@@ -132,8 +132,8 @@ class ConnectionRow:
     def status_text(self) -> str:
         """The status in words.
 
-        In place of "expired", the text is "new token not collected" if a token waits to be collected. If all tokens are
-        revoked, the text is "no active token".
+        For the status `expired`, the text is "new token not collected" if a token waits to be collected. It is "no
+        active token" if every token is revoked.
         """
         if self.status != "expired":
             return self.status
@@ -197,9 +197,9 @@ class ConnectionRow:
 
     @property
     def may_ask_for_new(self) -> bool:
-        """True if the viewer may end the secrets of another person's tokens.
+        """True if the viewer may ask another person, the connection's owner, to collect new tokens.
 
-        The owner of the tokens then has to collect new secrets.
+        The new tokens replace the old ones.
         """
         return not self.is_own and self.connection.is_live and self.connection.host.is_agent and self.may_end_tokens
 
@@ -233,7 +233,7 @@ class ConnectionFilter(ListFilter):
 
     @property
     def takes_long(self) -> bool:
-        """True if the chosen statuses can be found only by checking the tokens of each connection."""
+        """True if the filter takes long, because a chosen status depends on the tokens of each connection."""
         return not {"active", "blocked", "expired"}.isdisjoint(self.values.get("status", ()))
 
     def narrow(self, rows: ConnectionQuerySet) -> ConnectionQuerySet:
@@ -275,7 +275,10 @@ def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def _holding(credentials: Q) -> Q:
-    """Match connections with a token or key that meets `credentials`; an empty Q if `credentials` is empty."""
+    """Match connections with a token or key that the filter `credentials` matches.
+
+    Return an empty Q if `credentials` is empty.
+    """
     # An empty Q has no effect in `a | b`.
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 

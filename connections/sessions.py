@@ -27,16 +27,17 @@ from ui.viewset import confirmed
 
 
 class OpenStream(NamedTuple):
-    """The stream of a session at a server. `is_open` is True if a worker reads it."""
+    """The stream of a session at a server. `is_open` is True if a worker is reading the stream."""
 
     server: str
     is_open: bool
 
 
 class SessionRow(NamedTuple):
-    """An open session. `waits` are the methods of server requests that the client has not answered.
+    """An open session.
 
-    `may_read` is True if the viewer may see the session's calls.
+    `waits` has the method of each request that a server sent to the client and the client has not answered. `may_read`
+    is True if the viewer may see the session's calls.
     """
 
     session: Session
@@ -47,7 +48,7 @@ class SessionRow(NamedTuple):
 
 
 def session_rows(sessions: Sequence[Session], viewer: User) -> list[SessionRow]:
-    """Return the rows of these sessions, read with three SQL statements."""
+    """Return one row for each session. Three SQL statements read the data of all rows."""
     now, keys = timezone.now(), [session.pk for session in sessions]
     upstream = list(UpstreamSession.objects.filter(owner_id__in=keys)) if keys else []
     names = dict(Server.objects.filter(pk__in={one.server_id for one in upstream}).values_list("pk", "name"))

@@ -44,7 +44,7 @@ def _own_or_logged(view: Resource, own: Q) -> Q:
 def _listed_people(view: Resource) -> QuerySet[Any]:
     """Return all people if the caller has a capability to see them.
 
-    Other callers get their own row, and the owners of those connections and identities that the caller may see.
+    Other callers get themselves, and each person who owns a connection or an identity that the caller may see.
     """
     if _holds(view, Capability.PEOPLE_READ, Capability.AUDIT_READ):
         return User.objects.all()
@@ -104,8 +104,8 @@ def _known(
     """Return a function that takes an API view and returns the objects that a filter may name.
 
     The function returns the objects that `listed` returns. If the caller may read the log, the function also returns
-    each object with a logged call: the object's id is in the call's `column`, and the call and the object have equal
-    values in the columns `shared`.
+    every object that a logged call refers to. A call refers to an object if the call has the object's id in `column`.
+    `shared` names columns in which such a call and its object have the same values. They only make the query faster.
     """
 
     def things(view: Resource) -> QuerySet[Any]:

@@ -30,7 +30,10 @@ EVERYBODY, TEAM, PERSON, AGENT = "everybody", "team", "person", "agent"
 
 @dataclass(frozen=True)
 class MatrixColumn:
-    """A column: everybody, a team or a person; or an app or agent that is limited to a tool set."""
+    """A column of the matrix.
+
+    A column stands for everybody, a team, a person, or an app or agent that is limited to a tool set.
+    """
 
     kind: str
     name: str
@@ -46,7 +49,10 @@ class MatrixColumn:
         return f"{self.kind}:{self.pk}" if self.pk else self.kind
 
     def sets(self, given: GivenTools) -> Sequence[UUID] | None:
-        """Return the tool sets that the column's people or agent may use; None if they may use all tools."""
+        """Return the ids of the tool sets that the column's people, app or agent may use.
+
+        Return None if they may use all tools.
+        """
         if self.kind == AGENT:
             limit = given.limits.get(self.pk) if self.pk else None
             return None if limit is None else [limit]
@@ -60,7 +66,7 @@ class MatrixColumn:
 
 @dataclass(frozen=True)
 class MatrixCell:
-    """A cell: whether the people, app or agent of a column may use a tool."""
+    """A cell of the matrix. It shows whether the people, app or agent of a column may use a tool."""
 
     column: MatrixColumn
     feature: Feature
@@ -68,7 +74,11 @@ class MatrixCell:
 
     @property
     def access(self) -> str:
-        """`yes`, `no`, `limit` (outside the limit of the app or agent) or `off` (the tool is disabled or blocked)."""
+        """Return `yes`, `no`, `limit` or `off`.
+
+        `limit` means that the tool is not in the tool set to which the app or agent is limited. `off` means that the
+        tool is disabled or blocked.
+        """
         if not self.feature.enabled or self.feature.blocked:
             return "off"
         if not self.column.may_use_gateway:
@@ -128,7 +138,7 @@ def _all_columns(gateway: Gateway) -> Iterator[MatrixColumn]:
 
 
 def _limited(gateway: Gateway) -> HostQuerySet:
-    """Return the apps and agents with a limit on the gateway."""
+    """Return the apps and agents that are limited to a tool set on the gateway."""
     limits = HostAtGateway.objects.filter(gateway=gateway.pk, tool_set__isnull=False)
     return Host.objects.live().filter(pk__in=limits.values("host")).order_by("name", "pk")
 
@@ -173,7 +183,7 @@ def matrix(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _why(request: AppRequest, gateway: Gateway) -> dict[str, Any]:
-    """Return the reasons for the state of the cell that the query names."""
+    """Return the template context that explains one cell. The query names the cell's tool and column."""
     tools = features_at(gateway).filter(kind__in=NAMED_KINDS).select_related("assignment__server")
     try:
         feature = get_object_or_404(tools, pk=UUID(text_of(request.GET, "tool")))

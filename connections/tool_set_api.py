@@ -33,16 +33,20 @@ class ToolSetSerializer(serializers.Serializer[ToolSet]):
     id = Id()
     name = serializers.CharField(help_text="Name, unique on the gateway.")
     patterns = serializers.ListField(
-        child=serializers.CharField(), help_text="Exposed names with `*` (any text) and `?` (any character)."
+        child=serializers.CharField(), help_text="Patterns of exposed names: `*` is any text, `?` any character."
     )
     effects = serializers.ListField(
-        child=serializers.CharField(), help_text="Only tools with one of these effects; empty means any."
+        child=serializers.CharField(),
+        help_text="`patterns` match only tools with one of these effects. If `patterns` is empty, all tools with one "
+        "of these effects match. If `effects` is empty, the effect does not matter.",
     )
-    members = serializers.SerializerMethodField(help_text="Exposed names of tools chosen one by one.")
+    members = serializers.SerializerMethodField(
+        help_text="Exposed names of the tools, prompts and resources that were chosen one by one."
+    )
     tools_count = serializers.IntegerField(
-        source="feature_count", help_text="Number of tools, prompts and resources in it now."
+        source="feature_count", help_text="Number of tools, prompts and resources in the set now."
     )
-    created_at = UtcDateTimeField(help_text="When it was created.")
+    created_at = UtcDateTimeField(help_text="When the set was created.")
 
     def get_members(self, tool_set: ToolSet) -> list[str]:
         return sorted(feature.exposed_name for feature in tool_set.members.all())
@@ -66,7 +70,11 @@ class ToolSetBody(RequestBody):
 
 
 class GatewayToolSets(Resource):
-    """Sets of tools of a gateway, for grants and limits. New tools that match a set belong to it at once."""
+    """The tool sets of a gateway.
+
+    A grant gives a set to people, and a limit restricts an app or agent to a set. A new tool that matches the patterns
+    and effects of a set belongs to the set at once.
+    """
 
     serializer_class = ToolSetSerializer
     versioned = True
@@ -136,7 +144,7 @@ def _members(gateway: Gateway, names: list[str], tool_set: ToolSet | None = None
 
 
 class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
-    """A tool set given to everybody, a team or a person."""
+    """A grant: it gives a tool set to everybody, a team or a person."""
 
     id = Id()
     tool_set = Reference(help_text="The set.")
@@ -153,9 +161,9 @@ class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
     given_by = serializers.EmailField(
         source="given_by.email", help_text="E-mail address of the person who granted the set."
     )
-    given_at = UtcDateTimeField(help_text="When it was given.")
-    ends_at = UtcDateTimeField(allow_null=True, help_text="When it ends by itself; null if no end is set.")
-    ended_at = UtcDateTimeField(allow_null=True, help_text="When it was ended; null while it is in force.")
+    given_at = UtcDateTimeField(help_text="When the set was given.")
+    ends_at = UtcDateTimeField(allow_null=True, help_text="When the grant ends by itself; null if no end is set.")
+    ended_at = UtcDateTimeField(allow_null=True, help_text="When the grant ended; null while it is in force.")
 
     def get_to(self, grant: ToolGrant) -> str:
         return EVERYONE if grant.everyone else PERSON if grant.user_id else TEAM
@@ -176,7 +184,9 @@ class ToolGrantBody(RequestBody):
     team_id = serializers.UUIDField(required=False, allow_null=True, help_text="The team.")
     user_id = serializers.UUIDField(required=False, allow_null=True, help_text="The person.")
     ends_at = serializers.DateTimeField(
-        required=False, allow_null=True, help_text="When it ends by itself; null if it lasts until somebody ends it."
+        required=False,
+        allow_null=True,
+        help_text="When the grant ends by itself. If null or missing, the grant lasts until somebody ends it.",
     )
 
 

@@ -1,4 +1,4 @@
-"""The tools on a gateway's Access tab: sets of tools, who has them, and the limits of apps and agents."""
+"""The tool sets on a gateway's Access tab, the people who have them, and the limits of apps and agents."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ TABLE = Table(
             5,
             kind="number",
             on_phone=True,
-            hint="Tools, prompts and resources in it now.",
+            hint="Number of tools, prompts and resources in the set now.",
             value="tool_set.feature_count",
         ),
         Column(
@@ -136,8 +136,8 @@ class ToolSetForm(forms.Form):
         required=False,
         max_length=LONGEST_NAMES,
         widget=forms.Textarea(attrs={"rows": 4}),
-        help_text="Further names, one per line. They need not match the patterns and effects. On the set's page, you "
-        "can select them from a list.",
+        help_text="Names of tools, prompts and resources, one per line. They are in the set even if no pattern or "
+        "effect matches them. On the set's page, you can select them from a list.",
     )
 
     def __init__(self, *args: Any, gateway: Gateway, tool_set: ToolSet | None = None, **options: Any) -> None:
@@ -266,7 +266,10 @@ def sets_at(gateway: Gateway) -> ToolSetQuerySet:
 
 
 def with_holders(rows: ToolSetQuerySet) -> Any:
-    """Return the sets, each with its live grants, the hosts that it limits, and the number of its offered features."""
+    """Return the sets, each with its live grants, the hosts limited to it, and the number of its features.
+
+    Features that their servers no longer offer are not counted.
+    """
     grants = ToolGrant.objects.live().select_related("team", "user").order_by("given_at")
     limited = HostAtGateway.objects.live().select_related("host").order_by("host__name")
     counted: Any = rows.annotate(feature_count=RawSQL(_COUNTED, [], IntegerField()))  # noqa: S611
@@ -276,7 +279,7 @@ def with_holders(rows: ToolSetQuerySet) -> Any:
 
 
 class ToolSetRow:
-    """A set in the list; the set must be loaded `with_holders`."""
+    """A row of the list of tool sets. `with_holders` must have loaded the set."""
 
     def __init__(self, tool_set: Any) -> None:
         self.tool_set = tool_set
@@ -333,7 +336,7 @@ def detail(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def restrict(request: AppRequest, slug: str) -> HttpResponse:
-    """Let people use all tools of the gateway, or only those given to them."""
+    """Choose whether people can use all tools of the gateway, or only the tools that grants give them."""
     gateway = gateway_or_404(request.user, slug)
     if is_for(request, "would-refuse"):
         form, refused = ToolsGivenForm(request.GET), ""
@@ -392,7 +395,7 @@ def _filled(tool_set: ToolSet) -> dict[str, Any]:
 
 
 def _would_have(request: AppRequest, gateway: Gateway, tool_set: ToolSet | None) -> HttpResponse:
-    """Show the size that the set would have with the choices in the form.
+    """Show how many features the set would have with the choices in the form.
 
     If the set is in use, also show the recent calls that the change would have refused.
     """
@@ -455,9 +458,9 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
     grant = get_object_or_404(rows, gateway__in=Gateway.objects.visible_to(request.user), pk=pk)
     back, gateway = set_url(grant.tool_set), grant.gateway
     gives_all = gateway.tools_given == ToolsGiven.ALL
-    then = "No call is refused while everybody can use all tools of the gateway."
+    then = "This refuses no call while everybody can use all tools of the gateway."
     if not gives_all:
-        then = "Its tools are refused from the next request on, unless another grant gives them."
+        then = "From the next request on, the tools of this set are refused, unless another grant gives them."
 
     def act() -> HttpResponse:
         subject = {"to": "team" if grant.team else "person" if grant.user else "everyone"}

@@ -192,7 +192,10 @@ def _comes_later(request: AppRequest, filters: ConnectionFilter, rows: Connectio
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
-    """Return the connection if the user may see it, or has the capability `opening`. Raises Http404."""
+    """Return the connection if the user may see it. With the capability `opening`, a user may see all connections.
+
+    Raises Http404.
+    """
     return get_object_or_404(visible(request.user, opening), pk=pk)
 
 
@@ -338,7 +341,11 @@ def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
 
 
 def back_url(request: AppRequest, connection: Connection) -> str:
-    """Return the URL to redirect to if the browser runs no script: the host's tab, or the person's own connections."""
+    """Return the URL of the page to show after an action if the browser runs no script.
+
+    With HOSTS_READ, this is the Connections tab of the connection's host. Without it, this is the page with the user's
+    own connections.
+    """
     if request.user.has_perm(Capability.HOSTS_READ):
         return reverse("connections:for_host", args=[connection.host_id])
     return reverse("connections:mine")
@@ -348,9 +355,9 @@ def back_url(request: AppRequest, connection: Connection) -> str:
 
 
 class Carried(NamedTuple):
-    """A server that needs a person's own identity, and the status of this identity.
+    """A server that needs a person's own identity, and the status of the identity that a connection uses there.
 
-    If the connection has no identity for the server, the status is `missing`.
+    If the connection has no identity for the server, `state` is `missing`.
     """
 
     server: str
@@ -359,11 +366,11 @@ class Carried(NamedTuple):
 
 @dataclass(frozen=True)
 class EnrolmentRow(ConnectionRow):
-    """A person's connection; the connection must be loaded with `_detailed`."""
+    """A row for one connection in the list of a host's people. `_detailed` must have loaded the connection."""
 
     @cached_property
     def carried(self) -> list[Carried]:
-        """The status of the identity for each server, or `missing`."""
+        """The gateway's servers that need a person's own identity, each with the status of that identity."""
         statuses = {row.assignment_id: row.identity.status for row in self.connection.identities.all()}
         assigned: Any = self.connection.gateway
         return [
@@ -423,9 +430,9 @@ class McpFilter(ConnectionFilter):
 
 
 def _number(viewer: User, filters: McpFilter) -> dict[str, Any]:
-    """Return the number of listed connections, and `counts_url`.
+    """Return template context: the number of listed connections, and `counts_url`.
 
-    From this URL, the page gets the number of active connections and the number of blocked connections.
+    The page requests `counts_url` to get the number of active connections and the number of blocked connections.
     """
     rows = filters.narrow(connections_visible_to(viewer)).count()
     # Separate, because active and blocked connections take longer to count.

@@ -37,7 +37,8 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
         help_text="The address lists the gateways open to this team. If null, it lists the gateways open to everyone.",
     )
     url = serializers.CharField(
-        help_text="Address for clients, which add `/v0.1/servers`. Anybody who has it can read the list."
+        help_text="Address to enter in clients. Clients add `/v0.1/servers` to it. Anybody who has the address can "
+        "read the list."
     )
     enabled = serializers.BooleanField(help_text="Whether the address is enabled; a disabled address answers 404.")
     read_at = UtcDateTimeField(
@@ -52,7 +53,7 @@ class DirectoryAddressSerializer(serializers.Serializer[DirectoryAddress]):
 
 
 class DirectoryAddressQuery(ListQuery):
-    """Filters of the list."""
+    """Filters of the list of addresses."""
 
     q = serializers.CharField(
         required=False,
@@ -66,7 +67,9 @@ class DirectoryAddressQuery(ListQuery):
 class NewDirectoryAddress(RequestBody):
     """An address to create; there is at most one for each team, and one for everyone."""
 
-    team_id = serializers.UUIDField(required=False, allow_null=True, help_text="The team; null: everyone.")
+    team_id = serializers.UUIDField(
+        required=False, allow_null=True, help_text="The team. If null or missing, the address is for everyone."
+    )
 
 
 class PolicyFileSerializer(serializers.Serializer[PolicyFile]):
@@ -156,18 +159,20 @@ class RegistryQuery(Query):
     search = serializers.CharField(required=False, help_text="Text contained in the name or title.")
     updated_since = serializers.CharField(required=False, help_text="Only servers that changed at this time or later.")
     version = serializers.CharField(required=False, help_text="`latest` or a version.")
-    include_deleted = serializers.CharField(required=False, help_text="No effect: removed gateways are never listed.")
+    include_deleted = serializers.CharField(
+        required=False, help_text="Has no effect, because archived gateways are never listed."
+    )
 
 
 class RegistryListSerializer(serializers.Serializer[Any]):
-    """Gateways as servers: `ServerList` of the MCP registry API v0.1."""
+    """A `ServerList` of the MCP registry API v0.1, in which each server is a gateway."""
 
     servers = serializers.ListField(child=serializers.DictField(), help_text="Each a `ServerResponse`.")
     metadata = serializers.DictField(help_text="`count` of this page, and `nextCursor` if there are more.")
 
 
 class RegistryServerSerializer(serializers.Serializer[Any]):
-    """A gateway as a server: `ServerResponse` of the MCP registry API v0.1."""
+    """A `ServerResponse` of the MCP registry API v0.1, in which the server is a gateway."""
 
     server = serializers.DictField(help_text="Name, title, description, version and remotes.")
     _meta = serializers.DictField(help_text="Status and times.")

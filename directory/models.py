@@ -64,9 +64,9 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
 
 
 class DirectoryAddress(Versioned, Switchable):
-    """An address with the list of the gateways that everybody in `team` may use.
+    """A URL at which clients read a list of the gateways that everybody in `team` may use.
 
-    Anybody who has the address can read the list.
+    If `team` is None, the list has the gateways that are open to everyone. Anybody who has the URL can read the list.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

@@ -1,6 +1,6 @@
-"""Policy files for an organisation's computers.
+"""Policy files that an organisation installs on its computers.
 
-With such a file, a client uses the directory, or loads the gateways of the directory.
+Some files make a client read the directory. The others contain or allow the gateways themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CLAUDE_CODE = (
 
 
 class PolicyFile(NamedTuple):
-    """A file for an organisation's computers.
+    """A file that an organisation installs on its computers to configure one client.
 
     `place` says where to install the file. `effect` says what the client does with the file.
     """
@@ -48,8 +48,8 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
             "Claude Code",
             "managed-mcp.json",
             CLAUDE_CODE,
-            "Claude Code loads these gateways and no other MCP server. It does not follow the directory: install the "
-            "file again when the list changes.",
+            "Claude Code loads these gateways and no other MCP server. Claude Code does not read the directory. "
+            "Install the file again when the list of gateways changes.",
             "application/json",
             _json({"mcpServers": {each.slug: {"type": "http", "url": each.url} for each in gateways}}),
         ),
@@ -109,8 +109,8 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
 
 
 VS_CODE = (
-    "The gallery of MCP servers shows the directory, and VS Code starts only servers that were installed from it. "
-    "Extensions of VS Code bypass this restriction."
+    "The gallery of MCP servers in VS Code shows the directory. VS Code starts only servers that were installed from "
+    "this gallery. Extensions of VS Code bypass this restriction."
 )
 
 

@@ -122,13 +122,19 @@ def server_list(gateways: GatewayQuerySet, query: QueryDict) -> dict[str, Any]:
 
 
 def versions_of(gateways: GatewayQuerySet, name: str) -> dict[str, Any] | None:
-    """Return a ServerList: all versions of the gateway with this registry name; None if there is no such gateway."""
+    """Return a ServerList with the only version of the gateway that has this registry name.
+
+    Return None if there is no such gateway.
+    """
     found = server_version(gateways, name, VERSION)
     return None if found is None else {"servers": [found], "metadata": {"count": 1}}
 
 
 def server_version(gateways: GatewayQuerySet, name: str, version: str) -> dict[str, Any] | None:
-    """Return one version of the server `name` as a ServerResponse; None if there is no such version."""
+    """Return a version of the gateway with the registry name `name`, as a ServerResponse.
+
+    Return None if there is no such gateway or version.
+    """
     space, _, slug = name.partition("/")
     if space != namespace() or version not in (LATEST, VERSION):
         return None
@@ -150,9 +156,9 @@ def _cursor(slug: str, search: str) -> str:
 
 
 def _position(cursor: str) -> tuple[str, str]:
-    """Return the slug after which the page begins, and the search text; both are empty without a cursor.
+    """Return the two parts of a cursor: the last slug of the page before, and the search text.
 
-    Raises BadQuery.
+    If `cursor` is empty, both parts are empty. Raises BadQuery.
     """
     if not cursor:
         return "", ""
@@ -172,9 +178,10 @@ type Answer = Callable[..., dict[str, Any] | None]
 
 
 def public(answer: Answer) -> Callable[..., HttpResponse]:
-    """Return a view that needs no sign-in.
+    """Return a view of a directory address, without sign-in.
 
-    The view returns the result of `answer(gateways, request, ...)` as JSON, or 404 if the result is None.
+    The view calls `answer(gateways, request, ...)` with the gateways that the address lists, and returns the result as
+    JSON. If the result is None, the view returns 404.
     """
 
     @login_not_required

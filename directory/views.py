@@ -90,7 +90,7 @@ class NewAddressForm(forms.Form):
 
     @property
     def teams(self) -> list[Team | None]:
-        """Return the chosen teams; None is everyone."""
+        """Return the chosen teams. The list begins with None if an address for everyone was chosen."""
         chosen = self.cleaned_data["audiences"]
         found = list(Team.objects.filter(pk__in=filter(None, chosen)).order_by(Lower("name")))
         return [*([None] if "" in chosen else []), *found]

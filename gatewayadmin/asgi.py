@@ -46,7 +46,10 @@ SWITCH_S = 0.001  # Switch interval of the interpreter between threads.
 
 
 class Raw:
-    """An ASGI app as the endpoint of a route; Starlette would call a plain function as a view."""
+    """Makes an ASGI app the endpoint of a route.
+
+    Starlette calls a plain function as a view, with a request. It calls an object of this class as an ASGI app.
+    """
 
     def __init__(self, app: ASGIApp | None = None) -> None:
         self.app = app

@@ -1,7 +1,7 @@
-"""Grants a serving role its PostgreSQL rights. `serve` connects as this role if another role owns the tables.
+"""Grants PostgreSQL rights to serving roles. `serve` connects as a serving role if another role owns the tables.
 
-In the logs, a serving role can only insert and read rows. It cannot delete checkpoints or their signing key, drop the
-triggers that protect the logs, or alter a table (docs/how-to/deploy.md).
+A serving role can insert and read rows of the logs, but cannot change or delete them. It cannot delete checkpoints or
+their signing keys, drop the triggers that protect the logs, or alter a table (docs/how-to/deploy.md).
 """
 
 import logging
@@ -56,7 +56,7 @@ def statements(role: str) -> list[str]:
 def apply(role: str) -> None:
     """Grant the database role `role` the rights that a serving process needs. Revoke its other rights on tables.
 
-    Raises Ungrantable.
+    Raises Ungrantable if the role does not exist, owns the tables or is a superuser.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_JUDGED, [role, LOGS[0]])
@@ -64,7 +64,7 @@ def apply(role: str) -> None:
         if row is None:
             raise Ungrantable(f"There is no role {role}. Run CREATE ROLE {role} LOGIN PASSWORD '...' first.")
         if row[0]:
-            raise Ungrantable(f"{role} owns the tables or is a superuser: no grant can limit what it does.")
+            raise Ungrantable(f"{role} owns the tables or is a superuser: no grant can limit what this role does.")
         for statement in _statements(role):
             cursor.execute(statement)
 

@@ -1,4 +1,4 @@
-"""Middleware around Django (ASGI, for every request) and inside it."""
+"""ASGI middleware, which handles requests before Django, and Django middleware."""
 
 from __future__ import annotations
 
@@ -48,9 +48,11 @@ type Address = IPv4Address | IPv6Address
 
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """Return the right-most hop that is not a trusted proxy. IPv4-mapped addresses are returned as IPv4.
+    """Return the address of the client, also behind trusted proxies. IPv4-mapped addresses are returned as IPv4.
 
-    `forwarded` are the values of all X-Forwarded-For headers in order. They are used only if the peer is trusted.
+    `peer` is the address of the connection. `forwarded` are the values of all X-Forwarded-For headers in order. They
+    are used only if the peer is a trusted proxy. Then the client is the right-most address in them that is not of a
+    trusted proxy.
     """
     address = _parsed_address(peer)
     if address is None:
@@ -212,7 +214,9 @@ class OuterMiddleware:
 
 
 class _LimitedBody:
-    """Limits the request body. Above the limit, `receive` reports a disconnect, so that readers drop their data.
+    """Limits the request body. Above the limit, `receive` reports a disconnect.
+
+    The application then discards the part of the body that it has read.
 
     The limit is `largest`, or LARGEST_BODY if `may_send_more` returns True.
     """
@@ -353,7 +357,8 @@ _background = Background(DatabaseError)  # Only logged at debug level: the waiti
 async def is_known(headers: Headers, sender: str) -> bool:
     """Return whether these headers have a valid API key or token, or a session of a signed-in person.
 
-    For a session, its time limits (accounts.sessions) and a later sign-out of the person are not checked.
+    A session counts as valid until it is deleted or its row expires. Time limits (accounts.sessions) are not checked,
+    nor whether the person's password or session epoch changed after the sign-in.
 
     Raises SenderBusy if too many look-ups of this sender, or of all senders together, are waiting, or if this look-up
     has waited for LONGEST_WAIT_S.
@@ -469,7 +474,7 @@ class FairShares:
             del self._people[next(iter(self._people))]
 
     def _credentials(self, headers: Headers) -> Iterator[str]:
-        """Yield the session and the token of a request."""
+        """Yield a key for the session and a key for the token of a request. Each key contains a digest."""
         # A request with both counts for both. Otherwise a made-up session or token would give it an extra share.
         if session := parse_cookie("; ".join(headers.getlist("cookie"))).get(self._session_cookie):
             yield f"session {_digest(session)}"

@@ -92,7 +92,7 @@ def _kinds(reader: User) -> Iterator[str]:
 # The cached statement depends on the reader and their `rights`, not on the time: it uses the database's clock.
 @lru_cache(maxsize=500)
 def _statement(reader: User, rights: tuple[Any, ...], *kinds: str) -> tuple[str, tuple[Any, ...]]:
-    """Return the statement that counts these kinds of objects, and its parameters."""
+    """Return the SQL statement that counts the objects of each of `kinds`, and the parameters of the statement."""
     rows: dict[str, QuerySet[Any]] = {kind: COUNTED[kind]() for kind in COUNTED if kind in kinds}
     rows |= {"access": access_to_decide(reader), "holds": Hold.objects.to_decide(reader)}
     first, *others = (_number(kind, rows[kind]) for kind in kinds)
@@ -119,7 +119,8 @@ SERVER_FAILED = ("upstream_error", "timeout")  # Failures of the server, not of 
 class Traffic:
     """The calls of the last day; each part is read on first access.
 
-    If `new` is given, the lists `recent` and `refusals` are read from the primary, which has the newest calls.
+    If `new` is given, the lists `recent` and `refusals` are read from the primary database, because a replica may lack
+    the newest calls.
     """
 
     def __init__(self, request: HttpRequest, new: NewCalls | None = None) -> None:
@@ -180,7 +181,7 @@ class ServerTraffic:
 
     @property
     def drawn(self) -> list[tuple[str, str]]:
-        """Pairs of a state and an SVG path.
+        """The chart of the hours, as pairs of a state and its SVG path. Empty paths are left out.
 
         The path of "none" is the ground line. The path of "ok" has a bar for each hour with calls but no failure. The
         path of "down" has a bar for each hour with failures.
@@ -294,7 +295,10 @@ def _active(tokens: list[Token]) -> int:
 
 
 def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
-    """Return the first gateways by name, with their enabled servers, tool counts and the user's connections."""
+    """Return the first GATEWAYS gateways by name.
+
+    Each gateway has its enabled servers, its number of tools, and the user's connections to it.
+    """
     servers = Assignment.objects.on().select_related("server").order_by("server__name")
     named = gateways.order_by(Lower("name")).prefetch_related(
         Prefetch("assignments", servers, to_attr="offered"),
@@ -317,9 +321,9 @@ def _newest(links: list[Any]) -> list[Connection]:
 
 
 def _carried(user: User, newest: list[Connection]) -> list[CarriedRow]:
-    """Return rows for the servers that need the user's identity on these connections.
+    """Return at most SHOWN rows, each for a connection in `newest` and a server that needs the user's identity.
 
-    Rows that need action come first.
+    Rows on which the user must act come first.
     """
     rows = [row for one in newest for row in OwnConnection(one, user).carried]
     return sorted(rows, key=lambda row: row.state in ("active", "blocked"))[:SHOWN]

@@ -98,7 +98,7 @@ def _verb(words: str) -> tuple[str, str]:
 
 
 def _matching(offers: Iterable[Offer], user: User, words: str) -> Iterator[PaletteEntry]:
-    """Yield the offers that match all words.
+    """Yield an entry for each offer that matches all words.
 
     An offer whose text is exactly `words` comes first, then offers with all words in their text. Offers that match
     only because of their further words (`Offer.words`) come last.
@@ -113,13 +113,16 @@ def _matching(offers: Iterable[Offer], user: User, words: str) -> Iterator[Palet
 
 
 def _is_about(offer: Offer, wanted: list[str]) -> bool:
-    """Return whether each wanted word is the beginning of a word of the offer."""
+    """Return whether each wanted word begins a word in the text or in the further words of the offer."""
     known = f"{offer.text} {offer.words}".lower().split()
     return all(any(one.startswith(word) for one in known) for word in wanted)
 
 
 def _lists(user: User, words: str) -> Iterator[PaletteEntry]:
-    """Yield entries for filtered lists: the calls that `words` describe, and the lists whose names match."""
+    """Yield entries for the calls that `words` describe, and for the lists that match `words`.
+
+    If `words` is the id of one of the user's own calls, also yield an entry for this call.
+    """
     if user.has_perm(Capability.LOGS_READ) and (found := calls_described(words, ListOptions.of(user.log_look).zone)):
         yield PaletteEntry(found.text, with_query(reverse("auditlog:calls"), found.query), "logs")
     if uid := uuid_of(words):
@@ -150,7 +153,7 @@ KINDS = ("Apps & Agents", "Gateways", "Servers", "Tools", "Tokens", "People")
 
 
 def _things(user: User, name: str) -> list[Thing]:
-    """Return the objects with this name, address or prefix; none for an empty name."""
+    """Return the objects whose name, slug, e-mail address or token prefix matches; none for an empty `name`."""
     looks = (_hosts, _gateways, _servers, _tools, _tokens, _people)
     return [thing for look in looks for thing in look(user, name)] if name else []
 
@@ -162,7 +165,7 @@ def _to(view: str, key: Any, text: str, icon: str, note: str = "", *, posts: boo
 def _switch(room: str, on: bool, name: str, key: Any, kind: str, *, is_known: bool = True) -> PaletteEntry:
     """Return the entry "Disable" for an enabled object (`on`), or the entry "Enable" for a disabled object.
 
-    The entry "Enable" enables the object at once, unless `is_known` is False: then the entry only opens the object's
+    If `is_known` is True, the entry "Enable" enables the object at once. Otherwise, the entry only opens the object's
     page. `is_known` is False for an app that chose its own name.
     """
     if on:

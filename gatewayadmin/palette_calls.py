@@ -1,4 +1,4 @@
-"""Finds the filters of the log for calls described in words, such as `refused yesterday`."""
+"""Turns words such as `refused yesterday` into an entry of the palette that opens the log with fitting filters."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ _OUTCOMES: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def _days(before: int, length: int) -> Callable[[datetime], dict[str, str]]:
-    """Return a function that builds a filter for `length` whole days.
+    """Return a function that takes the last midnight and returns the filter of the log for `length` days.
 
-    The first of these days is `before` days ago.
+    The first of these days is `before` days ago. If the last of them is today, the filter has no end.
     """
 
     def between(midnight: datetime) -> dict[str, str]:
@@ -71,9 +71,9 @@ _FILLERS = {"calls", "in", "the", "of", "from", "logs", "log", "and"}
 
 
 def calls_described(words: str, zone: str) -> CallsDescribed | None:
-    """Return the entry for the calls that the words describe; None if they name neither an outcome nor a time.
+    """Return the entry for the calls that the words describe.
 
-    Days begin at midnight in `zone`.
+    Return None if none of the words is in _OUTCOMES or _TIMES. Days begin at midnight in `zone`.
     """
     text = " ".join(words.lower().replace('"', "").split())
     time = next((name for name in _TIMES if re.search(rf"\b{name}\b", text)), "")

@@ -1,4 +1,7 @@
-"""Pages, lists and actions that the palette offers besides named objects, with the words that find them."""
+"""The palette's entries for pages, lists and general actions, with the words that find these entries.
+
+Entries for named objects, such as a server, are made in `palette`.
+"""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from ui.pages import AppRequest, show
 
 
 def letters(request: HttpRequest) -> dict[str, Any]:
-    """Context processor for `letters`: pressing G and then one of these letters opens a page."""
+    """Return the template variable `letters`: the letters that open a page when the person presses them after G."""
     return {"letters": SimpleLazyObject(lambda: "".join(page.key for page in _with_key(request)))}
 
 
@@ -30,7 +30,10 @@ def keys(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("redirects to a page that checks its own capability")
 def go(request: AppRequest, key: str) -> HttpResponse:
-    """Redirect to the page with this shortcut, or to the list of shortcuts if the person may open no such page."""
+    """Redirect to the page with this shortcut.
+
+    Redirect to the list of shortcuts if no page has this shortcut, or if the person may not open the page.
+    """
     return redirect(next((reverse(page.view) for page in _with_key(request) if page.key == key), reverse("keys")))
 
 

@@ -46,7 +46,7 @@ class CatalogueSerializer(serializers.Serializer[CatalogueRow]):
     """A gateway that you may use, see or ask for."""
 
     id = Id(source="gateway.pk")
-    name = serializers.CharField(source="gateway.name", help_text="Name on the pages.")
+    name = serializers.CharField(source="gateway.name", help_text="Name that pages show.")
     slug = serializers.CharField(source="gateway.slug", help_text="Name in URLs; never changes.")
     description = serializers.CharField(source="gateway.description", help_text="Text for people.")
     enabled = serializers.BooleanField(source="gateway.enabled", help_text="Whether it is enabled.")
@@ -97,18 +97,20 @@ class AccessRequestSerializer(serializers.Serializer[AccessRequest]):
     email = serializers.EmailField(source="user.email", help_text="E-mail address of the person who asked.")
     reason = serializers.CharField(help_text="What the person needs the access for.")
     days = serializers.IntegerField(
-        help_text="Number of requested days. After an approval: number of approved days, counted from the approval."
+        help_text="Number of days that were requested. After an approval, the number of days that were approved; they "
+        "are counted from the approval."
     )
     state = serializers.ChoiceField(RequestState.choices, help_text="Its state.")
     approvers = serializers.SerializerMethodField(
-        help_text="Addresses of the named people who can decide; if empty, people with `gateways:manage` decide."
+        help_text="E-mail addresses of the gateway's approvers who can decide. If there are none, only people with "
+        "`gateways:manage` can decide."
     )
     decided_by = serializers.EmailField(
         source="decided_by.email",
         default=None,
         allow_null=True,
-        help_text="Address of the person who decided or withdrew the request; null while it waits, or if a directory "
-        "withdrew it.",
+        help_text="E-mail address of the person who decided or withdrew the request. Null while the request waits, or "
+        "if a directory withdrew it.",
     )
     decided_at = UtcDateTimeField(
         allow_null=True, help_text="When the request was decided or withdrawn; null while it waits for a decision."
@@ -138,13 +140,15 @@ class AccessRequestBody(RequestBody):
 
     gateway_id = serializers.UUIDField(help_text="The gateway.")
     tool_set_id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="Requested tool set of the gateway; null requests only the gateway."
+        required=False,
+        allow_null=True,
+        help_text="The tool set of the gateway that you request. If null, you request only the gateway.",
     )
     reason = serializers.CharField(max_length=500, help_text="What you need the access for.")
     days = serializers.IntegerField(
         required=False,
         min_value=1,
-        help_text="Days of access from the approval on; by default the gateway's `request_days`.",
+        help_text="Number of days of access, counted from the approval. By default, the gateway's `request_days`.",
     )
 
 
@@ -152,7 +156,7 @@ class DeclineBody(RequestBody):
     """The decision to decline."""
 
     answer = serializers.CharField(
-        max_length=500, required=False, allow_blank=True, help_text="Note; the person sees it."
+        max_length=500, required=False, allow_blank=True, help_text="Note for the person who asked."
     )
 
 
@@ -160,7 +164,9 @@ class ApproveBody(DeclineBody):
     """The decision to approve."""
 
     days = serializers.IntegerField(
-        required=False, min_value=1, help_text="Number of days from now on; by default the requested number."
+        required=False,
+        min_value=1,
+        help_text="Number of days of access, counted from now. By default, the requested number.",
     )
 
 
@@ -181,7 +187,11 @@ class AccessRequestResource(Resource):
 
     @operation(needs=READ, query=AccessRequestQuery, orderings=("created_at",))
     def list(self, request: Request) -> Response:
-        """List the requests for access that you may read: yours, those on which you may decide, or all."""
+        """List the requests for access that you may read.
+
+        With `gateways:read` or `gateways:manage`, these are all requests. Otherwise, they are your own requests and the
+        requests on which you may decide.
+        """
         rows = RequestFilter(self.query_data, viewer=self.me).narrow(AccessRequest.objects.visible_to(self.me))
         return self.page(rows.order_by("-created_at", "pk"), _loaded)
 

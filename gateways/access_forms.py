@@ -53,7 +53,11 @@ class CatalogueAccessFilter(ListFilter):
 
 
 class RequestFilter(ListFilter):
-    """Filter requests by words, and by a choice: waiting for the viewer, all waiting, the viewer's own, or decided."""
+    """Filter requests by words, and by one of four choices.
+
+    The choices are: requests that wait for the viewer's decision, all waiting requests, the viewer's own requests, and
+    requests that no longer wait.
+    """
 
     radios: ClassVar[tuple[str, ...]] = ("show",)
     SHOWS = (("decide", "Waiting for you"), ("open", "Waiting"), ("own", "Yours"), ("decided", "Decided"))
@@ -121,7 +125,7 @@ class DeclineForm(forms.Form):
         required=False,
         max_length=500,
         widget=forms.Textarea(attrs={"rows": 2}),
-        help_text="The person sees it.",
+        help_text="The person who asked sees this note.",
     )
 
 
@@ -136,7 +140,7 @@ class TakesRequestsForm(forms.Form):
     takes_requests = forms.BooleanField(
         required=False,
         label="People may request access",
-        help_text="If ticked, everybody who signs in sees the gateway, its tools and tool sets under Access.",
+        help_text="If ticked, everybody who signs in sees the gateway under Access, with its tools and tool sets.",
     )
     request_days = forms.IntegerField(label="Usual period, in days", min_value=1, max_value=MOST_DAYS)
     most_request_days = forms.IntegerField(label="Longest period, in days", min_value=1, max_value=MOST_DAYS)
@@ -144,9 +148,9 @@ class TakesRequestsForm(forms.Form):
         required=False,
         max_length=MOST_APPROVERS * 255,
         widget=forms.Textarea(attrs={"rows": 3}),
-        help_text="E-mail addresses, one per line. If empty, people with Basic gateway management decide. If you name "
-        "approvers, the approvers are notified instead. People with Basic gateway management are notified only if no "
-        "approver can decide, or after 3 days without a decision.",
+        help_text="E-mail addresses, one per line. Approvers are notified of requests, and can decide on them. People "
+        "with Basic gateway management can decide, too. They are notified if no approver can decide, or after 3 days "
+        "without a decision.",
     )
 
     def clean_approvers(self) -> list[User]:

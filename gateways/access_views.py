@@ -219,7 +219,7 @@ def request_or_404(viewer: User, pk: UUID) -> AccessRequest:
 
 
 def visible_request_or_404(viewer: User, pk: UUID) -> AccessRequest:
-    """Return a request that `viewer` may read. Raises Http404."""
+    """Return a request that `viewer` may read. Raises Http404 for other requests."""
     return get_object_or_404(AccessRequest.objects.visible_to(viewer).with_details(), pk=pk)
 
 
@@ -260,7 +260,10 @@ def _request_url(asked: AccessRequest) -> str:
 
 
 def _to_decide_or_404(request: AppRequest, pk: UUID) -> AccessRequest:
-    """Return a request of somebody else on which the person may decide. Raises Http404."""
+    """Return a request on which the person may decide. Raises Http404 for other requests.
+
+    Nobody may decide on their own request.
+    """
     asked = request_or_404(request.user, pk)
     if not asked.may_be_decided_by(request.user):
         raise Http404
@@ -286,7 +289,7 @@ def approve(request: AppRequest, pk: UUID) -> HttpResponse:
     asked = _to_decide_or_404(request, pk)
     days = min(asked.days, asked.gateway.most_request_days)
     form = ApproveForm(posted(request), initial={"days": days})
-    form.fields["days"].help_text = f"Counted from now; at most {asked.gateway.most_request_days}."
+    form.fields["days"].help_text = f"Counted from now. The gateway allows at most {asked.gateway.most_request_days}."
     text = {"heading": f"Give {asked.user.email} access to {asked.what}", "submit": "Approve", "done": "Approved"}
     return _decide(request, asked, form, asked.approve, text)
 
@@ -327,7 +330,7 @@ def end(request: AppRequest, pk: UUID) -> HttpResponse:
         back=_request_url(asked),
         faults=GatewayError,
         title="End access",
-        text=f"End the access of {asked.user.email} to {asked.what}? Calls are refused from the next request on, "
+        text=f"End the access of {asked.user.email} to {asked.what}? From the next call on, calls are refused "
         "unless a team or another grant allows them.",
     )
 

@@ -69,7 +69,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     """A gateway."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name on the pages.")
+    name = serializers.CharField(help_text="Name that pages show.")
     slug = serializers.CharField(help_text="Name in URLs; never changes.")
     url = serializers.CharField(help_text="Address for clients.")
     description = serializers.CharField(help_text="Text for people.")
@@ -83,8 +83,8 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
         help_text="`all`, or `granted`: whether people can use all its tools, or only those given to them."
     )
     takes_requests = serializers.BooleanField(help_text=TAKES_REQUESTS)
-    request_days = serializers.IntegerField(help_text="Usual period of requested access, in days.")
-    most_request_days = serializers.IntegerField(help_text="Longest period of requested access, in days.")
+    request_days = serializers.IntegerField(help_text="Days that the form for requesting access proposes.")
+    most_request_days = serializers.IntegerField(help_text="Most days for which people can request access.")
     approvers = serializers.ListField(source="editable.approvers", child=serializers.EmailField(), help_text=APPROVERS)
     calls_per_minute = Limit()
     new_definitions = serializers.CharField(help_text="`approve` or `wait`: what happens with a new definition.")
@@ -94,7 +94,8 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
     servers_count = serializers.IntegerField(source="server_count", help_text="Number of its servers.")
     tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
     connections_count = serializers.IntegerField(
-        source="connection_count", help_text="Number of its live connections that you may see."
+        source="connection_count",
+        help_text="Number of the gateway's live connections. Connections that you may not see are not counted.",
     )
     created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was created.")
@@ -106,7 +107,9 @@ class GatewayQuery(ListQuery):
 
     q = serializers.CharField(required=False, help_text="Text contained in the name or slug.")
     enabled = serializers.BooleanField(required=False, help_text="Only enabled gateways, or only disabled ones.")
-    reach = serializers.ChoiceField(Reach.choices, required=False, help_text="Only gateways with this reach.")
+    reach = serializers.ChoiceField(
+        Reach.choices, required=False, help_text="Only gateways that everyone may use, or only those for some teams."
+    )
 
 
 # Fields that the forms used here do not have; only the serializer validates them.
@@ -243,7 +246,7 @@ class GatewayResource(Resource):
 
 
 def _asked(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values for the page's form, in which the approvers are one text with a line for each approver."""
+    """Return `values` as TakesRequestsForm expects them: the approvers are one text, with one approver per line."""
     return values | {"approvers": "\n".join(values["approvers"])}
 
 
@@ -289,26 +292,33 @@ class AssignmentSerializer(serializers.Serializer[Assignment]):
     )
     shared_identity = SharedIdentity(allow_null=True, help_text="Shared credential that everyone uses; null if none.")
     tool_policy = serializers.CharField(help_text="`allow_all`, `selected` or `block_all`: which tools may be called.")
-    enabled = serializers.BooleanField(help_text="Whether it is enabled at this gateway.")
-    server_enabled = serializers.BooleanField(source="server.enabled", help_text="Whether the server is enabled.")
-    health = serializers.CharField(
-        source="server.health", help_text="Result of the last contact: `ok`, `down` or `unknown`."
+    enabled = serializers.BooleanField(help_text="Whether the server is enabled on this gateway.")
+    server_enabled = serializers.BooleanField(
+        source="server.enabled", help_text="Whether the server itself is enabled. If not, no gateway can use it."
     )
-    tools_count = serializers.IntegerField(source="tool_count", help_text="Number of its tools.")
-    tools_allowed = serializers.IntegerField(source="callable_count", help_text="Number of its callable tools.")
-    created_at = UtcDateTimeField(help_text="When it was assigned.")
+    health = serializers.CharField(
+        source="server.health", help_text="Result of the last contact with the server: `ok`, `down` or `unknown`."
+    )
+    tools_count = serializers.IntegerField(source="tool_count", help_text="Number of the server's tools.")
+    tools_allowed = serializers.IntegerField(
+        source="callable_count", help_text="Number of the server's tools that clients can call on this gateway."
+    )
+    created_at = UtcDateTimeField(help_text="When the server was assigned to the gateway.")
 
 
 class AssignmentChanges(RequestBody):
-    """The settings of a server on a gateway. With an empty alias its tools keep their own names.
+    """The settings of a server on a gateway.
 
-    The alias can be made empty only while the gateway has no other server. Servers added later need an alias.
+    If the alias is empty, the server's tools keep their own names. The alias can be made empty only while the gateway
+    has no other server. Servers that are added to the gateway later need an alias.
     """
 
     alias = serializers.CharField(max_length=16, allow_blank=True, required=False)
     identity_scheme = serializers.ChoiceField(IdentityScheme.choices, required=False)
     shared_identity_id = serializers.UUIDField(
-        allow_null=True, required=False, help_text="Shared credential to use, for `identity_scheme` `shared`."
+        allow_null=True,
+        required=False,
+        help_text="Shared credential that everyone uses. Needed if `identity_scheme` is `shared`.",
     )
     tool_policy = serializers.ChoiceField(ToolPolicy.choices, required=False)
 
@@ -404,7 +414,11 @@ class AssignmentResource(Resource):
 
     @operation(needs=frozenset({Capability.GATEWAYS_MANAGE, Capability.LOGS_READ}), if_match=True)
     def narrow(self, request: Request, slug: str, alias: str) -> Response:
-        """Disable the tools of a server that were not used lately."""
+        """Disable the unused tools of a server.
+
+        A tool is unused if it was not called in the last 30 days; denied calls do not count. The policy `allow_all`
+        becomes `selected`, so that tools that the server adds later start disabled.
+        """
         assignment = self._find(slug, alias)
         return self.changed(assignment, partial(assignment.narrow, used_tools(assignment)))
 

@@ -86,7 +86,10 @@ type SQL = tuple[str, list[Any]]
 
 
 def month() -> list[datetime]:
-    """Return [start of the last SPAN, one hour from now]. The second time lets PostgreSQL skip future partitions."""
+    """Return two times: the start of the last SPAN, and one hour from now.
+
+    A query that ends at the second time lets PostgreSQL skip the partitions of later periods.
+    """
     now = timezone.now()
     return [now - SPAN.length, now + timedelta(hours=1)]  # An hour allows for clock skew.
 
@@ -111,9 +114,10 @@ class Place(NamedTuple):
 
 @dataclass
 class CatalogueEntry:
-    """One tool of a server, with one feature for each assignment that has the tool.
+    """One tool of a server, on all the gateways that have the server.
 
-    A server that is assigned to several gateways has an assignment for each of them.
+    Each assignment of the server to a gateway stores the tool as a feature of its own. The entry contains those of
+    these features that the viewer may see.
     """
 
     feature: Feature  # The oldest of `found`.
@@ -159,26 +163,29 @@ class CatalogueEntry:
 
 
 def is_new(feature: Feature) -> bool:
-    """Return whether the feature was first seen less than NEW_FOR ago.
+    """Return True if the feature was first seen less than NEW_FOR ago.
 
-    False for a feature that was first seen within FIRST_LIST after its server was assigned.
+    But return False if it was first seen within FIRST_LIST after its server was assigned. It then counts as a part of
+    the server's first list.
     """
     since = feature.first_seen_at - feature.assignment.created_at
     return since > FIRST_LIST and timezone.now() - feature.first_seen_at < NEW_FOR
 
 
 def servers_seen_by(viewer: User) -> ServerQuerySet:
-    """Return the servers of the tools `viewer` may see, sorted by name."""
+    """Return the servers that have at least one tool that `viewer` may see, sorted by name."""
     of_tools = Feature.objects.tools_seen_by(viewer).order_by().values("assignment__server")
     return Server.objects.filter(pk__in=of_tools).order_by("name")
 
 
 class Catalogue:
-    """The tools `viewer` may see, filtered and sorted: a lazy sequence of entries that supports slices.
+    """The tools that `viewer` may see, filtered and sorted. This is a lazy sequence of entries that supports slices.
 
-    If `tells_use` is true and the viewer may read the log, the calls in the last SPAN are counted. Without these
-    numbers, tools cannot be sorted or filtered by use. `page` is the page that the caller will probably read: a number,
-    as text. If `page` is None, or is not a page number, the page is page 1.
+    If `tells_use` is true and the viewer may read the log, each entry has the number of its calls in the last SPAN.
+    Otherwise calls are not counted, and tools cannot be sorted or filtered by use.
+
+    `page` is the number of the page that the caller will probably read, as text. None, or a text that is not a page
+    number, stands for page 1.
     """
 
     ordered = True
@@ -216,7 +223,7 @@ class Catalogue:
 
     @property
     def joins_use(self) -> bool:
-        """True if the order or a filter depends on the calls."""
+        """True if the tools are sorted or filtered by their use, so that the query must also read the calls."""
         return self.only_unused or self.sort.removeprefix("-") in BY_USE
 
     def count(self) -> int:
@@ -234,7 +241,10 @@ class Catalogue:
 
     @cached_property
     def _likely(self) -> tuple[list[tuple[UUID, str]], int]:
-        """The entries of `page` as (server, name), and the total number of entries; one statement reads both."""
+        """The entries of the page that the caller will probably read, and the total number of entries.
+
+        Each entry is a pair (server, name). If the page exists, one statement reads its entries and the total.
+        """
         found = self._read(self._start, PAGE_SIZE)
         if self._start and not found[1]:  # There is no such page. The paginator reads the last one instead.
             return [], self._read(0, 1)[1]
@@ -281,7 +291,7 @@ class Catalogue:
         return [(server, name) for server, name, _ in found], found[0][2] if found else 0
 
     def _calls(self, opened: Book, where: Where) -> SQL:
-        """Return a query for the numbers of calls of tools in the last SPAN."""
+        """Return a query for the calls of the last SPAN. Add up its rows to get the number of calls of each tool."""
         since, until = month()
         # For a time this long ago, roll-ups exist for whole days only.
         if query := opened.query_of({**where, **TOOL_CALLS}, DAYS.begin(since), until, by=OF_TOOLS):

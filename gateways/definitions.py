@@ -45,7 +45,7 @@ class DiffLine(NamedTuple):
 
 
 class Pairs(list[tuple[str, Any]]):
-    """The members of an object in their original order, duplicates included."""
+    """The members of a JSON object in their original order. If a name occurs twice, both members are kept."""
 
 
 class JsonNumber(str):
@@ -216,9 +216,9 @@ class Argument(NamedTuple):
 
 
 def arguments(schema: Any) -> list[Argument]:
-    """Return the arguments named by a tool's input schema, each followed by its members.
+    """Return the arguments in a tool's input schema. The members of an argument directly follow the argument.
 
-    Invalid schemas, which servers may send, are treated as empty.
+    At most MOST_ROWS arguments and members are returned. Invalid schemas, which servers may send, are treated as empty.
     """
     return list(islice(_arguments(schema, schema, 0), MOST_ROWS))
 

@@ -1,6 +1,6 @@
-"""List the tools of a gateway's servers and store them.
+"""Ask the servers of a gateway for their tools, prompts and resources, and store the answers.
 
-This happens after *Refresh tools*, and when a server is newly assigned to the gateway.
+Servers are asked when a person chooses *Refresh tools*, and when a server is newly assigned to a gateway.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 
 
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
-    """Return False if the server takes each person's own identity and `identity` is None, otherwise True.
+    """Return False if the server needs the person's own identity and the person has none. Return True otherwise.
 
-    If False, the server is asked without an identity, and the Tools tab shows neither this request nor its failure.
+    If the result is False, the server is asked without an identity. The Tools tab then does not show that the server is
+    being asked. If the server fails, the Tools tab does not show the failure.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

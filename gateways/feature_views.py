@@ -110,7 +110,7 @@ class Waiting:
 
     @property
     def is_cut(self) -> bool:
-        """True if there are more lines than the list shows; the feature's page shows them all."""
+        """True if the list of changed definitions does not show all lines. The feature's page shows all of them."""
         return len(self.all_lines) > MOST_LINES
 
 
@@ -205,9 +205,10 @@ def feature(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _as_tool(request: AppRequest, feature: Feature) -> dict[str, Any]:
-    """Return template context: the gateways with this tool, and the use of the tool.
+    """Return template context for a tool: its gateways, the people who called it, and charts of its calls.
 
-    The use is left out if the viewer may not read the log. The context is {} if `feature` is not an offered tool.
+    If the viewer may not read the log, the context has only the gateways. The context is {} if `feature` is not a tool,
+    or if the server no longer offers the tool.
     """
     seen = Feature.objects.tools_seen_by(request.user).filter(pk=feature.pk)
     if not seen.exists():
@@ -303,7 +304,7 @@ def _obstacles(feature: Feature, viewer: User) -> list[str]:
             "Each person sees it only if the server lists it for their own credential.",
         ),
         (not given.exists(), "No grant gives it to you."),
-        (assignment.server.lists_live, f"{name} is asked whenever a client requests the list, and may then omit it."),
+        (assignment.server.lists_live, f"{name} is asked for every client's list, and may omit this feature."),
     )
     return [sentence for holds, sentence in found if holds]
 
@@ -322,7 +323,10 @@ def _hosts(feature: Feature, viewer: User) -> list[RecentCaller] | None:
 
 
 def _callers(column: str, calls: QuerySet[Call]) -> list[RecentCaller]:
-    """Return the values of `column` in the newest calls of the last week, the most frequent first."""
+    """Return the different values of `column` in the calls of the last week. The most frequent value comes first.
+
+    If there are more than LAST_CALLS calls, only the newest LAST_CALLS are read.
+    """
     lately = calls.filter(created_at__gte=timezone.now() - LATELY).order_by("-created_at")
     # Fails if `calls` has a filter by an empty list (`x__in=[]`), because Django then makes no SQL.
     newest, parameters = lately.values(column, "created_at")[:LAST_CALLS].query.sql_with_params()
@@ -380,8 +384,8 @@ def quarantine(request: AppRequest, pk: UUID) -> HttpResponse:
         back=back,
         title=f"Quarantine {feature.get_kind_display().lower()}",
         kind="primary",
-        text=f"Quarantine {name}? It disappears from {feature.assignment.gateway.name} on the next request, and its "
-        "calls are refused until somebody accepts it.",
+        text=f"Quarantine {name}? It disappears from {feature.assignment.gateway.name} with the next request. "
+        "Calls to it are refused until somebody accepts it.",
         more=lambda: cuts(feature, request.user),
         hidden=[("back", back)],
     )

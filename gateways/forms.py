@@ -53,7 +53,7 @@ class ReachForm(forms.Form):
 
     reach = forms.ChoiceField(choices=Reach.choices, initial=Reach.EVERYONE, widget=forms.RadioSelect)
     teams = forms.ModelMultipleChoiceField(
-        Team.objects.all(), required=False, widget=forms.CheckboxSelectMultiple, help_text="Only for the reach “Teams”."
+        Team.objects.all(), required=False, widget=forms.CheckboxSelectMultiple, help_text="Used for the reach “Teams”."
     )
 
     def __init__(self, *args: Any, **options: Any) -> None:

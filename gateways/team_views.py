@@ -256,7 +256,10 @@ def remove(request: AppRequest, pk: UUID) -> HttpResponse:
 
 
 def _ended_access(team: Team) -> str:
-    """Return sentences on what the team's deletion ends: access to gateways, tool grants and the directory address."""
+    """Return sentences that say what ends when the team is deleted.
+
+    These are its members' access to gateways, its tool grants, and its address in the client directory.
+    """
     names = [gateway.name for gateway in _live(team)]
     closed = "Nobody loses access to a gateway."
     if names:

@@ -137,7 +137,7 @@ class FeatureQuery(ToolQuery):
 
 
 class ToolChanges(RequestBody):
-    """Changes of a feature: the switch and, for a tool, the effect, title and description."""
+    """Changes of a feature: whether it is enabled and, for a tool, the effect, title and description."""
 
     enabled = serializers.BooleanField()
     said_effect = serializers.ChoiceField(
@@ -254,11 +254,11 @@ class FeatureResource(Resource):
 
 
 def _change(feature: Feature, body: Mapping[str, Any], *, by: User) -> None:
-    """Change the switch, the effect, the title and the description of the feature to the values in `body`.
+    """Enable or disable the feature, and set its effect, title and description, as `body` says.
 
     A value that is missing in `body` stays unchanged.
 
-    Raises ValidationError.
+    Raises ValidationError if `body` states an effect, title or description for a feature that is not a tool.
     """
     stated = [name for name in ("said_effect", "said_title", "said_description") if body.get(name)]
     if stated and feature.kind != FeatureKind.TOOL:
@@ -313,8 +313,8 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
 
     id = Id(
         source="feature.pk",
-        help_text="Id of the tool on a gateway where the tool matches the filters. If several gateways "
-        "match, the gateway where the tool was first seen is taken.",
+        help_text="Id of the tool on one of its gateways. Of the gateways where the tool matches the filters, this "
+        "is the one where the tool was seen first.",
     )
     name = serializers.CharField(source="feature.name", help_text="Name at its server.")
     title = serializers.CharField(source="feature.title", allow_blank=True, help_text="Title given by its server.")
@@ -330,7 +330,9 @@ class CatalogueToolSerializer(serializers.Serializer[CatalogueEntry]):
         "match the filters are left out. Null if you may not read the log."
     )
     last_used_at = UtcDateTimeField(
-        allow_null=True, help_text="When it was last called in the counted period; null if it was not."
+        allow_null=True,
+        help_text="When it was last called in the counted period; null if it was not called, or if calls are not "
+        "counted.",
     )
     counted_seconds = serializers.SerializerMethodField(
         help_text="Length of the counted period in seconds (30 days); null if calls are not counted."
@@ -368,7 +370,8 @@ class CatalogueQuery(ListQuery):
     show = serializers.ChoiceField(
         CatalogueFilter.SHOWS,
         required=False,
-        help_text="Only `new` tools, `changed` tools that wait for a decision, or `unused` tools.",
+        help_text="`new`: tools added in the last 7 days to a server that was assigned earlier; `changed`: tools with "
+        "a definition that waits for a decision; `unused`: tools without a call in the last 30 days.",
     )
     server = SubjectField("server", lambda view: servers_seen_by(view.me), "slug", "name")
 

@@ -122,7 +122,10 @@ def catalogue(request: AppRequest) -> HttpResponse:
 
 
 def _takes_long(viewer: User, table: TableView, tools: Catalogue) -> bool:
-    """Return True if the page needs numbers of calls, and `viewer` sees so many servers that counting takes long."""
+    """Return True if the page needs numbers of calls, and counting the calls takes long.
+
+    Counting takes long if `viewer` sees more than COUNTED_AT_ONCE assigned servers.
+    """
     if not (tools.joins_use or (tools.tells_use and any(map(table.shows, BY_USE)))):
         return False
     return Assignment.objects.seen_by(viewer).count() > COUNTED_AT_ONCE
@@ -208,7 +211,10 @@ class RefreshSummary(NamedTuple):
 
     @property
     def is_awaited(self) -> bool:
-        """True while the first answer is awaited: no request was answered, and no request failed (see `is_lost`)."""
+        """True until a request is answered or fails for the first time.
+
+        If this takes longer than MOST_AWAITED, `is_lost` is True, too.
+        """
         return not (self.failing or self.learnt_at)
 
     @property
@@ -217,7 +223,10 @@ class RefreshSummary(NamedTuple):
 
     @classmethod
     def of(cls, listings: list[Listing], server: Server, cause: str = "") -> RefreshSummary | None:
-        """Summarise `listings`; return None if there are none. `cause` is the reason if the server failed just now."""
+        """Return a summary of `listings`, or None if there are none.
+
+        If the server failed in the refresh that was just made, `cause` is the failure as a sentence.
+        """
         if not listings:
             return None
         latest = max(listings, key=lambda one: one.asked_at)
@@ -231,7 +240,11 @@ class RefreshSummary(NamedTuple):
 
 
 def _why(told: Listing, server: Server) -> str:
-    """Return the reason for a failure. If the server's page shows the same attempt, use the sentence of that page."""
+    """Return the reason for the failed request `told`.
+
+    If the server's health describes the same attempt, return a sentence with the error that is shown on the server's
+    page, so that the two pages agree.
+    """
     checked, reason = server.health_checked_at, REASONS.get(told.error)
     if server.health_error and checked and abs(checked - told.asked_at) < SAME_ATTEMPT:
         return f"{server.name} {server.health_error}."
@@ -323,9 +336,9 @@ def _grouped(
     *,
     with_empty: bool,
 ) -> list[ServerGroup]:
-    """Group features by server; `with_empty` adds servers without features.
+    """Return the features grouped by server. If `with_empty` is True, servers without offered features are included.
 
-    `causes` are the recorded failures of the refresh just made, by assignment id.
+    If a refresh was just made, `causes` maps the assignments that failed to sentences about the failure.
     """
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)
@@ -375,7 +388,7 @@ def policy(request: AppRequest, pk: UUID) -> HttpResponse:
         toast = f"{assignment.server.name}: {ToolPolicy(name).label}"
     except ChangedMeanwhile as clash:
         current = ", ".join(f"{ToolPolicy(change.now).label}, set by {change.by}" for change in clash.changes)
-        toast = f"Nothing was changed: the policy is now {current}. Choose again to change it."
+        toast = f"Your change was not saved. The policy is now {current}. Choose again to change it."
     gateway = gateway_or_404(request.user, assignment.gateway.slug)
     context = {**_listed(request, gateway), "fragment": True}
     return answer(request, "gateways/tools.html#tools", context, to=_tools_url(gateway), toast=toast)

@@ -1,4 +1,7 @@
-"""The Usage tab of a gateway: the used tools and their callers, and disabling the unused tools of a server."""
+"""The Usage tab of a gateway, which shows the tools that are used and their callers.
+
+On this tab, people can also disable the unused tools of a server.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +125,11 @@ class GatewayCaller(NamedTuple):
 
 @dataclass
 class ServerUse:
-    """The tools of one assigned server; `narrowed` is the event that disabled unused tools, if it was not undone."""
+    """The tools of one assigned server.
+
+    `narrowed` is the event of the last time that unused tools of the server were disabled. It is None if this never
+    happened or was undone.
+    """
 
     assignment: Assignment
     tools: list[ToolUse] = field(default_factory=list)
@@ -168,7 +175,10 @@ def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
 
 
 def _last_uses(assignments: Sequence[Assignment]) -> list[tuple[Any, ...]]:
-    """Return the tools of these assignments, each with its last call that was not denied, as rows of LAST_USES."""
+    """Return the rows that the query LAST_USES finds: one for each tool that these assignments offer.
+
+    Each row has the time of the tool's last call that was not denied.
+    """
     (since, until), denied = month(), list(ENDINGS["denied"])
     where: dict[str, list[Any]] = {
         **TOOL_CALLS,
@@ -193,7 +203,10 @@ def used_tools(assignment: Assignment) -> list[str]:
 
 
 def callers(gateway: Gateway) -> tuple[list[GatewayCaller], bool]:
-    """Return a pair: the most frequent callers of the gateway's tools, and whether calls may have been left out."""
+    """Return a pair: the most frequent callers of the gateway's tools, and whether older calls may be left out.
+
+    Only the newest MOST_READ calls are read.
+    """
     denied = list(ENDINGS["denied"])
     rows = _selected(CALLERS, denied, gateway.pk, *month(), MOST_READ, MOST_CALLERS, before=IN_ORDER)
     return [GatewayCaller(*told) for *told, _ in rows], bool(rows) and rows[0][-1] >= MOST_READ
@@ -210,7 +223,11 @@ def _selected(statement: str, *parameters: Any, before: str = "") -> list[tuple[
 
 
 class TokenUse(NamedTuple):
-    """Two numbers of a token: the tools called with it in the last SPAN, and the tools that its servers offer."""
+    """The use of an access token.
+
+    `used` is the number of tools called with the token in the last SPAN. `offered` is the number of tools offered by
+    the servers that the token may call.
+    """
 
     used: int
     offered: int
@@ -226,7 +243,10 @@ class TokenUse(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """The number of calls of a tool by a person; `level` is the shade, from 0 to LEVELS."""
+    """A cell of the table of people and tools, with the number of calls of the tool by the person.
+
+    `level` is the shade of the cell's colour, from 0 to LEVELS.
+    """
 
     of: str
     calls: int
@@ -364,7 +384,7 @@ def _question(assignment: Assignment, *, is_dearest: bool) -> dict[str, Any]:
         saved = sum(tool.tokens for tool in off)
         text = (
             f"Hide {number_of(len(off), 'tool')} that nobody used in {days} days? "
-            f"The list of {gateway.name} gets about {saved:,} LLM tokens shorter."
+            f"This makes the tool list of {gateway.name} about {saved:,} LLM tokens shorter."
         )
     else:
         live = Connection.objects.live().filter(gateway=gateway).count()

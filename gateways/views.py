@@ -1,4 +1,7 @@
-"""The Gateways pages: the list, a gateway with its log and servers, and where a shared credential may be used."""
+"""The Gateways pages: the list of gateways, and the page of a gateway with its log and servers.
+
+The module also has the form to choose the gateways on which a shared identity may be used.
+"""
 
 from __future__ import annotations
 
@@ -352,7 +355,8 @@ def counted_assignments(
 ) -> AssignmentQuerySet:
     """Annotate live assignments with the numbers of their offered and callable features.
 
-    `is_known` is False while these numbers are unknown. `kind` is the kind of feature to count, None for all kinds.
+    `is_known` is False if the server has not answered a request for its features yet, so that the numbers are unknown.
+    `kind` is the kind of feature to count, None for all kinds.
     """
     features = Feature.objects.filter(kind=kind) if kind else Feature.objects.all()
     answers = Listing.objects.filter(assignment=OuterRef("pk"), learnt_at__isnull=False)
@@ -437,7 +441,10 @@ def _assigned(assignment: Assignment, by: User) -> str:
 
 
 def _left_to_bring(assignment: Assignment) -> str:
-    """Return the end of the message about `assignment`: how many live connections now need an identity; "" if 0."""
+    """Return the end of the message about `assignment`, or "" if there is nothing to add.
+
+    If each person has to add their own identity, it says how many live connections of the gateway need one.
+    """
     if not Assignment.objects.per_user().filter(pk=assignment.pk).exists():
         return ""
     count = Connection.objects.live().filter(gateway=assignment.gateway_id).count()
@@ -445,9 +452,10 @@ def _left_to_bring(assignment: Assignment) -> str:
 
 
 def _chosen_server(request: AppRequest, gateway: Gateway) -> Server | None:
-    """Return the server to preselect, or None.
+    """Return the server to preselect in the form.
 
-    This is the server that the form or URL names. If they name no server, prefer a server that is not on this gateway.
+    If the submitted form or the URL names a server, return this server, or None if there is no such server. Otherwise
+    return any server, preferably one that is not on this gateway yet, or None if there are no servers.
     """
     reference = text_of(request.POST, "server") or text_of(request.GET, "server")
     live = Server.objects.live()

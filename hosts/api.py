@@ -33,7 +33,7 @@ class HostSerializer(serializers.Serializer[Host]):
 
     id = Id()
     kind = serializers.CharField(help_text="`headed` (app that signs in by OAuth) or `token` (agent with tokens).")
-    name = serializers.CharField(help_text="Name on the pages.")
+    name = serializers.CharField(help_text="Name that pages show.")
     description = serializers.CharField(help_text="Text for people.")
     enabled = serializers.BooleanField(help_text="Whether it is enabled.")
     status = serializers.CharField(help_text="`enabled`, `disabled` or `pending` (waits for approval).")

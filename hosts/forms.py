@@ -51,8 +51,8 @@ class HostFilter(ListFilter):
     def narrow(self, rows: HostQuerySet) -> HostQuerySet:
         """Return the matching hosts.
 
-        Leave out the playground, except in three cases: the playground is pending, a name is searched for, or the type
-        `built-in` is selected.
+        The built-in app of the playground is included only in three cases: it is pending, a name is searched for, or
+        the type `built-in` is selected.
         """
         hosts = rows.matching(words := self.values.get("q", ""))
         if self.values.get("type") == "built-in":

@@ -1,7 +1,7 @@
 """The tab *Least privilege* of an app or agent (a host): what it may use, and what it used in the last 30 days.
 
-The tab lists the tools that at least one person may use through the host. Hiding a tool hides it from everybody on the
-gateway, so the tab suggests this only for tools that nobody used.
+The tab lists the tools that at least one person may use through the host. The tab suggests hiding a tool only if nobody
+used it, because hiding a tool takes it away from everybody on the gateway.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class ToolOfAgent(NamedTuple):
 class LeastPrivilege:
     """The tools and connections of `host`, divided into those used in the last 30 days and the others.
 
-    `refused` are calls that the `unused` connections made 30 to 90 days ago. These calls would have been refused if the
-    connections had been disabled at that time.
+    `refused` shows the effect of disabling the `unused` connections. It has the calls that these connections made 30 to
+    90 days ago, and that would have been refused if the connections had been disabled at that time.
     """
 
     host: Host

@@ -69,7 +69,10 @@ class HostQuerySet(models.QuerySet["Host"]):
         return host
 
     def appear(self, *, name: str, dedupe_key: str, needs_approval: bool, by: User) -> "Host":
-        """Return the host of the OAuth app with this `dedupe_key`, even if archived; create the host if missing."""
+        """Return the host of an OAuth app, even if it is archived; create the host if it does not exist.
+
+        `dedupe_key` identifies the app: there is one host for each key.
+        """
         with transaction.atomic():
             now = timezone.now()
             defaults = {"kind": HostKind.HEADED, "name": name, "needs_approval": needs_approval, "first_seen_at": now}
@@ -84,7 +87,7 @@ class HostQuerySet(models.QuerySet["Host"]):
 
 
 class Host(Versioned, Switchable):
-    """An app or agent that connects. Administrators allow or disable each host as a whole."""
+    """An app or agent that connects. A host is approved, enabled and disabled for all people at once."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     kind = models.CharField(max_length=10, choices=HostKind, editable=False)
@@ -147,12 +150,15 @@ class Host(Versioned, Switchable):
 
     @property
     def is_playground(self) -> bool:
-        """True for the built-in app of the playground. People's calls in the playground are calls of this app."""
+        """True for the playground: the built-in app with which people run tools on the web pages."""
         return self.dedupe_key == PLAYGROUND
 
     @property
     def names_itself(self) -> bool:
-        """True if the app chose its own name. Such a name is unverified, and may imitate another app."""
+        """True for every app except the playground.
+
+        Apps usually choose their own names. Nobody verifies these names, so an app may imitate another app.
+        """
         return not self.is_agent and not self.is_playground
 
     @property

@@ -108,7 +108,7 @@ def counted(hosts: HostQuerySet, viewer: User) -> HostQuerySet:
 def host_or_404(viewer: User, pk: UUID) -> Host:
     """Return the live host with the numbers that `counted` adds. Raises Http404.
 
-    The host also has `row_count`: the number of its connections, including ended connections.
+    The host also has `row_count`: the number of its connections that `viewer` may see, including ended connections.
     """
     hosts = counted(Host.objects.live().select_related("created_by", "approved_by"), viewer)
     return get_object_or_404(hosts.annotate(row_count=Count("connections", filter=counted_for(viewer))), pk=pk)
@@ -119,9 +119,9 @@ def page_url(host: Host) -> str:
 
 
 def _switched(request: AppRequest, host: Host, toast: str, undo: Undo | None = None) -> HttpResponse:
-    """Render the part of the page that has the on/off switch.
+    """Render the part of the page that shows the host's on/off switch.
 
-    This is the head of the host's page, or the host's row in the list.
+    On the host's page, this part is the head. In the list, it is the host's row.
     """
     fragment = "hosts/base.html#head" if request.htmx.target == "host-head" else "hosts/list.html#row"
     context = {"host": host, "table": HOSTS.seen(request)}
@@ -315,7 +315,7 @@ def approve_picked(request: AppRequest) -> HttpResponse:
         return confirm(
             request,
             title=f"Allow {apps.number(apps.open)}",
-            text=f"Allow {first_names([host.name for host in apps.open])}? Everybody can connect with them.",
+            text=f"Allow {first_names([host.name for host in apps.open])}? Everybody can connect with an allowed app.",
             more=apps.left_alone,
             kind="primary",
             icon="allowed",

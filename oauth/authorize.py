@@ -80,7 +80,11 @@ def _begin(request: AppRequest, parameters: dict[str, str | None]) -> HttpRespon
 
 
 def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Show the error on a page (400) if the client_id or redirect URI is wrong; otherwise call `_answer`."""
+    """Return the response to a request that the OAuth library refuses.
+
+    If the client_id or redirect URI is wrong, the response is a page (400) without a link to the app. For any other
+    error, it is the response of `_answer`.
+    """
     oauth_error = error.oauthlib_error
     redirect_uri = getattr(oauth_error, "redirect_uri", None)
     if redirect_uri and not isinstance(error, FatalClientError):
@@ -89,12 +93,12 @@ def _refused(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
 
 
 def invalid(request: AppRequest, error: OAuthToolkitError) -> HttpResponse:
-    """Return a page (400) that says why the OAuth library refuses the app's request. It has no link to the app."""
+    """Return a page (400) that says why the OAuth library refuses the request. The page has no link to the app."""
     return _bad_request(request, error.oauthlib_error.description or "The app's request is invalid.")
 
 
 def _answer(request: AppRequest, parameters: Mapping[str, Any], error: Mapping[str, str]) -> HttpResponse:
-    """Redirect to an approved app with the error; for other apps, show the error on a page."""
+    """Send the error to the app by a redirect if the app is approved; otherwise show the error on a page (400)."""
     application = Application.objects.filter(client_id=request.GET.get("client_id", "")).first()
     # If other apps got a redirect too, anybody could register an app, and send people an invalid link that redirects
     # them to the app's URL (open redirector, RFC 9700 section 4.11.2).

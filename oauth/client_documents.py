@@ -92,9 +92,10 @@ def check_document_url(client_id: str) -> None:
 
 
 def fetch_client_document(url: str, *, guard: Guard | None = None, seconds: float = SECONDS) -> Document:
-    """Return the document at `url`. `seconds` limits the whole wait, including the wait for a thread.
+    """Return the document at `url`. Raises UnreadableDocument or DocumentTooSlow.
 
-    Raises UnreadableDocument or DocumentTooSlow.
+    A thread of a pool fetches the document. `seconds` limits the time until the document has arrived, including the
+    time until a thread is free.
     """
     guard = guard or guard_for_strangers()
     deadline = Deadline()
@@ -163,19 +164,23 @@ type Fetch = Callable[[str], Document]
 
 
 def needs_sign_in(request: AppRequest, client_id: str) -> bool:
-    """True if the client_id is the URL of an unknown app's document, and nobody is signed in.
+    """Return True if a person must sign in before the document at this client_id may be fetched.
 
+    This is so if nobody is signed in, the client_id is the URL of a document, and no app with this client_id is stored.
     Raises UnreadableDocument if this URL must not be fetched.
     """
     if not is_address(client_id) or Application.objects.filter(client_id=client_id).exists():
         return False
     check_document_url(client_id)
-    # Such a document is fetched only for a signed-in person.
+    # The document of an app that is not stored is fetched only for a signed-in person.
     return not request.user.is_authenticated
 
 
 def learn(request: AppRequest, client_id: str, *, fetch: Fetch = fetch_client_document) -> None:
-    """Fetch the document of this client_id if needed, and store the application. Raises UnreadableDocument."""
+    """Fetch the document at this client_id, and store the application. Raises UnreadableDocument.
+
+    Do nothing if the client_id is not the URL of a document, or if the stored application is still fresh.
+    """
     if not is_address(client_id):
         return
     application = Application.objects.filter(client_id=client_id).first()
@@ -221,7 +226,11 @@ def _fetched(request: AppRequest, client_id: str, fetch: Fetch) -> Document:
 
 
 def _judge(client_id: str, metadata: dict[str, Any]) -> None:
-    """Check the document by the rules for registering an app that has no secret. Raises UnreadableDocument."""
+    """Raise UnreadableDocument unless the document is valid as the registration of an app.
+
+    The rules are those for an app that registers itself without a client secret. In addition, the client_id in the
+    document must be the URL of the document.
+    """
     if metadata.get("client_id") != client_id:
         raise UnreadableDocument("The client_id in the app's metadata document must be the document's own address.")
     if metadata.get("token_endpoint_auth_method", "none") != "none" or "client_secret" in metadata:

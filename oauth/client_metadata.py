@@ -57,8 +57,8 @@ def _split(uri: str) -> SplitResult:
 def origin(uri: str) -> str:
     """Return scheme, host and port of a redirect URI, for display.
 
-    The port of a loopback URI is left out. For a scheme of APP_SCHEMES, only the scheme is returned. Redirect URIs must
-    be compared as whole strings (RFC 6749 section 3.1.2.3).
+    The port of a loopback URI is left out. For a scheme of APP_SCHEMES, only the scheme is returned. Do not compare
+    redirect URIs by their origins: they must be compared as whole strings (RFC 6749 section 3.1.2.3).
     """
     parts = urlsplit(uri)
     if parts.scheme in APP_SCHEMES:
@@ -112,9 +112,10 @@ def _path(uri: str) -> tuple[str, str, str]:
 
 
 def gateway_of(resources: Sequence[str]) -> Gateway | None:
-    """Return the gateway of the only resource indicator; None if `resources` is empty.
+    """Return the gateway whose address is the only item of `resources`; None if `resources` is empty.
 
-    Raises UnknownResource for several indicators, or if no gateway has this address.
+    `resources` are the resource indicators of a request (RFC 8707). Raises UnknownResource if there are several, or if
+    no gateway has the address.
     """
     if not resources:
         return None
@@ -177,7 +178,10 @@ def validated_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def words(metadata: Mapping[str, Any], key: str, most: int) -> str:
-    """Return the text that the app claims under `key`: on one line, printable, and at most `most` characters."""
+    """Return the text of the field `key` in an app's metadata; empty if the field is not a text.
+
+    Line breaks and unprintable characters are replaced by spaces, and the text is cut after `most` characters.
+    """
     value = metadata.get(key)
     if not isinstance(value, str):
         return ""

@@ -67,8 +67,8 @@ def _decide(request: AppRequest, flow: AuthorizeRequest) -> str | None:
 def connect(request: AppRequest, flow: AuthorizeRequest) -> Connection:
     """Return the connection that the person allowed.
 
-    Creates the connection if there is none, and its connection key if there is none. The connection's OAuth tokens
-    belong to this key. The caller must open a transaction.
+    Creates the connection if it does not exist, and adds a connection key if the connection has none. The connection's
+    OAuth tokens belong to this key. The caller must open a transaction.
     """
     assert flow.application
     assert flow.gateway

@@ -1,4 +1,7 @@
-"""The OAuth endpoints: URLs without trailing slashes, under the URL names that Django OAuth Toolkit reverses."""
+"""The OAuth endpoints and their URLs.
+
+The URLs have no trailing slashes. Their names are those of Django OAuth Toolkit, which looks up the URLs by name.
+"""
 
 from __future__ import annotations
 
@@ -94,7 +97,7 @@ def always_json(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse
 
 
 def readable(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Refuse parameters with NUL, which the database cannot store."""
+    """Refuse parameters with a NUL, which the database cannot store, and a query with an invalid % escape."""
 
     @wraps(view)
     def answered(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:

@@ -1,4 +1,7 @@
-"""The authorize flow in progress: stored in the database, bound to one browser and one person."""
+"""The authorize flow: the steps in which a person connects an app or agent to a gateway.
+
+Each flow in progress is a row in the database, and belongs to one browser and one person.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +135,10 @@ def _gateway_refusal(flow: AuthorizeRequest, user: User) -> str:
 
 
 def live_connection(flow: AuthorizeRequest) -> Connection | None:
-    """Return the live connection of this host, gateway and user, or None. The flow adds a new token to it."""
+    """Return the live connection of the flow's host, gateway and person; None if there is no such connection.
+
+    If there is one, the flow adds its new token to this connection.
+    """
     return Connection.objects.live().filter(host=flow.host, gateway=flow.gateway, user=flow.user).first()
 
 

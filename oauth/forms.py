@@ -99,7 +99,10 @@ class IdentityForm(Trial):
         return ""
 
     def bring(self) -> str | None:
-        """Return the id of the chosen or new identity; if it could not be stored, add a form error and return None."""
+        """Return the id of the chosen identity, or store the new identity and return its id.
+
+        If the new identity cannot be stored, add an error to the form and return None.
+        """
         if self.cleaned_data["identity"] != NEW:
             return str(self.cleaned_data["identity"])
         new = {"label": self.cleaned_data["label"], "secret": self.cleaned_data["secret"], "refusal": self.refusal}

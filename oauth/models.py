@@ -1,6 +1,8 @@
 """Models of OAuth: registrations, bindings, and authorize flows.
 
-A registration ties an application to its host. A binding ties an authorization code or a token to its connection.
+An application is the record that Django OAuth Toolkit has of an app. A registration ties an application to its host. A
+binding ties an authorization code or a token to its connection. An authorize flow is the steps in which a person
+connects an app or agent to a gateway.
 """
 
 from datetime import timedelta
@@ -22,7 +24,10 @@ from wire import token_text
 
 
 class Registration(models.Model):
-    """A registration of an app: details of its Django OAuth Toolkit application, and the host the app belongs to."""
+    """A registration of an app: details that the application of Django OAuth Toolkit lacks, and the app's host.
+
+    The host is None until a person connects the app with this registration, or requests the app's approval.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     application = models.OneToOneField(
@@ -48,10 +53,10 @@ class Registration(models.Model):
 
 class BindingQuerySet(models.QuerySet["Binding"]):
     def lend(self, connection: Connection, *, by: User, seconds: int) -> str:
-        """Create an access token for an app's `connection`, and return its text; only a digest is stored.
+        """Create an access token for an app's `connection`, and return the token's text.
 
-        Replacing the connection's key ends the token. Raises NotYourToken if the connection does not belong to `by`, or
-        TokenAlreadyRevoked if the connection was revoked.
+        Only a digest of the text is stored. The token ends when the connection's key is replaced. Raises NotYourToken
+        if the connection does not belong to `by`, or TokenAlreadyRevoked if the connection was revoked.
         """
         if by.pk != connection.user_id:
             raise NotYourToken(NotYourToken.__doc__)
@@ -70,9 +75,10 @@ class BindingQuerySet(models.QuerySet["Binding"]):
 
 
 class Binding(models.Model):
-    """The connection to which an authorization code, access token or refresh token of Django OAuth Toolkit belongs.
+    """A link from an authorization code, access token or refresh token of Django OAuth Toolkit to its connection.
 
-    A binding is written in the transaction that creates the code or token. Without a binding, there is no access.
+    A binding is written in the transaction that creates the code or token. A code or token without a binding is
+    refused.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)

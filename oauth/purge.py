@@ -1,6 +1,7 @@
 """Delete expired codes, ended tokens, unused registrations, and old counters of rate limits.
 
-Each function is one chore and returns the number of deleted rows: at most MAX_ROWS, except for `attempts`.
+Each function returns the number of rows that it deleted. A function deletes at most MAX_ROWS rows per call; only
+`attempts` has no limit. A token family is all access and refresh tokens of one authorization.
 """
 
 from __future__ import annotations
@@ -28,7 +29,11 @@ def codes(now: datetime) -> int:
 
 
 def refresh_tokens(now: datetime) -> int:
-    """Delete refresh tokens that are older than the workspace allows, or whose family or connection has ended."""
+    """Delete refresh tokens that can no longer be used.
+
+    These are the tokens that are older than the workspace allows, and the tokens whose family or connection was revoked
+    more than KEPT_AFTER_END ago.
+    """
     alive = RefreshToken.objects.filter(token_family=OuterRef("token_family"), revoked=None)
     # A used token of a live family is kept, because using it again must end the family.
     is_ended = Q(revoked__lt=now - KEPT_AFTER_END) & ~Exists(alive)
@@ -37,9 +42,9 @@ def refresh_tokens(now: datetime) -> int:
 
 
 def access_tokens(now: datetime) -> int:
-    """Delete expired access tokens, except the last access token of each live family.
+    """Delete access tokens that expired more than KEPT_AFTER_END ago, except the last one of each live token family.
 
-    The last one remains because an app may use it to revoke the family.
+    The last access token remains, because an app may use it to revoke the family.
     """
     last = Q(refresh_token__isnull=False, refresh_token__revoked=None)
     return _delete(AccessToken.objects.filter(expires__lt=now - KEPT_AFTER_END).exclude(last))
@@ -65,7 +70,7 @@ def registrations(now: datetime) -> int:
 
 
 def attempts(now: datetime) -> int:
-    """Delete counters of rate limits for past minutes and hours."""
+    """Delete counters of rate limits whose time window began more than an hour ago."""
     return Attempt.objects.filter(since__lt=now - HOUR).delete()[0]
 
 

@@ -114,7 +114,11 @@ def by_hand(*, name: str, redirect_uris: list[str], confidential: bool) -> tuple
 
 
 def app_fingerprint(application: Application) -> str:
-    """Return a digest that is equal for all registrations of one app."""
+    """Return a digest that is equal for all registrations of one app.
+
+    An app that registers itself is recognised by its name and the origins of its redirect URIs. Any other app is
+    recognised by its client ID.
+    """
     source = application.registration_source
     if source != Application.RegistrationSource.DCR:
         text = f"{'document' if source == Application.RegistrationSource.CIMD else 'client'} {application.client_id}"

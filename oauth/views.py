@@ -1,4 +1,8 @@
-"""The authorize flow: choose a gateway, add identities, and get a token that is shown once."""
+"""The pages of the authorize flow: choose a gateway, add identities, and get a token that is shown once.
+
+For an app, the flow ends with the consent page (`oauth.consent`) instead of a token. This module also has the
+instructions for connecting a client, and the list of an app's registrations.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +81,10 @@ def _uuid(text: str) -> UUID:
 
 
 def step(view: Step) -> Step:
-    """Decorator for the pages of the flow: calls the page with the flow, or shows why the flow cannot continue."""
+    """Decorate the view of one step of the flow.
+
+    The view is called with the flow. If the flow cannot continue, the view is not called, and a page says why.
+    """
 
     @never_cache
     @require_http_methods(["GET", "POST"])
@@ -198,7 +205,10 @@ def token(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
 
 
 def _generate(request: AppRequest, flow: AuthorizeRequest) -> HttpResponse:
-    """Open the connection and issue its token. The flow is locked, so that submitting twice issues one token."""
+    """Open the connection and issue its token.
+
+    The caller must lock the flow, so that a form that is submitted twice issues only one token.
+    """
     if flow.completed_at:
         return _finished(request, flow)
     form = _form(flow, request.POST)
@@ -263,8 +273,8 @@ def _finished(request: AppRequest, flow: AuthorizeRequest, issued: Issued | None
 def forbidden(request: AppRequest, flow: AuthorizeRequest, reason: str) -> HttpResponse:
     """Return a 403 page with the reason.
 
-    If the app is approved, the page redirects to it after READING_SECONDS. For any other app, the page only shows a
-    link. If the app no longer has this redirect URI, the page neither redirects nor shows a link.
+    The page of an approved app redirects to the app after READING_SECONDS. The page of any other app only shows a link
+    to the app. If the app no longer has the flow's redirect URI, the page neither redirects nor shows a link.
     """
     context: dict[str, Any] = {"flow": flow, "reason": reason, "lacking": flows.missing_capability(flow, request.user)}
     gateway, user = flow.gateway, request.user
@@ -362,9 +372,10 @@ def _instructions(request: AppRequest, gateway: Gateway, connection: Connection 
 
 
 def _lacks(request: AppRequest, gateway: Gateway, connection: Connection | None) -> str:
-    """Return the names of the servers for which `connection` lacks an identity, as text; empty if there are none.
+    """Return the names of the servers for which `connection` lacks an identity, as text; empty if it lacks none.
 
-    If `connection` is None, use any of the person's connections to this gateway that lacks an identity.
+    If `connection` is None, search the person's connections to this gateway, and return the names for one that lacks
+    an identity.
     """
     own = Connection.objects.own(request.user).live().filter(gateway=gateway)
     if connection:

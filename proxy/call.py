@@ -1,4 +1,4 @@
-"""The path of a call, from an HTTP request at /mcp/<gateway> to its answer, top to bottom.
+"""The path of a call, from an HTTP request at /mcp/<gateway> to its answer. The code is in the order of its steps.
 
 `Endpoint.__call__` checks access. `_serve_known` routes the message, records the call and answers. `_forward` sends the
 request to its server.
@@ -435,10 +435,7 @@ class Endpoint:
                 stream.stop_pings()
 
     def _ended(self, request: McpRequest, ending: StopReason, stream: Stream | None) -> Response:
-        """Return the response to a call that was stopped while it ran.
-
-        Such a call lost its access, or was cancelled.
-        """
+        """Return the response to a call that was stopped while it ran: it lost its access, or it was cancelled."""
         request_id = request.message.id if request.message is not None else None
         if ending.refusal is not None:
             return self._upstream_error(request, ending.refusal)
@@ -710,10 +707,10 @@ class Endpoint:
         return grant, found._replace(schema=found.schema or next(schemas, None))
 
     async def _refreshed(self, request: McpRequest, grant: AccessRow, resolved: Resolved) -> tuple[AccessRow, Resolved]:
-        """Refresh the server's credential if it has expired, and then check access again.
+        """Return the grant and the resolved feature, with a credential that has not expired.
 
-        Raises Refusal or IdentityUnavailable. Raises CancelledError if access was lost; `request.ending` then has the
-        reason.
+        An expired credential is refreshed first, and then access is checked again. Raises Refusal or
+        IdentityUnavailable. Raises CancelledError if access was lost; `request.ending` then has the reason.
         """
         fresh = await self._parts.refresher.fresh(resolved.assigned)
         if fresh is resolved.assigned:
@@ -742,9 +739,10 @@ class Endpoint:
     ) -> UpstreamError:
         """Return the error of a call whose credential the server refused. The call is not sent again.
 
-        An OAuth token is renewed and tested for later calls. If the server answers 401 to the renewed token too, the
-        returned error is a Refusal. Raises Refusal if a person must sign in to get a new token. Raises CancelledError
-        if access was lost meanwhile.
+        If the server answered 401 to an OAuth token, the token is renewed and tested, so that later calls can use it.
+        If the server also answers 401 to the renewed token, return a Refusal.
+
+        Raises Refusal if a person must sign in to get a new token. Raises CancelledError if access was lost meanwhile.
         """
         assigned, refresher = resolved.assigned, self._parts.refresher
         try:
@@ -808,10 +806,10 @@ class Endpoint:
         return await self._with_input(sent, answer) if wants_input else answer
 
     async def _with_input(self, sent: _Sent, answer: RpcResponse) -> RpcResponse:
-        """Handle an answer that asks for input.
+        """Return the answer for the client to a call for which the server needs input.
 
-        A client of MCP 2026-07-28 gets this answer. Any other client is asked for the input, and gets the server's
-        final answer.
+        `answer` is the server's request for the input. A client of MCP 2026-07-28 gets it as its answer. Any other
+        client is asked for the input during the call, and then gets the server's final answer. Raises an UpstreamError.
         """
         if sent.request.modern:
             return self._parts.holds.wrapped(sent.request, answer)
@@ -1156,7 +1154,10 @@ def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
 
 
 def _identity_row(request: McpRequest, error: UpstreamError) -> str:
-    """Return the path of the page where people renew their own credential; empty if that would not help."""
+    """Return the path of the page where people add or renew their own credential for the server of this call.
+
+    Return an empty text if a new credential would not remove the error, or if the server has no personal credentials.
+    """
     assigned = error.assigned if isinstance(error, Refusal) else request.assigned
     if error.reason not in reasons.AT_IDENTITY_ROW or assigned is None or assigned.scheme != "per_user":
         return ""
@@ -1378,7 +1379,10 @@ def _params(
 
 
 def _with_trace(params: Object, trace: Trace, *, in_modern_era: bool) -> Object:
-    """Return the params with this trace context. In the session era, only an existing trace context is replaced."""
+    """Return the params with this trace context, which replaces an existing one.
+
+    In the session era, params without a trace context are returned unchanged.
+    """
     meta: Object = params.get("_meta", {})
     if not in_modern_era and trace_context.PARENT not in meta:
         return params

@@ -13,7 +13,10 @@ type ClientAddress = Callable[[str, Sequence[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class Traces:
-    """Trace export (OTLP over HTTP): the endpoint, the share of calls, and whether callers may request traces."""
+    """Settings for exporting traces by OTLP over HTTP.
+
+    They include the endpoint, the share of calls that are traced, and whether callers may request traces.
+    """
 
     endpoint: str
     headers: str = field(default="", repr=False)  # As in OTEL_EXPORTER_OTLP_HEADERS.
@@ -24,7 +27,7 @@ class Traces:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """Settings of one runtime."""
+    """Settings of the proxy in one process."""
 
     conninfo: str
     token_keys: Sequence[bytes]

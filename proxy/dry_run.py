@@ -39,7 +39,10 @@ from wire.mcp import TOOL
 
 
 class Obstacle(NamedTuple):
-    """A failed check: the reason as recorded in the log, and the server and the rule concerned, if any."""
+    """A check that would refuse or hold the request.
+
+    `reason` is the reason as recorded in the log. `assigned` and `rule` are the server and the rule concerned, if any.
+    """
 
     reason: str
     assigned: AssignedServer | None = None
@@ -47,9 +50,9 @@ class Obstacle(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The failed checks of a request, in order. A client would get the first of them as an error.
+    """The checks that would refuse or hold a request, in order. In a real request, only the first would take effect.
 
-    Some obstacles, such as an unknown tool, end the checks.
+    After some of them, such as the check for an unknown tool, a dry run makes no further checks.
     """
 
     obstacles: tuple[Obstacle, ...]
@@ -61,7 +64,7 @@ class Verdict(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """The reason for refusing the request; empty if the request would be allowed."""
+        """The reason why the request would be refused or held; empty if no check would stop it."""
         return self.obstacles[0].reason if self.obstacles else ""
 
 
@@ -133,7 +136,7 @@ def _of_feature(
 
 
 def _with_credential(found: Verdict, cipher: Cipher) -> Verdict:
-    """Return the verdict `found`, plus an obstacle if the credential for the server cannot be read."""
+    """Return the verdict `found`. Add an obstacle to it if the credential for the server cannot be read."""
     assert found.assigned is not None
     try:
         credential_of(found.assigned, cipher)

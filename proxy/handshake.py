@@ -115,10 +115,12 @@ class Eras:
         return task
 
     async def _look(self, target: Target, age: float) -> str:
-        """Return the server's eras. Probe the server unless its stored eras are at most `age` seconds old.
+        """Return the server's eras. Probe the server if the last probe was more than `age` seconds ago.
 
-        While another worker probes the server, return the stored eras, whatever their age. If no eras are stored yet,
-        wait for the other worker if `age` is 0; otherwise return an empty text.
+        Do not probe while another worker probes the server. Return the stored eras instead, however old they are. If no
+        eras are stored yet, the result depends on `age`. With an `age` of 0, wait for the other worker. With any other
+        `age`, return an empty text.
+
         Raises an UpstreamError or DatabaseUnavailable.
         """
         claim = target.timeout_s + CLAIM_SECONDS
@@ -240,9 +242,9 @@ def _said(grant: AccessRow, *, modern: bool) -> Object:
 
 
 def _capabilities(offered: Sequence[Object], *, modern: bool) -> Object:
-    """Return the union of the servers' capabilities.
+    """Return the capabilities of all servers together, without those that the gateway does not support.
 
-    `tools` is always present. Every capability in LISTS gets `listChanged`.
+    `tools` is always present. Each returned capability that is in LISTS also has `listChanged`.
     """
     union: dict[str, set[str]] = {"tools": set()}
     extensions: Object = {}

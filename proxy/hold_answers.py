@@ -37,7 +37,7 @@ class FoundHold(NamedTuple):
 
 
 class HoldAnswer(NamedTuple):
-    """A kind of answer to a held call. A rule holds the call, so the call is not sent to its server."""
+    """One of the possible answers to a held call that was not sent to its server."""
 
     reason: str  # For the log.
     state: str  # Of the hold; empty if the call has none.
@@ -64,7 +64,11 @@ class NotApproved(Exception):
         self._sentence = sentence
 
     def response(self, request: McpRequest, more: Object) -> Response:
-        """Return the tool's result. It is marked as an error, so that no client expects the structure of a success."""
+        """Return a tool result that says why the call was not sent.
+
+        The result is marked as an error: only a result with an error may lack the content that the tool's output
+        schema requires.
+        """
         result = {"content": [{"type": "text", "text": self._text()}], "isError": True, "_meta": self._meta(), **more}
         request_id = request.message.id if request.message is not None else None
         return Response(200, jsonrpc.result(request_id, result), "denied", self.answer.reason)
@@ -89,14 +93,17 @@ PAGE = "gateway-approval"
 
 
 def page_request(found: FoundHold, url: str) -> Object:
-    """Return the request to open the page of a hold, for clients that open URLs. The client's answer has no effect."""
+    """Return the request to open the page of a hold, for a client that can open URLs.
+
+    The gateway ignores the client's answer to this request.
+    """
     message = f"This call waits for approval by {found.approvers}."
     params = {"mode": "url", "message": message, "url": url, "elicitationId": found.id}
     return {"method": "elicitation/create", "params": params}
 
 
 class PageOffered(NotApproved):
-    """The call was not sent: its client, which speaks MCP 2026-07-28, is asked to open the page of the hold."""
+    """The call was not sent. Its client, which speaks MCP 2026-07-28, is asked to open the page of the hold."""
 
     def __init__(self, found: FoundHold, url: str) -> None:
         super().__init__("waiting", found, url)

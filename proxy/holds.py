@@ -1,9 +1,10 @@
 """Held calls: a call that a rule holds waits for a person's decision, and runs once if it is approved.
 
-A hold is a row for one connection, tool and arguments. The row outlives the request. If a hold is approved, the
-database function `approvals_ask` uses up the approval. Otherwise, the function finds the current hold or makes a new
-hold. This is done in one transaction, so each approval is used only once. While a hold waits, the request stays open
-for some time, without a database connection.
+A hold is a row for one connection, tool and arguments. The row outlives the client's request. The database function
+`approvals_ask` decides whether a held call may run. If the call has an approved hold, the function uses up the
+approval, and the call runs. Otherwise, the function finds the current hold or makes a new hold. The function runs in
+one transaction, so each approval is used only once. While a hold waits, the request stays open for some time, without a
+database connection.
 """
 
 import asyncio
@@ -160,7 +161,7 @@ class Holds:
         await self._background.stop(patience=1)
 
     def end_waits(self) -> None:
-        """Answer all waiting calls when this process stops. Their holds still wait for a decision."""
+        """Answer all waiting calls now, because this process stops. Their holds still wait for a decision."""
         self._is_stopping = True
         self._ring(None)
 
@@ -184,10 +185,13 @@ class Holds:
         return canonical_json.digest(arguments), self._cipher.seal(jsonrpc.dumps(arguments).decode())
 
     async def may_run(self, call: HeldCall, rule: DecidingRule) -> bool:
-        """Return True after using up an approval. Without an approval, wait until the hold changes, and return False.
+        """Return True if the call may be sent now. Otherwise, wait until the hold has changed, and return False.
 
-        After False, the caller must decide the call again. Raises NotApproved or DatabaseUnavailable. Raises BadState
-        for a retry that does not continue an approved call.
+        The call may be sent if it has used up an approval, if it continues an approved call, or if an allowance covers
+        it. After False, the caller must check the rules again.
+
+        Raises NotApproved if the client has to be answered now. Raises BadState for a retry that does not continue an
+        approved call. Raises DatabaseUnavailable.
         """
         query = self._query(call, rule)
         if await self._continues(call, query) or await self._is_allowed_for_a_while(call, query):
@@ -293,7 +297,10 @@ class Holds:
         return (Continued(hold, before), own) if kind == KIND else None
 
     async def _continues(self, call: HeldCall, query: dict[str, Any]) -> bool:
-        """Continue the approved call that this request names. Return False if that is not possible."""
+        """Return whether this request may continue the approved call that `request.continues` names.
+
+        If so, store the id of this request as the latest request of that call.
+        """
         request = call.request
         if request.continues is None:
             return False
@@ -384,7 +391,10 @@ class Holds:
 
     @contextmanager
     def _watching(self, call: HeldCall, news: asyncio.Event) -> Iterator[None]:
-        """Set `client_left` when the client disconnects. In MCP 2026-07-28, `proxy.call` cancels the call instead."""
+        """Set `call.client_left` and `news` if the client disconnects while the block runs.
+
+        For a client of MCP 2026-07-28, do nothing, because `proxy.call` then cancels the call.
+        """
         if call.request.modern:
             yield
             return
@@ -403,7 +413,7 @@ class Holds:
     # The page of the hold, for clients that open URLs
 
     async def _offers_page(self, call: HeldCall, found: FoundHold) -> bool:
-        """True if the client can open URLs, and this call created the hold.
+        """Return True if the client can open URLs, and this call created the hold.
 
         Later calls with the same hold do not offer the page again.
         """
@@ -435,9 +445,10 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Record that the client waited `seconds` for the answer.
+        """Learn from an answered call how long the client waits for an answer; this client waited `seconds`.
 
         If `seconds` is more than PATIENCE_SHOWN, and the connection has no `hold_wait` yet, set `hold_wait` to PATIENT.
+        Otherwise, nothing is stored.
         """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)

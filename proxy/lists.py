@@ -92,7 +92,10 @@ class ListPage(NamedTuple):
     ttl_ms: int = 0
 
     def response(self, request_id: Id | None, more: Object) -> bytes:
-        """Return the response, with the members `more` in the result. Definitions are inserted as stored texts."""
+        """Return the JSON-RPC response, with the members `more` in its result.
+
+        The definitions are JSON texts already, so they are inserted as they are.
+        """
         if self.unavailable:
             named = [{"server": a.server_name, "alias": a.alias, "reason": reason} for a, reason in self.unavailable]
             meta: Object = {UNAVAILABLE: named}
@@ -247,7 +250,10 @@ class Lists:
         )
 
     def refresh(self, assigned: AssignedServer, grant: AccessRow, kind: str) -> None:
-        """Request this server's list in the background. If a request is running, another one follows it."""
+        """Request this server's list in the background.
+
+        If a request for this list is running already, make another request after it.
+        """
         asked = _asked(assigned, grant, kind)
         if asked in self._asking:
             self._again.add(asked)  # The list may have changed since the running request began.
@@ -475,7 +481,10 @@ def _digest(key: str) -> str:
 
 
 def _mapped(kind: str, alias: str, text: str) -> str:
-    """Return the definition `text` with its URIs mapped for clients. Only gateways with several servers map URIs."""
+    """Return the definition `text` with the URIs that clients see: these URIs contain the server's alias.
+
+    Only gateways with several servers need this. On other gateways, clients see the server's own URIs.
+    """
     if not alias or (kind in (TOOL, PROMPT) and "resourceUri" not in text):
         return text
     value = jsonrpc.loads(text.encode())

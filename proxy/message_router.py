@@ -2,7 +2,8 @@
 
 The gateway's session at a server has a standing stream. During a call, the server may send a request for the client on
 this stream. One worker reads the stream, and passes each message to the worker that runs the call or has the client's
-standing stream. Messages are passed in encrypted rows; the bus carries only ids, names, flags and digests.
+standing stream. Messages are passed in encrypted rows of the database. The bus, which notifies the workers of these
+rows, carries only ids, names, flags and digests.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class SessionCall:
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
     ) -> None:
-        """Register the call. Then wait a short time until the session's stream from the server is open."""
+        """Register the call. Then wait for the session's stream from the server to open, but only for a short time."""
         self.end()
         if not session.id or not session.row:
             return
@@ -165,7 +166,7 @@ class SessionCalls:
 class Heard(NamedTuple):
     """Messages that a server sent in a session.
 
-    The aliases serve to rewrite the messages for the client. Log messages below `level` are dropped.
+    The messages are rewritten for the client with the two aliases. Log messages below `level` are dropped.
     """
 
     row: str
@@ -231,7 +232,8 @@ class Courier:
     async def offer(self, heard: Heard, owner: Owner) -> Destination | None:
         """Return the destination of these messages; None if no worker has a stream for them.
 
-        If the destination is another worker, the messages are handed over.
+        If the destination is another worker, hand the messages over to that worker. If the destination is this worker,
+        the caller has to deliver the messages.
         """
         uid, others = str(uuid4()), self._calls.others(heard.row)
         bids: dict[str, Bid] = {}
@@ -384,7 +386,7 @@ def told_level(request: McpRequest, resolved: Resolved, grant: AccessRow, messag
 
 
 def _levels(request: McpRequest, grant: AccessRow, message: Message) -> frozenset[str]:
-    """Return the levels of log messages for this client.
+    """Return the levels of the log messages that this client gets.
 
     If no level is set, a client of MCP 2026-07-28 gets no log messages, and any other client gets all.
     """
@@ -437,7 +439,10 @@ class RouterParts(NamedTuple):
 
 
 class Carrier:
-    """Forwards servers' messages, received by this worker or another one; `run` starts a background task."""
+    """Forwards servers' messages to clients, on streams of this worker or through another worker.
+
+    Also forwards messages that another worker has received. `run` starts a background task.
+    """
 
     def __init__(
         self,
@@ -456,7 +461,10 @@ class Carrier:
         self._bus.on(WAITING, self.give_waiting)
 
     async def carry(self, held: OpenServerStream, asked: Object, answer: Answer) -> None:
-        """Forward a server's request to the client, here or through another worker; refuse it if both fail."""
+        """Forward a server's request to the client, on a stream of this worker or through another worker.
+
+        Refuse the request if neither is possible, or if the client does not support the request.
+        """
         if not can_answer(held.source.target.capabilities, asked):
             self._requests.in_background(answer(NOT_SUPPORTED))
             return
@@ -490,10 +498,11 @@ class Carrier:
         return True
 
     async def tell(self, held: OpenServerStream, message: Object) -> None:
-        """Forward a server's notification to the client, here or through another worker.
+        """Forward a server's notification to the client, on a stream of this worker or through another worker.
 
-        Progress goes to the call that has the progress token. If the session has exactly one call, and this call has a
-        stream, other notifications go to this call. Otherwise, they go to a standing stream (see `_deliver`).
+        A progress notification goes to the call that has its progress token. Other notifications go to the session's
+        only call, if the session has exactly one call and this call has a stream. Otherwise, they go to a standing
+        stream (see `_deliver`).
         """
         if message["method"] == PROGRESS and (call := self.calls.by_token(held.row, message)) is not None:
             await call.on_notification(message)
@@ -597,9 +606,10 @@ class Carrier:
             self._events.keep_waiting(heard.owner, jsonrpc.dumps(message))
 
     def give_waiting(self, session_id: str | None) -> None:
-        """Send the stored messages of this session (None: of all sessions) on standing streams of this worker.
+        """Send the stored messages of this session on its standing stream, if this worker has such a stream.
 
-        Must be called when a stream has begun, because the bus announces only messages that are stored later.
+        If `session_id` is None, do this for all sessions. Must be called when a stream has begun, because the bus
+        announces only messages that are stored later.
         """
         streams = self.streams.standing() if session_id is None else self.streams.of_owner(session_id)
         if found := {each.owner: None for each in streams if each.is_listening}:

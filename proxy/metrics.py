@@ -1,6 +1,7 @@
 """Metrics of the proxy for /metrics, in prometheus-client's multi-process mode.
 
-Durations are collected and written once a second, because each sample is a write to a memory-mapped file.
+In this mode, each sample is a write to a memory-mapped file. So durations are collected in memory, and are written
+together once a second.
 """
 
 import fcntl
@@ -25,7 +26,8 @@ OTHER = "other"
 class Names:
     """The names of gateways or servers that have label values of their own; all other names share the value `other`.
 
-    A name is admitted if there is room, and then stays until `serve` restarts, because counters never decrease.
+    A name is admitted while the maximum number of names is not reached. An admitted name keeps its label value until
+    `serve` restarts, because its counters must never decrease.
     """
 
     def __init__(self, kind: str) -> None:
@@ -43,7 +45,7 @@ class Names:
         self._known.clear()
 
     def label(self, name: str) -> str:
-        """Return the name itself if it is admitted or there is room for it, otherwise `other`."""
+        """Admit the name if there is room for it. Return the name if it is admitted, otherwise `other`."""
         if name not in self._known and len(self._known) < self._most:
             self.admit([name])
         return name if name in self._known else OTHER
@@ -176,7 +178,11 @@ def watch(
     idle: Callable[[], int],
     at_servers: Callable[[], Mapping[str, int]],
 ) -> None:
-    """Set the sources of the gauges: waiting requests, faults, idle connections to servers, and calls by state."""
+    """Set the functions that return the values of the gauges.
+
+    `lanes` and `faults` return the number of waiting requests and the fault of each database lane. `idle` returns the
+    number of idle connections to servers, and `at_servers` returns the numbers of calls by state.
+    """
     _lanes.update(lanes)
     _faults.update(faults)
     _idle[:] = [idle]
@@ -256,5 +262,5 @@ def _add_to(all_calls: BatchedHistogram, of_name: BatchedHistogram, seconds: lis
 
 
 def _in_buckets(seconds: list[float]) -> Counts[int]:
-    """Count the durations in each bucket of BUCKETS, by index."""
+    """Return the number of durations in each bucket, by the bucket's index in BUCKETS."""
     return Counts(map(partial(bisect_left, BUCKETS), seconds))

@@ -6,7 +6,10 @@ from django.db import models
 
 
 class RateCounter(models.Model):
-    """Number of calls that workers leased in a minute, under the rate limit of a token, a gateway or the workspace."""
+    """The calls of one minute that count against the rate limit of a token, a gateway or the workspace.
+
+    A worker leases calls in batches, before it lets them through. Leased calls count even if they are not made.
+    """
 
     id = models.BigAutoField(primary_key=True)
     subject_type = models.CharField(max_length=12)
@@ -125,7 +128,10 @@ class ServerInfo(models.Model):
 
 
 class PendingRequest(models.Model):
-    """A server's request to a client, waiting for an answer until `expires_at`."""
+    """A server's request to a client, waiting for an answer until `expires_at`.
+
+    If `method` is empty, the row is a text from one worker for another.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     connection_id = models.UUIDField()
@@ -141,7 +147,7 @@ class PendingRequest(models.Model):
 
 
 class SuspendedCall(models.Model):
-    """A call whose server waits for input that the client collects."""
+    """A running call whose server waits for input. The client collects the input, and sends it in a retry."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     connection_id = models.UUIDField()

@@ -1,4 +1,7 @@
-"""Reasons why calls are refused or fail: the check, the sentence for people, and the page where they can act."""
+"""Reasons why calls are refused or fail.
+
+Each reason has the check that failed, a sentence for people, and the page where a person can act.
+"""
 
 from enum import IntEnum
 from typing import NamedTuple
@@ -50,7 +53,7 @@ class Step(IntEnum):
 
 
 class Reason(NamedTuple):
-    """A reason for refusing a call."""
+    """A reason why a call is refused or fails."""
 
     step: Step  # The failed check.
     template: str  # A sentence for people, with the placeholders of GENERIC.
@@ -141,7 +144,7 @@ REASONS = {
         Step.SERVER, "The token's scope does not include {server}.", page=TOKENS, status=403, published="Forbidden"
     ),
     "unknown_tool": Reason(
-        Step.TOOL, "The gateway has no tool, prompt or resource of this name, or several of its servers have one."
+        Step.TOOL, "No server of the gateway has a tool, prompt or resource of this name, or several servers have one."
     ),
     "unknown_task": Reason(Step.TOOL, "The connection has no task of this id."),
     "server_disabled": Reason(Step.SERVER, "An administrator disabled {server}.", "server disabled"),
@@ -216,7 +219,7 @@ REASONS = {
     "too_large": Reason(Step.UPSTREAM, "The server's answer was larger than the gateway allows."),
     "request_state": Reason(
         Step.UPSTREAM,
-        "The requestState was not issued for this call, is too old or was used before, or the call cannot continue.",
+        "The call cannot continue, or its requestState is too old, was used before or is not for this call.",
     ),
     "session_lost": Reason(
         Step.UPSTREAM,

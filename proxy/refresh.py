@@ -306,10 +306,11 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 
 
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
-    """Store that the person has to sign in again, and raise NotRenewed.
+    """Store that the person has to sign in again, and raise NotRenewed with the reason `identity_sign_in`.
 
-    Store nothing if the refusal counts as temporary, or if another process is renewing the token: NotRenewed then has
-    the reason `identity_unavailable`. If another process has already replaced the token, return the new ciphertext.
+    There are two exceptions. If the refusal counts as temporary, or if another process is renewing the token, raise
+    NotRenewed with the reason `identity_unavailable`: the person does not have to sign in again. If another process has
+    already replaced the token, return the new ciphertext.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)
@@ -382,10 +383,9 @@ def _ask(request: TokenRequest) -> Generator[Step, Any, Tokens]:
 
 
 def _count_refusal(parameters: dict[str, Any], refusal: TokenRefused) -> Generator[Step, Any, None]:
-    """Count a refusal that may be temporary, and raise NotRenewed.
+    """Count a refusal that may be temporary. Raise NotRenewed if there were too few refusals to count as final.
 
-    From the third refusal in succession (UNCLEAR_REFUSALS) on, do not raise. The caller then stores the refusal as
-    final.
+    After UNCLEAR_REFUSALS consecutive refusals, return without an error. The caller then treats the refusal as final.
     """
     rows = yield Statement(STATEMENTS["wait"], parameters | {"is_refusal": True})
     if not rows or rows[0][0] < UNCLEAR_REFUSALS:

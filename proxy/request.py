@@ -383,7 +383,10 @@ class McpRequest:
             row.method = jsonrpc.method_in(self.body)
 
     def rename(self, feature: Named, grant: AccessRow) -> None:
-        """Continue as a request for `feature` under `grant`, also in the log and in later checks of access."""
+        """Replace the requested feature by `feature`, and the grant by `grant`.
+
+        The row in the log names `feature`, and later checks of access are for `feature`.
+        """
         self.feature, self.grant = feature, grant  # The grant's credentials are redacted from recorded payloads.
         self.row.feature_type, self.row.feature_name = feature
         if self.query is not None:

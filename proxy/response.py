@@ -165,7 +165,7 @@ async def send(request: McpRequest, response: Response) -> None:
 async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
     """Send a body in pieces. Send each piece only after the client has read the previous piece.
 
-    Return an empty text. `send` sends this text as the end of the body.
+    Return an empty text. The caller sends it after the pieces, and says whether the response ends there.
     """
     for start in range(0, len(body), PIECE):
         piece = body[start : start + PIECE]
@@ -211,7 +211,7 @@ class Stream:
 
     @property
     def is_over(self) -> bool:
-        """True if the response was sent or is being sent: then nothing else may be sent on the stream."""
+        """True if the response was sent or is being sent. Nothing else may then be sent on the stream."""
         return self._ended
 
     @property
@@ -239,7 +239,7 @@ class Stream:
         await self._write(body, last=True)
 
     def close(self) -> None:
-        """Drop all messages that the call still sends, because the response is sent as JSON, not on this stream."""
+        """Drop all further messages of the call. The response is sent as JSON, so this stream is not needed."""
         self._ended = True
 
     def forget(self) -> None:

@@ -2,7 +2,7 @@
 
 A client of the session era gets the server's request on the call's stream, and posts the answer to any worker. A
 client of MCP 2026-07-28 gets the server's request as the result of the call. This client then sends the call again,
-with the answer. SuspendedCalls is for calls from clients of MCP 2026-07-28 to servers of the session era.
+with the answer. If the server is of the session era, SuspendedCalls keeps the first call running in the meantime.
 """
 
 import asyncio
@@ -79,7 +79,7 @@ class InteractiveCall(NamedTuple):
 
 
 class InputRefused(UpstreamError):
-    """The client did not give the input the server asked for. Not counted as a failure of the server."""
+    """The client did not give the input that the server asked for. This does not count as a failure of the server."""
 
     outcome = "rpc_error"
     reason = "input_refused"
@@ -104,9 +104,10 @@ def can_answer(capabilities: Mapping[str, Any], asked: Object) -> bool:
 
 
 class ServerRequests:
-    """Forwards requests of servers to clients and returns the answers. Each request is logged, linked to its call.
+    """Forwards requests of servers to clients, and returns the clients' answers.
 
-    A client has `seconds` to answer.
+    A client has `seconds` to answer. Each request gets its own row in the log. The row names the call during which the
+    server sent the request.
     """
 
     def __init__(
@@ -138,7 +139,8 @@ class ServerRequests:
     async def carry(self, asking: InteractiveCall, asked: Object, answer: Answer) -> None:
         """Forward the server's request to the client, and the client's answer to the server.
 
-        If the call ends first, the server gets an error. If the server cancels its request, the client is told.
+        If the call ends before the client answers, or if the server cancels its request, this task is cancelled. Then
+        the server gets an error, and a client that was already asked gets `notifications/cancelled`.
         """
         session, stream = asking.grant.session, asking.stream
         if session is None or stream is None or not can_answer(asking.capabilities, asked):
@@ -154,8 +156,9 @@ class ServerRequests:
     async def ask_client(self, asking: InteractiveCall, asked: Object, *, withdraws: bool = True) -> Object:
         """Return the client's answer, `{"result": ...}` or `{"error": ...}`.
 
-        If the client does not answer in time, return an error. With `withdraws`, tell the client then, and also if
-        this task is cancelled after sending has begun and before the client has answered.
+        If the client does not answer in time, return an error. If `withdraws` is True, the client gets
+        `notifications/cancelled` when its time is over. The client also gets this notification if this task is
+        cancelled between the sending of the request and the client's answer.
         """
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
@@ -183,11 +186,12 @@ class ServerRequests:
         send: Callable[[], Awaitable[None]],
         withdraw: Callable[[str], Coroutine[Any, Any, None]] | None = None,
     ) -> Object:
-        """Call `send` and log the request.
+        """Send the request with `send`, log the request, and return the answer of `owner`.
 
-        Return the answer of `owner`. If no answer comes, or if logging fails, return an error object. If no answer
-        comes in time, or this task is cancelled after sending has begun and before the answer, `withdraw` is called in
-        the background, with a reason.
+        If no answer comes in time, or if the request cannot be sent or logged, return an error object.
+
+        `withdraw` is called in the background, with a reason, if no answer comes in time. It is also called if this
+        task is cancelled between the start of `send` and the answer.
         """
         row = _row(asking, asked)
         began = time.perf_counter()
@@ -272,9 +276,10 @@ class ServerRequests:
     async def give_input(
         self, asking: InteractiveCall, answer: RpcResponse, again: Callable[[Object], Awaitable[RpcResponse]]
     ) -> RpcResponse:
-        """Ask the client for input that the server wants. Send the call again until the server gives a final answer.
+        """Return the server's final answer to a call. `answer` is the server's answer so far.
 
-        `again(more)` sends the call with the members of `more` added to the params. Raises an UpstreamError.
+        While the server asks for input, get the input from the client, and send the call again with it. `again(more)`
+        sends the call with the members of `more` added to the params. Raises an UpstreamError.
         """
         server = asking.server_name
         rounds = 0
@@ -478,7 +483,11 @@ class _Call:
 
 
 class SuspendedCalls:
-    """Keeps calls of this worker running while they wait for input, and returns their outcomes to retries."""
+    """Keeps calls of this worker running while they wait for input from their clients.
+
+    A suspended call is a call that waits in this way. When the client retries the call, in any worker, the retry gets
+    the outcome of the suspended call.
+    """
 
     def __init__(
         self,
@@ -675,7 +684,7 @@ class SuspendedCalls:
             self._streams.calls.pop(call.uid, None)
 
     async def _beat(self) -> None:
-        """Update the heartbeat of the suspended calls of this worker; cancel the calls whose row is gone."""
+        """Update the heartbeats of this worker's suspended calls. Cancel each call whose database row was deleted."""
         if not self._held:
             return
         uids = list(self._held)
@@ -702,7 +711,10 @@ class SuspendedCalls:
         return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
 
     def has_given(self, message: Message) -> bool:
-        """Return whether `message` has a requestState issued for a suspended call. The connection is not checked."""
+        """Return whether `message` has a requestState that this gateway issued for a suspended call.
+
+        The requestState may belong to another connection or request, or be too old: this is not checked.
+        """
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
@@ -721,7 +733,10 @@ class SuspendedCalls:
         return uid, turn
 
     def _opened_state(self, message: Message) -> tuple[str, int, str, str, float] | None:
-        """Return call id, turn, connection, request digest and expiry of the requestState; None if it is not ours."""
+        """Return the call id, turn, connection, request digest and expiry in the requestState of `message`.
+
+        Return None if this gateway did not issue the requestState.
+        """
         sealed = message.params.get("requestState")
         try:
             facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))

@@ -1,7 +1,7 @@
 """The calls in progress and the standing streams (long-lived event streams) of this worker.
 
-The access of calls and streams is checked again every 10 seconds, and at once after any revocation. Calls and streams
-that lost access are ended.
+The gateway checks every 10 seconds, and at once after any revocation, whether each call and stream is still allowed. It
+ends the calls and streams that are not allowed any more.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class StandingStream:
 
     @property
     def is_listening(self) -> bool:
-        """True for an open stream of a session, on which messages of servers may be sent."""
+        """True if the stream is open and answers a GET of a session. Messages of servers may be sent on it."""
         return self.subscription is None and not self._over
 
     async def notify(self, message: Object) -> None:
@@ -308,7 +308,10 @@ class Streams:
         return ending
 
     def note(self, owner: str) -> None:
-        """Mark `owner`, so that its subscriptions to servers are checked again; `news` returns the marked owners."""
+        """Mark `owner` as changed, so that the next call of `news` returns this owner.
+
+        The caller of `news` then checks again which streams of servers the owner needs.
+        """
         self._changed.add(owner)
         self.changed.set()
 
@@ -360,7 +363,10 @@ class Streams:
                 self._end(request, CANCELLED)
 
     def _session_lost(self, session_id: str | None) -> None:
-        """End the session's standing streams, but not its calls, which may be running at other servers."""
+        """End the standing streams of a client's session, because its session at a server was lost.
+
+        The calls of the client's session continue, because they may be running at other servers.
+        """
         for standing in [*self._standing.values()]:
             if session_id is not None and standing.owner == session_id:
                 self._end(standing.request, CANCELLED)
@@ -485,8 +491,8 @@ class Streams:
     async def cancel(self, owner: str, request_id: object) -> None:
         """Cancel the call of `owner` that has this request id, in whichever worker the call runs.
 
-        `owner` is the client's session, or the connection of a client without a session. Does nothing unless exactly
-        one call has the id.
+        `owner` is the client's session, or the connection of a client without a session. If several calls of `owner`
+        in a worker have the id, the worker cancels none of them.
         """
         if type(request_id) is not int and not isinstance(request_id, str):
             return
@@ -566,7 +572,11 @@ def end_standing() -> None:
 
 
 def _last_message(standing: StandingStream, ending: StopReason, public_url: str) -> bytes:
-    """Return the last message: the result of `subscriptions/listen`, the error of a denied GET, or b""."""
+    """Return the last message of a stream that is ended early.
+
+    It is the result for `subscriptions/listen`, and an error for a GET that is now denied. For any other GET, return
+    b"".
+    """
     if standing.subscription is not None:
         return _result(standing)
     if ending.denied is None:
@@ -690,10 +700,11 @@ class Resumption:
     async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """Send the stored messages, the notifications named in `lists`, and an update of each resource in `subscribed`.
+        """Send the first messages of a new or resumed stream.
 
-        Leave out resources to which the client may no longer subscribe. Leave out all resources if the database is
-        unavailable.
+        These are the messages stored while the client had no stream, the notifications named in `lists`, and a
+        notification `resources/updated` for each resource in `subscribed`. Resources to which the client may no longer
+        subscribe are left out. If the database is unavailable, all resources are left out.
         """
         self.server_streams.give_waiting(standing.owner)
         # Changes of lists and resources may have been missed.

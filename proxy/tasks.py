@@ -33,7 +33,8 @@ LONGEST_SEALED = 16_384
 class UnknownTask(UpstreamError):
     """The task id is not valid for this connection and era (docs/reference/protocol.md).
 
-    This is also raised if the tool has moved to another server, or if the server no longer speaks the task's era.
+    UnknownTask is also raised if the tool that created the task has moved to another server, or if the server no longer
+    speaks the task's era.
     """
 
     code = jsonrpc.INVALID_PARAMS
@@ -75,9 +76,10 @@ class Task(NamedTuple):
 
 
 def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
-    """Return `target`, without the tasks extension if the server speaks MCP 2026-07-28 but the client does not.
+    """Return the target for a request of a client. `modern` is True if the client speaks MCP 2026-07-28.
 
-    Raises UnknownTask if the server no longer speaks the era of `task`.
+    If the server speaks MCP 2026-07-28 and the client does not, the result is `target` without the tasks extension.
+    Otherwise it is `target`. Raises UnknownTask if the server no longer speaks the era of `task`.
     """
     if task is not None and task.is_modern != (target.era == MODERN):
         raise UnknownTask

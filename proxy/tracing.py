@@ -64,7 +64,10 @@ def span(  # noqa: PLR0913  (a span has these fields)
     is_error: bool = False,
     links: Sequence[Context] = (),
 ) -> bytes:
-    """Encode a `Span` as a field of `ScopeSpans`; times are nanoseconds since 1970, `parent` is a span id or empty."""
+    """Return a `Span`, encoded as a field of `ScopeSpans`.
+
+    `began` and `ended` are nanoseconds since 1970. `parent` is a span id; it is empty if the span has no parent.
+    """
     message = b"".join(
         (
             b"\x0a\x10%b\x12\x08%b" % context,
@@ -171,7 +174,11 @@ OTHER = "other"
 
 
 class Tracer:
-    """Starts spans for a random share of the calls, and posts them. Must be created after the process has forked."""
+    """Starts spans for the sampled calls, and posts the spans. Must be created after the process has forked.
+
+    The sampled calls are a random share of all calls. If callers are trusted and a call has a traceparent, the flag in
+    the traceparent decides instead.
+    """
 
     def __init__(self, config: Traces) -> None:
         self._ratio = config.ratio
@@ -190,9 +197,9 @@ class Tracer:
         self._sender.stop()
 
     def begin(self, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None) -> CallSpan | None:
-        """Begin the span of a call after the decision on access. Return None if the call is not sampled.
+        """Return the span of a call, begun after the decision on access; None if the call is not sampled.
 
-        `told` is the caller's trace.
+        `told` is the trace context that the caller sent.
         """
         parent = told.get(trace_context.PARENT, "")
         # Anyone could have every call traced if the flag of untrusted callers counted.
@@ -256,9 +263,10 @@ class CallSpan:
         return Context(self._context.trace_id, _random(8))
 
     def recorded(self, began: float, seconds: float, outcome: str) -> None:
-        """Add the span of writing the call's row in the log.
+        """Add a child span for the time in which the call's row was written to the log.
 
-        `began` is in seconds after the request's arrival, and `outcome` is the outcome of the call.
+        The writing began `began` seconds after the request's arrival, and took `seconds` seconds. `outcome` is the
+        outcome of the call.
         """
         self._outcome = outcome
         at = self.at(self._request.began + began)
@@ -369,7 +377,7 @@ class _ThroughProxy(HTTPAdapter):
 def _resource() -> Resource:
     """Return the resource of the spans: the attributes from OTEL_ variables, and the product's version.
 
-    The service name is the product's, unless a variable sets another.
+    If no variable sets the service name, it is `gateway-admin`.
     """
     told = Resource.create()
     own: dict[str, str] = {"service.version": versions.VERSION}
@@ -397,7 +405,10 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link to the span that the HTTP headers name; () if they name no span, or name `parent`."""
+    """Return a link to the span in the request's HTTP headers, if that span is not the parent itself.
+
+    `parent` is the traceparent of the call. Return () if the headers have no traceparent, or have `parent`.
+    """
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

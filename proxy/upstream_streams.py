@@ -1,7 +1,8 @@
-"""Subscribe to the notifications of servers for the clients and calls of this worker.
+"""Read the notifications of servers, and forward them to the clients and calls of this worker.
 
 Servers of the session era send notifications on the standing stream (the GET) of a session. Servers of MCP 2026-07-28
-send them on the stream of a `subscriptions/listen`. Each stream is read by one worker, under a lease.
+send notifications on the stream of a `subscriptions/listen`. Each stream is read by only one worker: the worker that
+has the stream's lease.
 """
 
 from __future__ import annotations
@@ -227,10 +228,10 @@ class ServerStreams:
     # Sessions and leases
 
     async def _open_sessions(self, heeded: Sequence[tuple[Audience, AssignedServer]], owners: Collection[str]) -> None:
-        """Open missing sessions at these servers. Subscribe each session to the resources that its audience wants.
+        """Open missing sessions for `heeded`, which are pairs of an audience and a server.
 
-        `owners` are the client sessions and connections that this round checks. The recorded sessions of other
-        owners stay as they are.
+        Subscribe each session to the resources that its audience wants. `owners` are the client sessions and
+        connections that are checked now. In `self._sessions`, the entries of all other owners stay unchanged.
         """
         begun = {key: of_row for key, of_row in self._sessions.items() if key[0] not in owners}
         tasks = []
@@ -282,9 +283,10 @@ class ServerStreams:
             self._tell_what_may_be(source)
 
     async def _leased_listens(self, sources: Sequence[Source]) -> dict[str, Source]:
-        """Lease the right to send `subscriptions/listen` to servers of MCP 2026-07-28. Only one worker sends it.
+        """Lease the right to send `subscriptions/listen` for these sources, whose servers speak MCP 2026-07-28.
 
-        Returns the leased sources by row id. Raises DatabaseUnavailable.
+        Only the worker that has the lease of a source sends the request. Return the sources that this worker has
+        leased, by row id. Raises DatabaseUnavailable.
         """
         keyed = {listen_key(source): source for source in sources}
         keyed = {key: source for key, source in keyed.items() if wishes(source)}
@@ -358,13 +360,13 @@ class ServerStreams:
         return time.monotonic() - self._silent.get(_server(use.newest.target), -SILENT_SECONDS) < SILENT_SECONDS
 
     def _room(self) -> int:
-        """Return how many more streams with `is_for_calls` this worker may open. It may be negative."""
+        """Return how many more streams that only calls need this worker may open. The number may be negative."""
         return MOST_FOR_CALLS - len(self._beginning | {row for row, held in self._held.items() if held.is_for_calls})
 
     def _make_room(self, wanted: int) -> bool:
-        """Close streams for calls (`is_for_calls`), the longest idle first, until `wanted` more can be opened.
+        """Make room for `wanted` more streams that only calls need. Return whether there is enough room.
 
-        Return False if too few streams for calls are idle.
+        If needed, close idle streams of this kind (`is_for_calls`), the longest idle first.
         """
         if (most := wanted - self._room()) <= 0:
             return True
@@ -504,7 +506,10 @@ class ServerStreams:
         return kept is not None and source.target.session is not None and kept == source.target.session.row
 
     def _tell_what_may_be(self, source: Source) -> None:
-        """After a gap with missed notifications, refresh the lists and report subscribed resources as updated."""
+        """Refresh the lists, and report all subscribed resources as updated.
+
+        This is done after a gap in a stream or session, because notifications may have been missed in the gap.
+        """
         audience, assigned, _ = source
         for name, kinds in KINDS.items():
             if audience.offers(assigned, name, "listChanged"):
@@ -588,7 +593,10 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
 @dataclass
 class Audience:
-    """The client streams of one token and session (if there is a session), and their current grant."""
+    """The client streams that have the same token and session, and their current grant.
+
+    Clients of MCP 2026-07-28 have no session.
+    """
 
     standing: list[StandingStream]  # Empty if only calls need the server's stream.
     grant: AccessRow
@@ -610,7 +618,7 @@ class Audience:
         return era_for(assigned.eras, MODERN if self.modern else SESSION)
 
     def offers(self, assigned: AssignedServer, name: str, member: str) -> bool:
-        """Return whether the server has the member `member` of the capability `name`."""
+        """Return whether the server's capability `name`, such as `tools`, has this `member`, such as `listChanged`."""
         return offers(assigned, name, member, modern=self.modern)
 
     def alias(self, assigned: AssignedServer) -> str:
@@ -654,7 +662,7 @@ class OpenServerStream:
 
     @property
     def is_for_calls(self) -> bool:
-        """True if the audience has no standing streams. Then only calls need this server stream."""
+        """True if only calls need this server stream, because its audience has no client streams."""
         return not self.source.audience.standing
 
 
@@ -713,9 +721,10 @@ class Audiences:
     async def _grants(
         self, queries: Iterable[AccessQuery], granted: Mapping[AccessQuery, AccessRow]
     ) -> list[AccessRow | None]:
-        """Return the grant of each query, from `granted` or the database; None if it is unknown or unreadable.
+        """Return the grant of each query, from `granted` or from the database.
 
-        Raises DatabaseUnavailable if the query fails.
+        A grant is None if the query's token is unknown, or if the row in the database cannot be read. Raises
+        DatabaseUnavailable if the database query fails.
         """
         found: dict[AccessQuery, AccessRow | None] = dict(granted)
         unknown = [query for query in queries if query not in found]
@@ -730,7 +739,10 @@ class Audiences:
         return [found[query] for query in queries]
 
     async def _resolved(self, query: AccessQuery, named: Sequence[str]) -> dict[str, Resolved | None]:
-        """Resolve these URIs; the value is None for a URI that may not be read. Raises DatabaseUnavailable."""
+        """Return, for each URI in `named`, the resource that it names; None if the client may not read the resource.
+
+        Raises DatabaseUnavailable.
+        """
 
         async def look_up(uri: str) -> Resolved | None:
             feature = Named(RESOURCE, uri)
@@ -761,7 +773,8 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
     """Return whether the server's capability `name` has this `member`.
 
-    With `modern`, look at the capabilities for clients of MCP 2026-07-28; otherwise, at those for older clients.
+    If `modern` is true, check the capabilities for clients of MCP 2026-07-28. Otherwise, check the capabilities for
+    clients of earlier versions.
     """
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
@@ -793,6 +806,9 @@ def wishes(source: Source) -> Object:
 
 
 def listen_key(source: Source) -> str:
-    """Return the key of a `subscriptions/listen` at a server: identity, owner, assignment and notifications."""
+    """Return the key of the `subscriptions/listen` that the source needs.
+
+    The key depends on the identity at the server, the owner, the assignment and the requested notifications.
+    """
     named = " ".join((source.audience.owner, source.assigned.id, *sorted(map(str, wishes(source).items()))))
     return f"{source.assigned.upstream_key} listen {grants_digest(named)}"

@@ -40,7 +40,7 @@ from servers.models import Server
 from ui.operations import ListQuery, RequestBody, operation
 from ui.rest import Id, Problem, Resource, UtcDateTimeField
 
-SOMEBODY_ELSE = "If true, a person cannot decide on calls that an agent makes for this person."
+SOMEBODY_ELSE = "If true, people cannot decide on calls that agents make for them."
 TOOLS_HELP = "Names of tools as clients see them, with `*` (any text) and `?` (any character); empty means all."
 
 
@@ -83,7 +83,7 @@ class RuleSerializer(serializers.Serializer[Rule]):
     hold_minutes = serializers.IntegerField(help_text="Minutes for which a held call waits for a decision.")
     position = serializers.IntegerField(help_text="Place in the order of rules.")
     revision = serializers.IntegerField(
-        help_text="Increases when a field changes, except `name`, `text`, `mode`, `enabled`, `note` and `position`."
+        help_text="Increases when any field but `name`, `text`, `mode`, `enabled`, `note` or `position` changes."
     )
     created_at = UtcDateTimeField(help_text="When it was created.")
 
@@ -230,9 +230,10 @@ class RuleResource(Resource):
 
 
 def _found(body: dict[str, Any], approvers: str) -> dict[str, Any]:
-    """Replace the slugs in `body` by the gateway and servers with these slugs. Raises ValidationError.
+    """Return `body` with the gateway and the servers instead of their slugs.
 
-    If the body has no field `approvers`, the argument `approvers` is used instead.
+    Raises ValidationError if a slug is unknown, or if `body` has an approver team but the approvers are not a team.
+    The argument `approvers` is used if `body` has no `approvers`.
     """
     if body.get("approver_team") and body.get("approvers", approvers) != Approvers.TEAM:
         raise serializers.ValidationError({"approver_team": ["Set `approver_team` only if `approvers` is `team`."]})

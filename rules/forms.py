@@ -112,7 +112,7 @@ class CallRuleForm(forms.Form):
     argument = forms.CharField(
         required=False,
         max_length=100,
-        help_text="Such as amount. For a member of an argument, join both names with a dot: recipient.name.",
+        help_text="For example: amount. For a member of an argument, join the names with a dot: recipient.name.",
     )
     comparison = forms.ChoiceField(required=False, choices=[(name, label) for name, (label, _) in COMPARISONS.items()])
     value = forms.CharField(required=False, max_length=500)
@@ -130,8 +130,8 @@ class CallRuleForm(forms.Form):
         label="Sentence or label",
         required=False,
         max_length=LONGEST_TEXT,
-        help_text="For Refuse: the sentence for the agent. The agent's model reads it, so say in it what the agent can "
-        "do instead of the call. For Label: the label. For Hold for approval: not used.",
+        help_text="For Refuse: the sentence for the agent. The agent's model reads it. Write what the agent can do "
+        "instead of the call. For Label: the label. For Hold for approval: not used.",
     )
     approvers = forms.ChoiceField(
         label="Who decides",
@@ -144,7 +144,7 @@ class CallRuleForm(forms.Form):
     somebody_else = forms.BooleanField(
         label="Somebody else must decide",
         required=False,
-        help_text="A person cannot decide on calls that an agent makes for this person.",
+        help_text="People cannot decide on calls that agents make for them.",
     )
     hold_minutes = forms.IntegerField(
         label="Minutes to decide",

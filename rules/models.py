@@ -38,7 +38,7 @@ USUAL_HOLD, LONGEST_HOLD = 15, 24 * 60  # Minutes.
 
 
 class RuleError(Exception):
-    """The rule is refused; the message says why. `field` is the form field, if any."""
+    """The rule cannot be saved. The message says why. `field` is the form field with the mistake, or ""."""
 
     field = ""
 
@@ -94,7 +94,10 @@ class RuleEffect(models.TextChoices):
 
 
 class Approvers(models.TextChoices):
-    """The people who decide first on a call that a rule holds. From `fallback_at` on, others may decide, too."""
+    """The people who decide first on a call that a rule holds.
+
+    After the hold's time `fallback_at`, everybody who may decide on held calls can decide on this one.
+    """
 
     ANYBODY = "anybody", "Everybody who may decide on held calls"
     TEAM = "team", "A team"
@@ -230,7 +233,10 @@ class Rule(Versioned, Switchable):
         return values | {"gateway": self.gateway.slug if self.gateway else "", "servers": servers}
 
     def tidy(self) -> None:
-        """Remove blanks and duplicates, and reset unused approval fields. Raises RuleError for an unusable rule."""
+        """Remove surrounding blanks and repeated tool names, and reset the approval fields that are not used.
+
+        Raises RuleError if the rule cannot be used.
+        """
         self.name, self.text, self.note = self.name.strip(), self.text.strip(), self.note.strip()
         self.when = self.when.strip().replace("\r\n", "\n")  # Browsers send CRLF.
         self.tools = [*dict.fromkeys(filter(None, map(str.strip, self.tools)))]

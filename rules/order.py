@@ -1,4 +1,4 @@
-"""The order of rules: put some rules into a new order, and find the smallest set of rules that moved."""
+"""The order of rules: put some rules into a new order, and find the rules that moved."""
 
 from collections.abc import Hashable, Sequence
 from difflib import SequenceMatcher
@@ -7,8 +7,9 @@ from difflib import SequenceMatcher
 def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[One]:
     """Return `now` with the items of `chosen` in the order of `chosen`: "abc" becomes "cba" if `chosen` is "ca".
 
-    Each position of `now` that has an item of `chosen` gets the next item of `chosen`. Items of `chosen` that are left
-    over come at the end. All other items keep their positions.
+    The items of `chosen` fill, in order, the positions at which `now` has items of `chosen`. All other items keep
+    their positions. If `chosen` has more items than there are such positions, its last items come at the end: "abc"
+    becomes "dbca" if `chosen` is "dca".
     """
     ours, queue = {*chosen}, iter(chosen)
     return [next(queue) if one in ours else one for one in now] + [*queue]

@@ -1,6 +1,7 @@
-"""Replay: the recorded calls that a rule would have touched, found without changing anything.
+"""Replay a rule: find the recorded calls that the rule would have affected. A replay changes nothing.
 
-The replay uses the person's current teams and role, and the tool's current effect. The log does not record them.
+The log does not record the teams and the role of the call's person, nor the tool's effect. A replay uses the current
+ones.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ _READ = (
 
 @dataclass
 class Replay:
-    """The calls that a rule would have touched."""
+    """The result of a replay: the recorded calls that a rule would have affected."""
 
     is_complete: bool = False  # False if time ran out before the oldest call.
     since: datetime | None = None
@@ -91,9 +92,12 @@ def replay(
 ) -> Replay:
     """Return a Replay of the calls of the last `days` days that match the rule. Stop after about `seconds` seconds.
 
-    A condition on arguments cannot be applied to a call whose arguments are not recorded completely. Such a call
-    matches if it has the rule's label and was made since `labels_from`. If the rule is new or changed, pass None: then
-    no such call matches, because existing labels are not from this version of the rule.
+    A condition on arguments cannot be applied to a call whose arguments are not recorded completely. A call without
+    complete arguments counts as a match if it has the rule's label and was made at or after `labels_from`. Otherwise
+    it counts as unknown.
+
+    Pass None as `labels_from` if the rule is new or changed: the labels in the log are not from this version of the
+    rule, so all calls without complete arguments count as unknown.
     """
     ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
     reads = reads_arguments(rule.when)
@@ -145,7 +149,7 @@ def _calls(gateway: Gateway | None, days: int, *, with_arguments: bool) -> Query
 
 
 def _batches(calls: QuerySet[Call]) -> Iterator[list[Call]]:
-    """Yield the calls in batches, newest first, each read by its own short query."""
+    """Yield the calls in batches, the newest first. Each batch is read by a short query of its own."""
     place: tuple[datetime, int] | None = None
     while True:
         rows = calls

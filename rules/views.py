@@ -1,4 +1,4 @@
-"""The pages of rules: the list, the form, the replay, and the switches."""
+"""The pages of rules: the list, the form and the replay, and the actions that enable, move or remove a rule."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def edit(request: AppRequest, pk: UUID) -> HttpResponse:
 def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
     """Show the names that a condition can use: the fields of every call, and the arguments of the rule's tools.
 
-    The URL describes the rule by the fields of the form. If the URL has no fields, the saved rule is used.
+    The query parameters of the URL are the fields of the form. If there are none, the saved rule is used.
     """
     rule = get_object_or_404(Rule.objects.select_related("gateway"), pk=pk) if pk else None
     form = CallRuleForm(request.GET, viewer=request.user, rule=rule)
@@ -139,8 +139,8 @@ def names(request: AppRequest, pk: UUID | None = None) -> HttpResponse:
 def _failure(rule: Rule, viewer: User) -> dict[str, Any]:
     """Return a template context with `failure`: the newest call for which the rule's condition had no result.
 
-    Calls are found by the rule's name in their labels. `failure` is None if there is no such call. The context is
-    empty if `viewer` may not read the log.
+    Such a call has a label with the rule's name. `failure` is None if there is no such call. The context is empty if
+    `viewer` may not read the log.
     """
     if not viewer.has_perm(Capability.LOGS_READ):
         return {}

@@ -46,7 +46,7 @@ def _list(description: str, items: dict[str, Any], least: int = 0) -> dict[str, 
 
 _WORD = {"type": "string", "minLength": 1, "maxLength": 4000, "pattern": "^[^\\x00]*$"}
 _COMMON = {
-    "name": _text("Name in the address: small letters, digits and hyphens.", pattern=f"^{NAME}$"),
+    "name": _text("Name in the URL: small letters, digits and hyphens.", pattern=f"^{NAME}$"),
     "title": _text("Name on pages. If missing, `name` is shown.", maxLength=80),
     "description": _text("Text for people.", maxLength=1000),
 }
@@ -60,7 +60,7 @@ LIMITS = {
     "open_files": _number("Maximum open files of each process.", 16, 1_000_000, default=256),
     "cpu_seconds": _number("Maximum processor seconds of each process. If missing, there is no limit.", 1, 10_000_000),
     "call_seconds": _number("Seconds until a call ends with an error.", 1, 86_400, default=300),
-    "start_seconds": _number("Seconds to answer `initialize`.", 1, 600, default=30),
+    "start_seconds": _number("Seconds that the program may take to answer `initialize`.", 1, 600, default=30),
     "programs": _number("Maximum programs at once, in `mode: session`.", 1, 1000, default=20),
 }
 SERVER = _object(
@@ -84,7 +84,8 @@ SERVER = _object(
             "description": "`shared`: one program for all. `session`: one for each MCP session.",
         },
         "person": _text(
-            "Name of the variable that contains the value of `X-Gateway-User`. Only with `mode: session`.",
+            "Name of an environment variable. The program gets the value of the header `X-Gateway-User` in it. "
+            "Only with `mode: session`.",
             pattern="^[A-Za-z_][A-Za-z0-9_]*$",
         ),
         "idle_seconds": _number(
@@ -96,7 +97,7 @@ SERVER = _object(
     "command",
 )
 OPENAPI = _object(
-    "An HTTP API, whose operations are tools.",
+    "An HTTP API. Clients get its operations as tools.",
     {
         **_COMMON,
         "document": _text("The OpenAPI description: a file or an http(s) URL."),
@@ -180,7 +181,7 @@ class RunnerEntry:
         return int(given or LIMITS[name].get("default", 0))
 
     def variables(self, home: Path) -> dict[str, str]:
-        """Return the entry's values. In values that are not secret, `${HOME}` is replaced by `home`."""
+        """Return the program's environment variables. `${HOME}` becomes `home`, but not in secrets."""
         return {
             name: value if value in self.secrets else value.replace("${HOME}", str(home))
             for name, value in self.values.items()
@@ -229,7 +230,10 @@ class _FileLoader(yaml.SafeLoader):
 
 
 def read_file(path: Path, environment: Mapping[str, str]) -> RunnerFile:
-    """Return the file; resolve its references from `environment` and the file's folder. Raises FileMistakes."""
+    """Return the parsed file. Raises FileMistakes.
+
+    References `env:NAME` are looked up in `environment`, and references `file:PATH` from the folder of the file.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:
@@ -289,7 +293,7 @@ def _scalar(node: yaml.Node, at: FilePosition, mistakes: list[tuple[FilePosition
             return None
         case tag, text:
             if tag.startswith("!") or tag == "binary":
-                mistakes.append((at, f"The tag {tag} is not read. Remove it."))
+                mistakes.append((at, f"The tag {tag} is not supported. Remove it."))
             return text
 
 
@@ -356,7 +360,7 @@ def _contradictions(data: dict[str, Any]) -> Iterator[tuple[tuple[Any, ...], str
                 yield (kind, index, "name"), f"“{fields['name']}” is taken. Write another name."
             seen.add(fields["name"])
             if "person" in fields and fields.get("mode") != "session":
-                yield (kind, index, "person"), "A shared program serves all people. Add “mode: session”."
+                yield (kind, index, "person"), "“person” needs a program per session. Add “mode: session”."
             for at, message in _mistaken_values(fields["name"], fields.get(key) or {}, kind):
                 yield (kind, index, key, *at), message
 

@@ -25,9 +25,9 @@ YAML = "tag:yaml.org,2002:"
 
 
 class _DescriptionLoader(yaml.SafeLoader):
-    """Reads YAML as OpenAPI requires it: keys are text, and values are those of the core schema of YAML 1.2.
+    """Reads YAML as OpenAPI requires it: keys are text, and values have the types of YAML 1.2's core schema.
 
-    PyYAML follows YAML 1.1, in which `no` is false, `12:30` is 750, and dates are objects.
+    PyYAML by itself follows YAML 1.1: it reads `no` as false, `12:30` as 750, and a date as a date object.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -50,7 +50,7 @@ for kind, pattern, first in (
 
 
 class _TimedClient(httpx2.AsyncClient):
-    """Limits the time of a whole request; httpx2 limits only each wait."""
+    """Limits the time of a whole request. The timeouts of httpx2 limit only single steps, such as one read."""
 
     async def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         try:
@@ -113,7 +113,7 @@ class OpenApiEndpoint:
         return False
 
     def stop_idle(self) -> None:
-        """Do nothing, because no program runs."""
+        """Do nothing, because an OpenAPI endpoint has no program that could be idle."""
 
     async def _server(self) -> FastMCP[Any]:
         fields = self.entry.fields

@@ -70,9 +70,10 @@ class ProcessUsage:
 
 
 def running_processes() -> Iterator[ProcessUsage]:
-    """Yield all processes, without zombies.
+    """Yield all processes except zombies.
 
-    The user IDs are read from `status`, because a program can change the owner of its folder in /proc.
+    The user ID of a process is read from its `status` file. The owner of the process's folder in /proc is not
+    reliable, because a program can change it.
     """
     for folder in Path("/proc").glob("[0-9]*"):
         found = _status(int(folder.name))
@@ -123,13 +124,20 @@ class Accounts:
         return closed_above(self._homes) if self.isolated else None
 
     async def clear(self) -> None:
-        """Kill the processes that programs of an earlier runner have left running."""
+        """Kill the program processes that an earlier run of the runner left behind.
+
+        If the processes of a user ID cannot be killed, this user ID counts as in use.
+        """
         for uid in {each.uid for each in running_processes() if each.uid in self._uids}:
             if not await kill_user(uid, self._guard):
                 self._taken.add(uid)
 
     def take(self, name: str, *, lasting: bool) -> ProgramAccount:
-        """Return a free account with a home. Raises LookupError if no user ID is free."""
+        """Return a free account with a home. Raises LookupError if no user ID is free.
+
+        A `lasting` account is for a shared program, and its home is kept for the next start. Another account gets a
+        new home, which `give_back` removes.
+        """
         home = self._homes / (name if lasting else f"{name}.session-{time.time_ns()}")
         uid = self._free_uid(home) if self.isolated else 0
         home.mkdir(mode=0o700, exist_ok=True)
@@ -151,7 +159,11 @@ class Accounts:
         raise LookupError("All user IDs of “uids” are in use. Write a longer range.")
 
     async def give_back(self, account: ProgramAccount) -> None:
-        """Kill the remaining processes of this account and remove its files, except the home of a `lasting` account."""
+        """Kill the account's remaining processes, and remove its files. A `lasting` account keeps its home.
+
+        Without isolation `uid`, processes and files outside the home are left alone, because they belong to the
+        runner's own user.
+        """
         is_free = not account.uid or await kill_user(account.uid, account.guard)
         try:
             await asyncio.to_thread(self._remove, account)
@@ -168,9 +180,9 @@ class Accounts:
 
 
 def remove(*paths: str | Path, matching: Sequence[str] = ("-maxdepth", "0")) -> None:
-    """Remove the files and folders that find(1) selects at `paths` with the tests `matching`.
+    """Remove the files and folders under `paths` that pass `matching`, which are options of the command find(1).
 
-    By default, remove `paths` themselves.
+    Without `matching`, remove `paths` themselves.
     """
     # shutil cannot remove folders that are nested too deep.
     command = ["find", *paths, *matching, "-exec", "rm", "-rf", "--", "{}", "+"]
@@ -192,7 +204,11 @@ async def kill_user(uid: int, guard: int) -> bool:
 
 
 class Pace:
-    """Limits an amount per second. When the amount of a second is used up, `spend` sleeps until the second ends."""
+    """Slows down a reader to `per_second` bytes per second.
+
+    After each read, the reader calls `spend` with the number of bytes to count. If the total of the current
+    second is above `per_second`, `spend` sleeps until the second ends.
+    """
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second

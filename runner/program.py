@@ -1,6 +1,6 @@
 """Speak MCP with a running program over its standard input and output.
 
-Uses the versions of MCP with sessions, because all programs support these.
+The runner uses protocol versions of the session era, because all programs support these versions.
 """
 
 import asyncio
@@ -47,7 +47,10 @@ class MessageReceiver(Protocol):
 
 
 class ProgressRelay:
-    """Forwards progress to the client, always before the result, because nothing can be sent after the result."""
+    """Forwards the progress of one request to the client.
+
+    Await `finish` before the result is sent, because nothing can be sent after the result.
+    """
 
     def __init__(self, send: ProgressFnT | None) -> None:
         self._send = send

@@ -24,7 +24,10 @@ type Endpoint = ProgramEndpoint | OpenApiEndpoint
 
 
 class RunnerApp:
-    """The ASGI app, with an endpoint for each entry of the file as it was last read."""
+    """The ASGI app of the runner.
+
+    It has an endpoint for each entry of runner.yaml. A later change of runner.yaml has no effect before `reload`.
+    """
 
     def __init__(self, file: RunnerFile, secret: str) -> None:
         self.file, self._secret = file, secret
@@ -51,7 +54,10 @@ class RunnerApp:
                 await asyncio.gather(*(self._end(name) for name in list(self._running)))
 
     async def reload(self, read: Callable[[], RunnerFile]) -> None:
-        """Read the file again. Unchanged programs continue; a file with mistakes changes nothing."""
+        """Read runner.yaml again with `read`, and apply its changes. Programs with unchanged entries continue to run.
+
+        If the file has mistakes, nothing is changed. The settings in FIXED keep their values until the runner restarts.
+        """
         async with self._changing:
             await self._reload(read)
 
@@ -62,7 +68,7 @@ class RunnerApp:
             logger.warning("The file has mistakes, so nothing was changed:\n%s", error)
             return
         if changed := [name for name in FIXED if file.value(name) != self.file.value(name)]:
-            logger.warning("Restart the runner to change: %s.", ", ".join(changed))
+            logger.warning("Restart the runner to apply the new settings: %s.", ", ".join(changed))
         kept = {name: self.file.value(name) for name in FIXED}
         await self._apply(replace(file, fields=file.fields | kept))
         logger.info("%s was read again. It has %d entries.", file.path, len(file.entries))
@@ -118,9 +124,10 @@ class RunnerApp:
         await endpoint(scope, receive, send)
 
     def _refusal(self, scope: Scope, headers: dict[bytes, str]) -> JSONResponse | None:
-        """Refuse requests that name an unknown host, come from a browser (against DNS rebinding), or lack the secret.
+        """Return an error if the request has an unknown Host header, comes from a browser, or lacks the secret.
 
-        Return None for an allowed request. `/healthz` is answered without these checks.
+        The first two checks protect against DNS rebinding. Return None for an allowed request. `/healthz` is answered
+        without any check.
         """
         if scope["path"] == "/healthz":
             return JSONResponse({"ok": True})
@@ -134,7 +141,10 @@ class RunnerApp:
         return None
 
     def _status(self, scope: Scope, endpoint: Endpoint | None, headers: dict[bytes, str]) -> JSONResponse | None:
-        """Answer requests that are not MCP, and MCP requests that cannot be served; return None for all others."""
+        """Return the answer to a request that is not MCP, or to an MCP request that cannot be served.
+
+        Return None for an MCP request that the endpoint can serve.
+        """
         match scope["method"], scope["path"].split("/")[1:]:
             case "GET", ["programs"]:
                 isolation = "uid" if self.accounts.isolated else "none"

@@ -43,12 +43,12 @@ class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
     """A provisioning key without its secret."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name on the pages.")
+    name = serializers.CharField(help_text="Name that pages show.")
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
     role = Reference(allow_null=True, help_text="Role of the people that the key creates; null if the key is revoked.")
     capabilities = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Slugs of the key's capabilities. The key can change only people who have no other capabilities.",
+        help_text="Slugs of the key's capabilities. The key cannot change a person with a capability that it lacks.",
     )
     status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")], help_text="Whether it works.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")
@@ -76,7 +76,7 @@ class NewProvisioningKey(NamedCapabilities):
     The key may change a person only if the key has all capabilities of this person.
     """
 
-    role_id = serializers.UUIDField(help_text="Role of the people it creates.")
+    role_id = serializers.UUIDField(help_text="Role of the people that the key creates.")
 
     def validate_role_id(self, pk: UUID) -> Role:
         return existing_role(pk)

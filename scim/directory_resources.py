@@ -44,7 +44,7 @@ def people() -> QuerySet[User]:
 
 
 def teams() -> QuerySet[Team]:
-    """Return all teams, with the alias `lower_name` for finding a team by the unique index."""
+    """Return all teams. Filter on the alias `lower_name` to find a team by name with the unique index."""
     return Team.objects.alias(lower_name=Lower("name")).order_by("name", "pk")
 
 
@@ -165,10 +165,10 @@ class People:
         return user.pk
 
     def _forgotten(self, said: dict[str, Any]) -> User | None:
-        """Return the person whom the directory deleted and who has the e-mail address in `said`.
+        """Return the deleted person whom the directory now sends again, found by the e-mail address in `said`.
 
-        Return None if there is no such person. Raises UniquenessException if `said` and this person have different
-        externalIds.
+        Return None if no person with this address was deleted by a directory. Raises UniquenessException if the
+        deleted person has another externalId than `said`.
         """
         rows = User.objects.select_related("role", "directory_person")
         user = rows.filter(email=said["email"], directory_person__removed_at__isnull=False).first()

@@ -106,7 +106,7 @@ def _http(response: ScimResponse) -> HttpResponse:
 
 
 def _told(body: dict[str, Any]) -> dict[str, Any]:
-    """Return the body. The text of an error is cut before Pydantic's link to its documentation."""
+    """Return the body. If it is an error of Pydantic, remove the link to Pydantic's documentation from its text."""
     if isinstance(detail := body.get("detail"), str) and body.get("status"):
         body["detail"] = detail.partition("\n    For further")[0]
     return body

@@ -79,7 +79,10 @@ class DeactivatedByOthers(Exception):
 
 
 class Directory:
-    """The actor of changes that a directory makes with a provisioning key. The actor is an accounts.rules.Grantor."""
+    """A directory that makes changes with a provisioning key, as the actor of these changes.
+
+    Implements accounts.rules.Grantor.
+    """
 
     is_directory = True
 
@@ -149,10 +152,10 @@ class ProvisioningKeyQuerySet(models.QuerySet["ProvisioningKey"]):
 
 
 class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
-    """The credential (`gwd_`) of a directory that provisions people through SCIM; accepted for nothing else.
+    """The credential with which a directory provisions people and teams through SCIM. Its secrets begin with `gwd_`.
 
-    The key works until it is revoked, even if its creator has left. Only the prefix and the digest (HMAC-SHA-256) of a
-    secret are stored.
+    Only the SCIM endpoint accepts the key. The key works until it is revoked, even if its creator has left. Only the
+    prefix and the digest (HMAC-SHA-256) of a secret are stored.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -206,8 +209,8 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
     def granted(self) -> frozenset[Capability]:
         """The key's capabilities, with all capabilities that they include.
 
-        The key can change a person only if `granted` contains all capabilities of the person. The key can change only
-        teams of such people.
+        The key cannot change a person who has a capability that is not in `granted`. It also cannot add this person to
+        a team, remove the person from a team, or delete a team of which the person is a member.
         """
         held = with_included(Capability.named(self.capabilities))
         return frozenset(capability for capability in Capability if capability in held)
@@ -220,7 +223,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
 
     @property
     def actor(self) -> Directory:
-        """The actor for methods that record events."""
+        """The actor to pass as `by` to methods that record events."""
         return Directory(self)
 
     @property
@@ -230,7 +233,7 @@ class ProvisioningKey(HoldsPrevious, Versioned, models.Model):
         return ends if ends and not self.revoked_at and ends > timezone.now() else None
 
     def is_previous(self, secret: str) -> bool:
-        """True if `secret` is the previous secret."""
+        """True if `secret` is the previous secret, even if this secret no longer works."""
         digests = token_text.candidates(secret, settings.TOKEN_KEYS)
         return self.previous_digest is not None and bytes(self.previous_digest) in digests
 
@@ -371,7 +374,9 @@ class DirectoryPerson(models.Model):
         self._note_epoch()
 
     def remove(self, *, by: Directory) -> None:
-        """Apply the directory's deletion: the person loses access, and is no longer a SCIM resource.
+        """End this person's access, because the directory has deleted the person.
+
+        The person stays in the gateway, but is no longer a SCIM resource.
 
         The caller must also end connections, credentials, second factor and linked accounts, as `People.delete` does.
         Raises the errors of `User.end_access`.

@@ -168,7 +168,10 @@ def _by_text(condition: Callable[[str], Q | None]) -> Equals:
 
 
 def _address(address: str) -> Q:
-    """Match people whom directories know by `address`. A person's e-mail address in the gateway may differ from it."""
+    """Match people for whom a directory sent `address`, even if their e-mail address in the gateway is another one.
+
+    Also match a person for whom no directory sent an address, if `address` is the person's address in the gateway.
+    """
     unsent = Q(directory_person__isnull=True) | Q(directory_person__email="")
     return Q(directory_person__email=address.lower()) | Q(email=address.lower()) & unsent
 

@@ -45,7 +45,7 @@ REFUSALS = (BeyondYours, LastOwner, LastManager, LastBreakGlass, NotByDirectory,
 
 
 class Storage(ScimStorage):
-    """Storage for one request, acting with `key`. With `writes`, rows are locked when they are read."""
+    """The data for one request. Changes are made in the name of `key`. If `writes` is true, `get` locks the row."""
 
     def __init__(self, key: ProvisioningKey, *, writes: bool) -> None:
         self.by = key.actor

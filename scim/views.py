@@ -140,7 +140,7 @@ def _context(key: ProvisioningKey, new: IssuedProvisioningKey | None = None) -> 
 @requires(Capability.PEOPLE_MANAGE)
 @ask_first
 def create(request: AppRequest) -> HttpResponse:
-    """Create a key. Only the response to this POST shows its secret."""
+    """GET: show the form for a new key. POST: create the key, and show its secret, which no other page shows."""
     form = ProvisioningKeyForm(posted(request))
     if request.method == "POST" and form.is_valid():
         data = dict(form.cleaned_data)
@@ -192,7 +192,8 @@ def end_previous(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="End old secret",
             text="End the old secret of this key? Requests with the old secret will fail with 401 immediately.",
-            more=f"{key.previous_prefix} of {key.name}. The new secret {key.prefix} still works.",
+            more=f"{key.name}: the old secret begins with {key.previous_prefix}. "
+            f"The new secret, which begins with {key.prefix}, still works.",
             icon="revoke",
             back=page_url(key),
         )

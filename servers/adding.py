@@ -87,7 +87,7 @@ class NewServerForm(Trial, ServerForm):
         else:
             names = ", ".join(team.name for team in user.teams.order_by("name"))
             reach = f"open to your teams ({names})" if names else "open to everyone, because you are in no team"
-            help_text = f"The new gateway gets the server's name and is {reach}. Its page lets you change that."
+            help_text = f"The new gateway gets the server's name and is {reach}. You can change both later."
             self.fields["own_gateway"].help_text = help_text
             live = Count("connections", filter=Q(connections__revoked_at=None))
             people = Count("connections__user", filter=Q(connections__revoked_at=None), distinct=True)
@@ -122,10 +122,10 @@ class NewServerForm(Trial, ServerForm):
             return
         if not self.user.has_perm(Capability.IDENTITIES_MANAGE):
             who = "Only a person with Identity management can choose the gateways of a shared credential"
-            self.add_error("gateways", f"{who}. Add the server without a gateway, and ask such a person.")
+            self.add_error("gateways", f"{who}. Add the server without a gateway, and ask such a person to assign it.")
         elif values.get("auth_type") == AuthType.OAUTH:
-            how = "Add the server without a gateway, sign in as the shared account on the page of the server"
-            self.add_error("gateways", f"{how}, and then assign the server.")
+            how = "Add the server without a gateway. Open the page of the server, and sign in as the shared account"
+            self.add_error("gateways", f"{how}. Then assign the server.")
         elif not values.get("secret") and "secret" not in self.errors:
             self.add_error("secret", "Paste the credential shared by everybody on these gateways.")
 
@@ -171,7 +171,10 @@ class ServerTrial:
 
     @property
     def health(self) -> dict[str, str]:
-        """The outcome as JSON for the browser session. It becomes the health of the server when the server is added."""
+        """The outcome as JSON for the browser session.
+
+        If the server is added without a gateway and without a credential, this outcome becomes the server's health.
+        """
         error = "" if self.kind != "bad" else str(self.outcome)
         spoken = self.found.spoken if self.found else None
         return {"error": error, "era": spoken.eras if spoken else "", "evidence": spoken.evidence if spoken else ""}
@@ -194,13 +197,13 @@ class ServerTrial:
 
     @property
     def wants(self) -> str:
-        """A sentence on the credential or sign-in that the server requires, or on the next step."""
+        """A sentence that says which credential or sign-in the server accepts, or what to do next."""
         if self.found:
             if self.with_credential:
                 return "It accepts this credential."
             return "It answers without a credential."
         if not isinstance(self.outcome, DiscoveryRefused):
-            return "Before the server answers, the gateway cannot see how people sign in."
+            return "Until the server answers, the gateway cannot find out how people sign in."
         if self.signs_in:
             return f"People sign in at {self.signs_in.issuer}."
         return (
@@ -218,7 +221,8 @@ class ServerTrial:
     def causes(self) -> list[dict[str, str]]:
         """The most likely causes of a failure, at most three; empty if `kind` is not `bad`.
 
-        Each cause has a `text`, and either `try` (a URL to test next) or `at` (the id of the form part to change).
+        Each cause has a `text`. It also has either `try`, a URL to test next, or `at` and `label`: the id of the form
+        part to change, and the text of the link to this part.
         """
         if self.kind != "bad":
             return []
@@ -282,7 +286,8 @@ def _line(text: Any) -> str:
 def try_server(values: dict[str, Any], secret: str, kinds: Sequence[str] = (FeatureKind.TOOL,)) -> ServerTrial:
     """Test the server described by `values`, with `secret` if given, and list its features. Nothing is stored.
 
-    If the URL has no path and leads to no MCP endpoint, the usual paths are tried too; see `ServerTrial.url`.
+    If the URL has neither path nor query and there is no MCP endpoint, the usual paths are tried, too. The `url` of the
+    result is the URL that the result is about.
     """
     asked, parts = _ask(values, secret, kinds), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
@@ -399,9 +404,9 @@ def _store_features(
     tools: str,
     by: User,
 ) -> None:
-    """Record the outcome of listing, and store the features.
+    """Record whether the server listed its features, and store the listed features for each assignment.
 
-    If listing failed, the gateway lists the features at the first use of the server.
+    If the server did not list them, the gateway asks again at the first use of the server.
     """
     record_contact(server, identity, outcome)
     features = outcome.features if isinstance(outcome, Discovered) else {}
@@ -425,7 +430,8 @@ TESTED = "tested_server"  # Session key: the outcome of testing a server before 
 def add(request: AppRequest) -> HttpResponse:
     """GET: choose a server. POST with `check`, `tile`, `test` or `try`: test the server.
 
-    POST with `program`: add this program of the runner as a server, on no gateway. Any other POST: add the server.
+    POST with `program`: add this program of the runner as a server, and assign the server to no gateway. Any other
+    POST: add the server that the form describes.
     """
     if request.method == "GET":
         return show(request, f"{PAGE}#tiles" if request.htmx.target == "tiles" else f"{PAGE}#flow", _choice(request))
@@ -476,7 +482,10 @@ def _programs() -> dict[str, Any]:
 
 
 def _add_program(request: AppRequest) -> HttpResponse:
-    """Add a program of the runner as a server named by the program's title, on no gateway. Then contact the server."""
+    """Add a program of the runner as a server, and then contact the server.
+
+    The server gets the program's title as its name, and is assigned to no gateway.
+    """
     try:
         program = programs.list_programs().find(request.POST["program"])
     except programs.RunnerUnavailable as fault:
@@ -618,9 +627,10 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
 
 
 def next_page(server: Server, form: NewServerForm, user: User) -> str:
-    """Return the URL of the server's page.
+    """Return the URL of the page to show after the server was added: normally the server's page.
 
-    If the person's connections need an identity now, return the URL of the newest of these connections instead.
+    If each person brings an identity, but `user` entered no credential, the person's connections to the chosen gateways
+    lack an identity at this server. Then return the URL of the newest of these connections, if there is one.
     """
     if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
         own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])

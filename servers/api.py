@@ -41,15 +41,15 @@ NAME_TAKEN = "A server with this name or slug already exists."
 class ServerReference(Reference):
     """A server, by id, name and slug."""
 
-    slug = serializers.CharField(help_text="Name in URLs, and default alias at gateways; never changes.")
+    slug = serializers.CharField(help_text="Name in URLs. Also the default alias on gateways. It never changes.")
 
 
 class ServerSerializer(serializers.Serializer[Server]):
     """An upstream server."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name on the pages.")
-    slug = serializers.CharField(help_text="Name in URLs, and default alias at gateways; never changes.")
+    name = serializers.CharField(help_text="Name that pages show.")
+    slug = serializers.CharField(help_text="Name in URLs. Also the default alias on gateways. It never changes.")
     url = serializers.CharField(help_text="Address of its MCP endpoint.")
     auth_type = serializers.CharField(help_text="`none`, `bearer`, `header` or `oauth`: kind of its credential.")
     header_name = serializers.CharField(help_text="Header of the credential, if `auth_type` is `header`.")
@@ -57,7 +57,8 @@ class ServerSerializer(serializers.Serializer[Server]):
     total_seconds = serializers.IntegerField(help_text="Maximum seconds of a call.")
     max_concurrent = serializers.IntegerField(help_text="Maximum concurrent calls.")
     lists_live = serializers.BooleanField(
-        help_text="Whether its lists differ by session. If true, a list is fetched for each request of a client."
+        help_text="Whether the server's lists of tools, prompts and resources differ by session. If true, the gateway "
+        "requests a list from the server whenever a client asks for it."
     )
     key_help = serializers.CharField(help_text="How people get a credential, in the administrator's words.")
     key_url = serializers.CharField(help_text="Page where people get a credential; empty if none.")
@@ -73,7 +74,9 @@ class ServerSerializer(serializers.Serializer[Server]):
     )
     fixed_resource = serializers.CharField(help_text="The `resource` to send, if `resource_sent` is `fixed`.")
     fixed_scopes = serializers.CharField(help_text="Scopes to request instead of those that the server names.")
-    authorization_endpoint = serializers.CharField(help_text="Set only for an issuer without metadata.")
+    authorization_endpoint = serializers.CharField(
+        help_text="Address of the sign-in page. Set only if the issuer has no metadata."
+    )
     token_endpoint = serializers.CharField(help_text="Set if and only if `authorization_endpoint` is set.")
     revocation_endpoint = serializers.CharField(help_text="May be set if `authorization_endpoint` is set (RFC 7009).")
     assume_pkce = serializers.BooleanField(
@@ -81,18 +84,22 @@ class ServerSerializer(serializers.Serializer[Server]):
     )
     private = serializers.BooleanField(
         allow_null=True,
-        help_text="Whether it may have a private address within `GATEWAY_PRIVATE_UPSTREAMS`; null if not known yet.",
+        help_text="Whether the server is allowed to have an address in the networks of `GATEWAY_PRIVATE_UPSTREAMS`. "
+        "Null if this is not determined yet; such an address is then allowed, too.",
     )
     health = serializers.CharField(help_text="`ok`, `down` or `unknown`, when last contacted.")
     health_error = serializers.CharField(
-        help_text="Why the server is down or was not asked, in words; otherwise empty."
+        help_text="Why the server is down, or why the gateway sent it no request. Otherwise empty."
     )
     health_checked_at = UtcDateTimeField(allow_null=True, help_text="Time of the last contact; null if never.")
     protocol_era = serializers.CharField(help_text="`session`, `modern` (MCP 2026-07-28), `both`, or empty if unknown.")
     protocol_probed_at = UtcDateTimeField(
         allow_null=True, help_text="When `protocol_era` was detected; null if not detected yet."
     )
-    protocol_evidence = serializers.CharField(help_text="Its answers to `server/discover` and `initialize`.")
+    protocol_evidence = serializers.CharField(
+        help_text="Summary of the server's answers to `server/discover` and `initialize`. `protocol_era` was detected "
+        "from these answers."
+    )
     gateways_count = serializers.IntegerField(source="gateway_count", help_text="Number of gateways it is assigned to.")
     created_by = CreatedBy()
     created_at = UtcDateTimeField(help_text="When it was registered.")
@@ -145,7 +152,7 @@ class ServerChanges(RequestBody):
     assume_pkce = serializers.BooleanField()
     private = serializers.BooleanField()
     end_sign_ins = serializers.BooleanField(
-        help_text="Confirms that the change may end sign-ins; without this confirmation, such a change is refused."
+        help_text="Whether new sign-in settings may end sign-ins. If false, settings that would end them are refused."
     )
 
 
@@ -190,7 +197,10 @@ class ClientFile(RequestBody):
         default="", allow_blank=True, help_text="Slug of the gateway to assign the servers to."
     )
     new_gateway = serializers.CharField(
-        default="", allow_blank=True, max_length=80, help_text="Name of a gateway to create, instead of `gateway`."
+        default="",
+        allow_blank=True,
+        max_length=80,
+        help_text="Name of a gateway to create for the servers. If this is set, `gateway` is ignored.",
     )
     tools = serializers.ChoiceField(
         ["all", "read_only", "none"], default="all", help_text="Which tools of the servers are allowed on the gateway."
@@ -213,7 +223,8 @@ class ClientEntrySerializer(serializers.Serializer[Any]):
     runner_yaml = serializers.CharField(help_text="Text for `runner.yaml`; empty if the entry is not a program.")
     notes = serializers.ListField(child=serializers.CharField(), help_text="Notes in words.")
     detail = serializers.CharField(
-        help_text="If `make` names the entry: the result of adding it. If it is unusable: the reason. Otherwise empty."
+        help_text="If `make` names the entry, the result of adding the entry. Otherwise the reason why the gateway "
+        "cannot use the entry; empty if there is none."
     )
     server = ServerReference(
         allow_null=True,

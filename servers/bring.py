@@ -33,9 +33,13 @@ AT_ONCE = 8
 
 @dataclass(frozen=True, slots=True)
 class OfferedEntry:
-    """A server of the file, and what it becomes when it is added.
+    """A server of the file, and how it can be added.
 
-    `becomes` is "here" (the server exists already), "unusable", "program" or "server".
+    `becomes` is one of these:
+    - "server": the entry can be added as a server;
+    - "program": the entry is a program, to be added to runner.yaml;
+    - "here": a server with the entry's URL exists already;
+    - "unusable": the gateway cannot use the entry, and `why` is the reason.
     """
 
     number: int
@@ -53,7 +57,7 @@ class OfferedEntry:
 
     @property
     def credential(self) -> str:
-        """The label for the server's credential on the page; empty if the server needs no credential."""
+        """The label of the form field for the server's credential; empty if the file mentions no credential."""
         header = self.entry.header_name
         return {AuthType.BEARER: "Bearer token", AuthType.HEADER: f"Value of {header}"}.get(self.entry.auth_type, "")  # type: ignore[call-overload, no-any-return]
 

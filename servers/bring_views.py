@@ -1,6 +1,7 @@
 """The page *Add servers from a file*.
 
-Between the steps, the encrypted file is in a hidden field, so that its secrets are neither stored nor shown.
+The page has three steps: enter the file, choose the servers to add, and read the results. Between the steps,
+the file is not stored. Instead, a hidden field contains the file, encrypted because it may contain secrets.
 """
 
 from __future__ import annotations
@@ -37,12 +38,15 @@ class FileDraft:
     entered: dict[str, str]
 
     def sealed(self, user: User) -> str:
-        """Return the draft encrypted for this person."""
+        """Return the draft as encrypted text, which `opened` accepts for this person only."""
         return seal_value(KIND, [str(user.pk), self.text, self.entered])
 
     @classmethod
     def opened(cls, sealed: str, user: User) -> FileDraft | None:
-        """Return the draft. Return None if `sealed` is another person's draft, or if its encryption key was removed."""
+        """Return the draft in `sealed`. Return None if it is another person's draft.
+
+        Also return None if `open_value` cannot open `sealed`, for example because the encryption key was removed.
+        """
         try:
             person, text, entered = open_value(KIND, sealed)
         except ValueError:
@@ -54,10 +58,13 @@ class FileDraft:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def page(request: AppRequest) -> HttpResponse:
-    """Show the field for the file.
+    """Show the step that the request asks for.
 
-    POST with `text` shows whether each entry can be added. To add the ticked servers, POST `sealed` (the encrypted
-    FileDraft) and `add`.
+    - GET shows the field for the file.
+    - POST with `text` shows whether each entry can be added.
+    - POST with `sealed` (the encrypted FileDraft) and `add` adds the ticked servers.
+    - POST with `sealed` and `back` shows the field again, with the file in it.
+    - POST with `sealed` alone shows again whether each entry can be added.
     """
     data = request.POST
     if "sealed" not in data:
@@ -94,7 +101,7 @@ def _addable(offers: Iterable[OfferedEntry]) -> list[OfferedEntry]:
 
 
 def _filled(offer: OfferedEntry, ticked: set[str], draft: FileDraft, posted: Any) -> tuple[str, bool, bool, bool]:
-    """Return a row's name and three booleans.
+    """Return the values of the form row for `offer`: the server's name and three booleans.
 
     The booleans say if the row is ticked, if it uses the file's credential, and if the person entered a credential.
     """

@@ -1,4 +1,8 @@
-"""Commands in configuration files of MCP clients: bridges to remote servers, and programs for the runner."""
+"""Read the commands in configuration files of MCP clients.
+
+A command may start a bridge, which is a program that connects the client to a remote server. Any other command starts
+a server itself. If a runner can start this server, the text for runner.yaml is made from the command.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +77,10 @@ class ClientCommand:
         return cls(program or first, tuple(arguments), named, package)
 
     def bridged(self) -> tuple[str, dict[str, str], str] | None:
-        """Return URL, headers and transport of the remote server if the command is a bridge; otherwise None."""
+        """Return the URL, headers and transport of the remote server to which a bridge connects.
+
+        Return None if the command is not a known bridge such as mcp-remote, or if it contains no URL.
+        """
         name = self.package.name if self.package else _bare(self.program)
         if name not in ("mcp-remote", "supergateway", "mcp-proxy"):
             return None
@@ -98,7 +105,7 @@ class ClientCommand:
             yield "Authorization", f"Bearer {token}"
 
     def _filled(self, word: str) -> str:
-        """Replace `${NAME}` by the value that the entry gives to NAME."""
+        """Return `word` with `${NAME}` replaced by the value of NAME in the command's environment, if it has one."""
         return re.sub(r"\$\{(\w+)\}", lambda found: self.environment.get(found[1], found[0]), word)
 
     @property
@@ -123,7 +130,7 @@ class ClientCommand:
         if self.environment:
             yield f"Set {', '.join(self.environment)} where the runner runs. The values are not copied."
         if self._shown_arguments() != list(self.arguments):
-            yield f"An argument has a secret, shown as {REDACTED}. Give it as an environment variable."
+            yield f"An argument contains a secret, shown as {REDACTED}. Give the secret as an environment variable."
         if paths := [word for word in self.arguments if _local_path(word)]:
             yield f"{paths[0][:80]} is a path of another machine. Write a path of the runner's machine."
 

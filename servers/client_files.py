@@ -21,7 +21,7 @@ MOST_ENTRIES = 200
 MOST_DEPTH = 20
 # Most clients use `mcpServers`; VS Code uses `servers` (and `inputs`), LiteLLM `mcp_servers`.
 KEYS = ("mcpServers", "servers", "mcp_servers")
-WHICH = "The file needs “mcpServers”, “servers” or “mcp_servers” with the servers by name."
+WHICH = "The file needs an object “mcpServers”, “servers” or “mcp_servers” that contains each server under its name."
 OLD_TRANSPORT = "It uses the old HTTP+SSE transport, which the gateway does not support. Find the server's newer URL."
 
 
@@ -173,7 +173,10 @@ class _Json:
 
 
 def _servers(data: Any) -> dict[str, Any]:
-    """Return the servers in a file of any known client, by name. Raises Unreadable."""
+    """Return the entries of the file's servers. The keys are the names of the servers.
+
+    The file may be from any known client. Raises Unreadable if the file has no servers by name.
+    """
     if not isinstance(data, dict):
         raise Unreadable(1, 1, f"The file is not an object. {WHICH}")
     nested = data.get("mcp")  # In the settings of VS Code.
@@ -223,7 +226,10 @@ def _entry(name: str, values: Any, about: Mapping[str, str]) -> ClientEntry:
 
 
 def _fixed_headers(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the headers of an entry, including those that LiteLLM and MetaMCP make from its other fields."""
+    """Return the headers of an entry.
+
+    They include the headers that LiteLLM and MetaMCP make from other fields of the entry, such as `bearerToken`.
+    """
     given = [values.get(key) for key in ("headers", "static_headers")]
     headers = {str(name): str(value) for one in given if isinstance(one, dict) for name, value in one.items()}
     if values.get("bearerToken"):
@@ -258,7 +264,7 @@ def _with_credential(entry: ClientEntry, headers: Mapping[str, str], about: Mapp
     """Return `entry` with the credential from Authorization, or from the first header that looks like a secret."""
     secrets = [one for one in headers if names_a_secret(one) or "key" in one.lower() or _variable.search(headers[one])]
     secrets.sort(key=lambda one: one.lower() != "authorization")
-    notes = [f"The header {one} is left out: a server has one header, for its credential." for one in headers]
+    notes = [f"The header {one} is left out. Only the header with the credential is kept." for one in headers]
     if not secrets:
         return _replaced(entry, notes=tuple(notes))
     header, value = secrets[0], headers[secrets[0]].strip()

@@ -1,4 +1,6 @@
-"""*Test connection* and *Refresh tools*: list a server's tools, store its health, and explain failures.
+"""Functions for *Test connection* and *Refresh tools*.
+
+They list a server's tools, store the server's health, and describe failures in words.
 
 `discover_features` does not touch the database, so several servers can be asked concurrently.
 """
@@ -83,7 +85,11 @@ class NoEndpoint(DiscoveryFailed):
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """The eras of MCP that a server speaks (see `Era`), and its usable definitions by kind, as the server sent them."""
+    """The result of a successful contact with a server.
+
+    `spoken` contains the eras of MCP that the server speaks. `features` contains the usable definitions of its features
+    by kind, as the server sent them.
+    """
 
     spoken: Spoken
     features: dict[str, list[Definition]]
@@ -95,7 +101,7 @@ class Discovered:
 
     @property
     def info(self) -> ServerDescription:
-        """The server's `initialize` or discovery result in the newest era it speaks."""
+        """The server's description of itself, in the newest era that the server speaks."""
         return self.spoken.infos[-1]
 
     @property
@@ -120,7 +126,10 @@ class Discovered:
 
 
 def identity_for(server: Server, user: User) -> Identity | None:
-    """Return the credential for a test of `server`: the user's own, otherwise a shared one; None if neither exists."""
+    """Return the credential for a test of `server`: the user's own if it is usable, otherwise a shared one.
+
+    Return None if the server needs no credential, or if no usable one exists.
+    """
     if not server.needs_credential:
         return None
     usable = Identity.objects.filter(server=server).usable()
@@ -131,8 +140,9 @@ def identity_for(server: Server, user: User) -> Identity | None:
 def refusal_of(server: Server, secret: str) -> str:
     """Test a secret that is not stored yet. If the server refuses the secret, return the reason as text.
 
-    The text continues a sentence that begins with the server's name. Return "" if the server accepts the secret, is
-    disabled or cannot be reached, or if the server had MOST_TRIALS tests this minute.
+    The text continues a sentence that begins with the server's name. Return "" if the server accepts the secret, or if
+    the test fails for another reason. Return "" without a test if the server is disabled, or if it already had
+    MOST_TRIALS tests this minute.
     """
     # The limit keeps people from guessing credentials through the gateway.
     if not server.enabled or Attempt.objects.note(f"trial {server.pk}") > MOST_TRIALS:
@@ -206,7 +216,11 @@ def discover_features(
     *,
     seconds: float = DISCOVERY_SECONDS,
 ) -> Discovered:
-    """Ask `server` for all features of these kinds, in the era it speaks. Raises DiscoveryFailed."""
+    """Ask `server` for all features of these kinds, in the newest era that it speaks.
+
+    Raises DiscoveryFailed if the server does not list the first kind. Any other kind that the server does not list is
+    missing in the result.
+    """
     started = time.monotonic()
     try:
         found = _ask(server, identity, kinds, seconds)
@@ -242,7 +256,10 @@ def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: 
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
-    """Return the server as the target of a request. Its era is empty, so the server's eras are determined again."""
+    """Return the Target of a request to `server`.
+
+    The Target's era is empty, because a discovery determines the server's eras again.
+    """
     return Target(
         server_id=str(server.pk),
         server_name=server.name,

@@ -189,8 +189,8 @@ class ServerForm(SignInSettings, SlugForm):
         label="Ask live",
         required=False,
         help_text=(
-            "For lists that differ by session: the gateway fetches them when a client asks, and the client waits 3 "
-            "seconds at most."
+            "Tick this if the server's lists differ by session. The gateway then requests a list from the server "
+            "whenever a client asks for it. The client waits 3 seconds at most."
         ),
     )
     key_help = forms.CharField(
@@ -211,7 +211,7 @@ class ServerForm(SignInSettings, SlugForm):
     expected_issuer = address(
         "Expected issuer",
         "Needed only if sign-in fails because the issuer's name differs from its address. Enter the issuer's "
-        "exact name, but only if you are sure of it. Empty: name and address must match.",
+        "exact name, but only if you are sure of it. If this is empty, name and address must match.",
     )
     resource_sent = forms.ChoiceField(
         label="Resource",
@@ -342,7 +342,7 @@ def _others(server: Server | None) -> ServerQuerySet:
 
 
 def is_taken(name: str) -> bool:
-    """True if a live server has this name."""
+    """Return True if a server has this name. Archived servers are ignored."""
     return _others(None).filter(named(name)).exists()
 
 
@@ -413,15 +413,15 @@ class Trial(forms.Form):
     """Base of forms that test a credential at its server. A refused credential is stored only if `keep` is ticked."""
 
     keep = forms.BooleanField(
-        label="Keep it anyway", required=False, help_text="Paste the new credential again: it was not stored."
+        label="Keep it anyway", required=False, help_text="The credential was not stored. To keep it, paste it again."
     )
 
     refusal = ""  # The server's reason for refusing the credential.
 
     def judge(self, refusal: str, field: str, server: str) -> None:
-        """Note the server's `refusal`. If the server accepted the credential, `refusal` is "".
+        """Store `refusal`, the server's reason for refusing the credential; "" if the server did not refuse it.
 
-        A refusal becomes an error of `field`, unless `keep` is ticked.
+        Unless `keep` is ticked, a refusal is also added as an error of `field`.
         """
         self.refusal = refusal
         if refusal and not self.cleaned_data.get("keep"):
@@ -469,7 +469,10 @@ class SharedSignInForm(SharedLabel):
 
 
 def shared_identity_to_renew() -> models.Q:
-    """Match servers with a shared identity that was refused, or that needs a new sign-in or a confirmation."""
+    """Return a condition that matches servers with a shared identity that needs attention.
+
+    The identity was refused by its server, or it needs a new sign-in or a confirmation.
+    """
     return models.Q(pk__in=Identity.objects.shared().needing_attention().values("server"))
 
 

@@ -53,7 +53,10 @@ class IdentitySerializer(serializers.Serializer[Identity]):
         help_text="`active`, `refused` (by its server), `sign_in_needed`, `unconfirmed`, `disabled` or `revoked`."
     )
     enabled = serializers.BooleanField(help_text="Whether it is enabled; `status` shows whether calls can use it.")
-    secret_hint = serializers.CharField(help_text="Last four characters of the secret, if it is long enough.")
+    secret_hint = serializers.CharField(
+        help_text="Last four characters of an entered secret. Empty if the secret has fewer than 16 characters, or if "
+        "the identity is revoked or came from a sign-in."
+    )
     account = serializers.CharField(help_text="Account that signed in, if the issuer names it; otherwise empty.")
     issuer = serializers.CharField(help_text="Issuer at which the person signed in; empty if a credential was entered.")
     expires_at = UtcDateTimeField(
@@ -99,8 +102,8 @@ class NewIdentity(RequestBody):
     everywhere = serializers.BooleanField(
         default=True,
         help_text=(
-            "Whether to use the credential on all your connections that have no credential for the server, or that "
-            "use the credential in `instead_of`. Ignored for shared identities."
+            "Whether to use the new credential on your connections. A connection changes only if it has no credential "
+            "for the server, or if it uses the one in `instead_of`. Ignored for shared identities."
         ),
     )
     instead_of = serializers.UUIDField(
@@ -228,9 +231,10 @@ class IdentityResource(Resource):
     @action(detail=True, methods=["post"])
     @operation(needs=Own(Capability.IDENTITIES_MANAGE), if_match=True)
     def confirm(self, request: Request, pk: UUID) -> Response:
-        """Confirm where an identity is sent.
+        """Confirm an identity after its server was changed.
 
-        Needed after the path, header or auth type of its server was changed.
+        An identity with an entered secret is suspended when the path, header or auth type of its server changes. The
+        confirmation means that the secret may be sent to the changed server.
         """
         identity = self._find(pk)
         identity.must_be_live()

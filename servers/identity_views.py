@@ -89,7 +89,7 @@ class IdentityRow:
 
     @property
     def switch_words(self) -> str:
-        """Text for viewers who may not enable or disable the identity: its present state."""
+        """The present state in words. Viewers who may not enable or disable the identity see it instead of a switch."""
         if self.identity.enabled:
             return "Enabled"
         return "Disabled by an administrator" if self.is_own else "Disabled"
@@ -115,7 +115,7 @@ class IdentityRow:
 
     @property
     def may_confirm(self) -> bool:
-        """True if somebody must still agree to send the secret to the changed server, and the viewer may do so."""
+        """True if the identity waits for confirmation after a change of its server, and the viewer may confirm it."""
         waits = self.identity.unconfirmed_since is not None and self.identity.revoked_at is None
         return waits and self.identity.may_be_confirmed_by(self.viewer)
 
@@ -172,7 +172,7 @@ def tab_url(server: Server) -> str:
 def page_url(viewer: User, identity: Identity) -> str:
     """Return the URL of the page that lists `identity`.
 
-    The page is the server's tab if `viewer` may see servers, otherwise My identities.
+    If `viewer` may see servers, this is the server's Identities tab. Otherwise it is the page My identities.
     """
     return tab_url(identity.server) if viewer.has_perm(Capability.SERVERS_READ) else reverse("connections:mine")
 
@@ -195,7 +195,11 @@ def listing(request: AppRequest, slug: str) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def add(request: AppRequest, slug: str) -> HttpResponse:
-    """Add a shared identity: enter its secret, or sign in as the service account in this browser."""
+    """Add a shared identity.
+
+    For an OAuth server, the viewer signs in with a service account at the issuer. For other servers, the viewer enters
+    the secret.
+    """
     server = find_server(slug)
     context: dict[str, Any] = {"server": server, "heading": "Add a shared identity", "back": tab_url(server)}
     if server.auth_type == AuthType.OAUTH:

@@ -1,4 +1,7 @@
-"""/api/programs, /api/servers/{slug}/program and /api/servers/{slug}/program/stderr."""
+"""The REST API for programs of the runner.
+
+Its paths are /api/programs, /api/servers/{slug}/program and /api/servers/{slug}/program/stderr.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ class ProgramSerializer(serializers.Serializer[Any]):
     description = serializers.CharField(help_text="Description in runner.yaml.")
     kind = serializers.CharField(help_text="`program`, or `openapi` for an API description.")
     mode = serializers.CharField(help_text="`shared` for one process, or `session` for one in each session.")
-    url = serializers.CharField(help_text="Address of its MCP endpoint, to register as a server.")
+    url = serializers.CharField(help_text="Address of its MCP endpoint. Use it to register a server.")
     state = serializers.CharField(help_text="`idle`, `starting`, `running` or `failing`; empty if not known.")
     error = serializers.CharField(help_text="Why it is failing; otherwise empty.")
     running = serializers.IntegerField(help_text="Number of its processes.")

@@ -199,7 +199,8 @@ def _ask(path: str) -> Mapping[str, Any]:
         )
     if answer.status == HTTPStatus.MISDIRECTED_REQUEST:
         raise RunnerUnavailable(
-            f"The runner at {runner.url} does not serve this host name. Add it to “hosts” in runner.yaml."
+            f"The runner at {runner.url} does not accept requests to this host name. Add the host name to “hosts” in "
+            "runner.yaml."
         )
     if answer.status != HTTPStatus.OK or answer.document is None:
         raise RunnerUnavailable(

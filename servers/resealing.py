@@ -58,7 +58,10 @@ def _reseal_rows(model: type[Any], field: str) -> Resealed:
 
 
 def _moved(model: type[Any], field: str, pk: object) -> bool | None:
-    """Re-encrypt one row and return True. Return False if no key decrypts it, None if it needs no re-encryption."""
+    """Re-encrypt the value of `field` in one row, and return True.
+
+    Return False if no key decrypts the value. Return None if nothing has to be re-encrypted any more.
+    """
     with transaction.atomic():  # For one row only, so that calls and changes of credentials continue meanwhile.
         row = model.objects.select_for_update(of=("self",)).filter(pk=pk).first()
         if row is None:

@@ -1,4 +1,7 @@
-"""The address guard of this installation, with the allowed private networks and the gateway's own endpoints."""
+"""Create the address guards, which decide the addresses that this installation may connect to (see wire.guard).
+
+The guard for servers knows the private networks that the settings allow, and the gateway's own endpoints.
+"""
 
 from dataclasses import replace
 

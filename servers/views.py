@@ -256,10 +256,11 @@ def test(request: AppRequest, slug: str) -> HttpResponse:
 
 
 def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[str, str]:
-    """Test a server with the edited `values`. The person's own identity is sent only to the stored URL's origin.
+    """Test a server with the edited `values`, and describe the outcome.
 
-    A shared identity is sent only to the stored URL and in the stored header, because changing the URL or the header
-    requires a password and a confirmation.
+    The person's own identity is sent only to the origin of the stored URL. A shared identity is sent only to the
+    stored URL and in the stored header. To send it elsewhere, a person must save the changes, which requires a
+    password and a confirmation.
     """
     stored = {name: getattr(server, name) for name in ("url", "auth_type", "header_name", "private")}
     values = stored | {name: value for name, value in values.items() if name != "end_sign_ins"}
@@ -270,7 +271,9 @@ def _test_result_of(server: Server, values: dict[str, Any], user: User) -> dict[
     if not server.would_redirect(values) or (is_own and place_of(values["url"]) == place_of(server.url)):
         return _test_result(values, identity)
     contact = _test_result(values)
-    return contact | {"text": f"{contact['text']} Tested without the stored credential: it is for {server.url} only."}
+    return contact | {
+        "text": f"{contact['text']} Tested without the stored credential, which is only for {server.url}.",
+    }
 
 
 def _test_result(values: dict[str, Any], identity: Identity | None = None) -> dict[str, str]:
@@ -284,7 +287,10 @@ def _test_result(values: dict[str, Any], identity: Identity | None = None) -> di
 
 
 def _failure_text(failure: DiscoveryFailed) -> tuple[str, str]:
-    """Return a failure as a sentence, and its severity: lower if the server only asks for a credential."""
+    """Return a failure as a sentence, and its severity.
+
+    The severity is "warn" if the server asks for a credential, and "bad" for any other failure.
+    """
     return f"The server {failure}.", "warn" if failure.wants_credential else "bad"
 
 

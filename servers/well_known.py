@@ -38,7 +38,7 @@ class NoRegistry(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Facts about a server, and when they were checked."""
+    """Facts about a server for one tile on the page *Add a server*, and the date when they were checked."""
 
     key: str
     name: str
@@ -100,7 +100,7 @@ def filter_known_servers(words: str, kind: str) -> list[Tile]:
 def search_registry(words: str) -> list[Tile]:
     """Search the registry for servers with `words` in their name. Raises NoRegistry.
 
-    The request passes the address guard.
+    The address guard checks the address of the registry, as it checks the addresses of servers.
     """
     if not settings.SERVER_REGISTRY:
         return []

@@ -27,12 +27,12 @@ class SinkSerializer(serializers.Serializer[Sink]):
     """A receiver of the logs."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name on the pages.")
+    name = serializers.CharField(help_text="Name that pages show.")
     kind = serializers.ChoiceField(KIND_CHOICES, help_text="Kind of receiver.")
     address = serializers.CharField(
         source="place",
-        help_text="Address, such as `https://logs.example.com/...`; without its path, because the path may contain a "
-        "token. Empty for standard output.",
+        help_text="Address, such as `https://logs.example.com/...`. The path is shown as `...`, because it may "
+        "contain a token. Empty for standard output.",
     )
     has_secret = serializers.BooleanField(help_text="Whether a signing secret, access key or headers are stored.")
     sends_calls = serializers.BooleanField(help_text="Whether calls are sent.")
@@ -101,7 +101,7 @@ class NewSink(SinkChanges):
     sends_events = serializers.BooleanField(default=True)
     sends_payloads = serializers.BooleanField(default=False)
     from_beginning = serializers.BooleanField(
-        default=False, help_text="Whether calls and events from before the sink was added are sent too."
+        default=False, help_text="Whether to send also the calls and events that are older than the sink."
     )
 
 
@@ -120,7 +120,10 @@ class DeliverySerializer(serializers.Serializer[SinkTestResult]):
 
 
 class SinkResource(Resource):
-    """Receivers of the logs: webhooks, buckets, collectors, syslog, stdout. You can send only what you may see."""
+    """Receivers of the logs: webhooks, buckets, collectors, syslog, stdout.
+
+    To set up a sink, you need the permission to read every log that it sends.
+    """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {
         BadSinkAddress: Problem(HTTPStatus.BAD_REQUEST, "invalid", "address"),

@@ -131,7 +131,8 @@ def archive_before(limit: date) -> int:
 def keep_from(limit: date) -> date:
     """Return the first day whose calls must be kept.
 
-    This day is `limit`, or the first day of the oldest expired partition that still has to be archived.
+    If expired partitions still have to be archived, this is the first day of the oldest of them. Otherwise it is
+    `limit`.
     """
     if not archive_enabled():
         return limit
@@ -170,13 +171,13 @@ def archive(name: str, span: PartitionDays) -> bool:
                 day += DAY
         rows = sum(one.rows for one in manifests)
         if rows != (now := _count(name)):
-            raise NotArchived(f"It has {now} rows, but {rows} were read: somebody writes to it.")
+            raise NotArchived(f"The partition has {now} rows, but {rows} were read. Its rows changed meanwhile.")
     except NoAnswer as error:
         raise NotArchived(f"The archive {error}.") from error
     except OSError as error:
         raise NotArchived(f"The archive cannot be written: {error.strerror or type(error).__name__}.") from error
     except Error as error:
-        raise NotArchived(f"Its rows could not be read ({type(error).__name__}).") from error
+        raise NotArchived(f"The rows of the partition could not be read ({type(error).__name__}).") from error
     digest = sha256("".join(one.digest for one in manifests).encode()).hexdigest()
     _note(name, span, rows=rows, digest=digest, archived_at=timezone.now(), last_error="", failed_at=None)
     return True

@@ -213,7 +213,7 @@ class Sink(Versioned, Switchable):
 
     @property
     def is_settled(self) -> bool:
-        """True if the sink's state will not change until somebody writes to the log or changes the sink."""
+        """True if the sink is current or paused, so that the page about it does not have to refresh itself."""
         return self.status in ("current", "paused")
 
     @property
@@ -230,12 +230,12 @@ class Sink(Versioned, Switchable):
         return {name: getattr(self, name) for name in ("name", "kind", "address", *CONTENT, "enabled")}
 
     def told(self) -> dict[str, Any]:
-        """Return the sink's editable values as events store them."""
+        """Return the sink's editable values for an event, with the address reduced to its origin."""
         return self.editable() | {"address": shown_origin(self.address)}
 
     @property
     def place(self) -> str:
-        """The address for display in lists and the API: without the path, which may contain a token."""
+        """The address for lists and the API. A path is replaced by `...`, because it may contain a token."""
         origin = shown_origin(self.address)
         return origin if self.address.rstrip("/") == origin or not origin else f"{origin}/..."
 
@@ -464,7 +464,8 @@ class Sink(Versioned, Switchable):
 class ArchivedPartition(models.Model):
     """A partition of the call log that was archived or could not be archived (sinks.archive).
 
-    The row stays when the partition is dropped. Database roles that only serve requests cannot write to this table.
+    The row of this table stays when the partition is dropped. Database roles that only serve requests cannot write to
+    this table.
     """
 
     name = models.CharField(max_length=63, primary_key=True)

@@ -41,7 +41,11 @@ class Objects(Protocol):
 
 
 class NotKept(NoAnswer):
-    """The store answered with an error; the message has status and code. `retry_after` is the header Retry-After."""
+    """The store answered with an error.
+
+    The message contains the HTTP status and, if the answer has one, the S3 error code. `retry_after` is the value of
+    the header Retry-After, or empty.
+    """
 
     def __init__(self, answer: HttpAnswer) -> None:
         found = re.search(rb"<Code>(\w{1,60})</Code>", answer.body[:4096])
@@ -52,7 +56,10 @@ class NotKept(NoAnswer):
 
 
 class Folder:
-    """Objects as files below a folder. Files are written atomically, and synced before `put` returns."""
+    """A store that keeps each object as a file in a folder or its subfolders.
+
+    Files are written atomically, and synced to disk before `put` returns.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -98,10 +105,11 @@ def _sync(folder: Path) -> None:
 
 
 class S3:
-    """Objects of a bucket below a prefix. `keys` are the id and secret of an access key, separated by a colon.
+    """A store of objects in an S3 bucket. The names of all its objects begin with a prefix.
 
-    `address` is `https://HOST/BUCKET/PREFIX` or `https://BUCKET.HOST/PREFIX`. `?region=` sets the region if the host
-    name does not contain the region. One request takes `seconds` at most.
+    `address` is `https://HOST/BUCKET/PREFIX` or `https://BUCKET.HOST/PREFIX`. If the host name does not contain the
+    region, `?region=` in the address sets the region. `keys` are the id and secret of an access key, separated by a
+    colon. `seconds` is the time limit of each request.
     """
 
     def __init__(self, address: str, keys: str, guard: Guard, seconds: float) -> None:

@@ -129,7 +129,10 @@ def _sentence(line: LogLine, told: Mapping[str, Any]) -> str:
 
 
 def rejected(media_type: str, body: bytes) -> int:
-    """Return the number of rejected records in an acknowledgement (`ExportLogsPartialSuccess`); 0 if not stated."""
+    """Return the number of records that the receiver rejected although it acknowledged the request.
+
+    The number is read from `ExportLogsPartialSuccess` in the response. It is 0 if the response does not state it.
+    """
     try:
         if media_type == "application/json":
             partial = (orjson.loads(body) or {}).get("partialSuccess") or {}

@@ -39,7 +39,10 @@ LINE_TYPES |= {"time": MOMENT, "number": pa.int64()}
 
 
 def schema_of(version: int) -> pa.Schema:
-    """Return the schema of archived calls for this version of CALL_COLUMNS, the columns that checkpoints cover."""
+    """Return the schema of archived calls, with the columns of this version of CALL_COLUMNS.
+
+    CALL_COLUMNS lists, for each version, the columns that checkpoints cover.
+    """
     return pa.schema(
         [(name, pa.string() if name in AS_TEXT else _type_of(FIELDS[name])) for name in CALL_COLUMNS[version]]
     )
@@ -57,7 +60,7 @@ class Writer:
 
     @property
     def size(self) -> int:
-        """The size of the file so far, without the current row group."""
+        """The number of bytes written so far. Rows of an unfinished row group are not written yet."""
         return int(self._sink.tell())
 
     def add(self, row: dict[str, Any], size: int) -> None:

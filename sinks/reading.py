@@ -1,8 +1,12 @@
 """Read the logs for a sink in batches, and store the acknowledged position.
 
-A round reads the rows after the sink's position, up to the newest id. The round begins once all rows up to this id can
-be read (auditlog.replica). Rows of long calls, which began before the sink's `near_from`, are read in separate rounds.
-Only the process that has the lease (`claim`) can advance the position.
+Calls are read in rounds of one or more batches. A round reads the calls after the sink's position, up to an id that is
+fixed when the round begins. At that time, all calls up to this id can be read (auditlog.replica).
+
+A call is written to the log when it ends, but its date is when it began. The usual rounds read only calls dated
+`near_from` (a field of the sink) or later. Calls that took long may have an earlier date. Separate rounds read them.
+
+Only the process that has the sink's lease (`claim`) can advance the position.
 """
 
 from __future__ import annotations
@@ -74,9 +78,10 @@ class Batch(NamedTuple):
 
 
 class SinkReader:
-    """Reads the undelivered rows of one sink, under the sink's lease. `most` limits the rows of a batch.
+    """Reads the undelivered rows of one sink, under the sink's lease.
 
-    `last_ids` maps names of tables to the highest ids to read. For any other table, this id is looked up and added.
+    `most` is the maximum number of rows in a batch. `last_ids` maps the name of a table to the highest id to read. If a
+    table is missing in `last_ids`, the reader looks up its highest id that is safe to read, and adds the id.
     """
 
     def __init__(self, own: psycopg.Connection[Any], pk: UUID, claim: UUID) -> None:
@@ -178,7 +183,10 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _late(self, sink: Sink) -> Batch:
-        """Return the next batch of late calls: those that began before the sink's `near_from`."""
+        """Return the next batch of late calls, which are the calls that began before the sink's `near_from`.
+
+        The batch may be empty. It then only changes the sink's position.
+        """
         asked = {
             "at": sink.round_at or _BEGINNING,
             "after": sink.round_id or 0,
@@ -195,9 +203,9 @@ class SinkReader:
         return Batch(lines, done | dict.fromkeys(ROUND))
 
     def _call_lines(self, sink: Sink, asked: dict[str, Any]) -> tuple[list[LogLine], datetime | None, int | None]:
-        """Return the lines of the next calls, and the date and row id of the last of them.
+        """Return the lines of the next batch of calls, and the date and row id of the last call.
 
-        Date and row id are None if no calls are left for another batch.
+        If this is the last batch of the round, the date and the row id are None.
         """
         columns = _columns(EXPORT_COLUMNS | (dict(zip(PAYLOADS, PAYLOADS, strict=True)) if sink.sends_payloads else {}))
         lines, last = self._lines(_CALLS, columns, asked | {"most": self.most}, _call_line)
@@ -210,9 +218,9 @@ class SinkReader:
         asked: dict[str, Any],
         line: Callable[[dict[str, Any]], LogLine],
     ) -> tuple[list[LogLine], dict[str, Any] | None]:
-        """Return a pair: the lines of one delivery, and the row of the last line.
+        """Return the lines of one batch, and the row of its last line.
 
-        If no rows are left for another delivery, the pair has None instead of this row.
+        If it is certain that the statement finds no further rows, return None instead of the row.
         """
         lines: list[LogLine] = []
         size, last, number = 0, None, 4

@@ -1,6 +1,7 @@
-"""Kinds of receivers of log lines: one class each, with its form texts, checks and delivery.
+"""Deliver log lines to receivers. Each kind of receiver, such as a webhook or syslog, is a class.
 
-To add a kind, add a class here and to KINDS.
+The class has the texts of the form, checks what people enter, and delivers the lines. To add a kind of receiver, add a
+class here and to KINDS.
 """
 
 from __future__ import annotations
@@ -172,9 +173,9 @@ def shown_origin(address: str) -> str:
 
 
 def _guard(sink: Sink) -> Guard:
-    """Return the address check for the sink's sockets.
+    """Return the guard that decides the addresses to which the sink may connect.
 
-    Private addresses are allowed only if the receiver had a private address when the sink was set up.
+    The guard allows private addresses only if the receiver had a private address when the sink was set up.
     """
     return upstream_guard() if sink.private else upstream_guard().outside()
 
@@ -204,9 +205,9 @@ def signing_key(secret: str) -> bytes:
 
 
 def weakness(secret: str) -> str:
-    """Return why a secret is too weak: the secret is too short or too regular.
+    """Return why a secret is too weak, as part of a sentence. Return "" if the secret is strong enough.
 
-    A secret is strong enough if it can hold LEAST_SECRET random bytes. For such a secret, return "".
+    A secret is too weak if it is too short for LEAST_SECRET random bytes, or if it is too regular to be random.
     """
     key = signing_key(secret)
     if secret.startswith(PREFIX) and key != secret.encode():
@@ -259,7 +260,10 @@ def _in_words() -> Iterator[None]:
 
 
 class Webhook(_Posts):
-    """JSON lines in one compressed POST, signed as in Standard Webhooks: HMAC-SHA256 of id, time and body."""
+    """Sends each delivery as JSON lines in one compressed POST.
+
+    The POST is signed as Standard Webhooks requires, with an HMAC-SHA256 of its id, time and body.
+    """
 
     name = "webhook"
     label = "Webhook"
@@ -277,7 +281,7 @@ class Webhook(_Posts):
     def check_secret(cls, secret: str) -> None:
         if reason := weakness(secret):
             raise ValueError(
-                f"A webhook needs a secret of at least {LEAST_SECRET} random bytes to sign with, and {reason}. "
+                f"A webhook needs a secret of at least {LEAST_SECRET} random bytes, but {reason}. "
                 "Make one with “openssl rand -base64 32”."
             )
 
@@ -300,7 +304,7 @@ class Webhook(_Posts):
 
 
 class Collector(_Posts):
-    """OpenTelemetry log records in one compressed POST (OTLP over HTTP, Protocol Buffers)."""
+    """Sends each delivery as OpenTelemetry log records in one compressed POST (OTLP/HTTP with Protocol Buffers)."""
 
     name = "otlp"
     label = "OpenTelemetry"
@@ -310,7 +314,10 @@ class Collector(_Posts):
         "GATEWAY_PRIVATE_UPSTREAMS, the URL may begin with http://."
     )
     key_label = "Headers"
-    key_help = "Optional: name=value separated by commas, values percent-encoded, such as Authorization=Bearer%20abc."
+    key_help = (
+        "Optional: name=value pairs, separated by commas. The values are percent-encoded, such as "
+        "Authorization=Bearer%20abc."
+    )
     shows_secret = True
 
     @classmethod
@@ -337,7 +344,7 @@ def compressed(lines: Sequence[LogLine]) -> bytes:
 
 
 class Bucket(Receiver):
-    """Objects in S3, one for each delivery, as JSON lines."""
+    """Stores each delivery as one object in an S3 bucket, as compressed JSON lines."""
 
     name = "s3"
     label = "S3, JSON lines"
@@ -388,7 +395,7 @@ class Bucket(Receiver):
 
 
 class ParquetBucket(Bucket):
-    """Objects in S3 as Parquet."""
+    """Stores each delivery as one Parquet file in an S3 bucket."""
 
     name = "s3_parquet"
     label = "S3, Parquet"
@@ -434,7 +441,10 @@ def _seconds(retry_after: str) -> float | None:
 
 
 class Syslog(Receiver):
-    """A message of RFC 5424 for each line, with octet counting (RFC 6587 section 3.4.1), over TLS (RFC 5425) or TCP."""
+    """Sends each line as a syslog message (RFC 5424) over TLS (RFC 5425) or TCP.
+
+    Messages are framed by octet counting (RFC 6587 section 3.4.1).
+    """
 
     name = "syslog"
     label = "Syslog"
@@ -462,7 +472,7 @@ class Syslog(Receiver):
         except UrlRefused as refusal:
             if parts.scheme == "tls":
                 raise
-            advice = "Outside GATEWAY_PRIVATE_UPSTREAMS, use tls://."
+            advice = "Use tls:// if the receiver is not in a network of GATEWAY_PRIVATE_UPSTREAMS."
             words = f"{refusal} {advice}".replace("https://", "tls://").replace("http://", "tcp://")
             raise ValueError(words) from None
 
@@ -486,7 +496,10 @@ class Syslog(Receiver):
                 stream.close()
 
     def message(self, line: LogLine) -> bytes:
-        """Return a line as an RFC 5424 message with its length before it. The MSGID is the log, such as `call`."""
+        """Return a line as an RFC 5424 message, preceded by the length of the message.
+
+        The field MSGID of the message contains the name of the log, such as `call`.
+        """
         head = f"<{AUDIT + line.severity}>1 {stamp(line.at)} {self._name} gateway-admin - {line.log} - "
         message = head.encode() + line.text
         return b"%d %b" % (len(message), message)
@@ -538,7 +551,7 @@ def _is_closed(sock: socket.socket) -> bool:
 
 
 class Stdout(Receiver):
-    """Lines on the standard output of the sending process."""
+    """Writes the lines to the standard output of the process that delivers them."""
 
     name = "stdout"
     label = "Standard output"
@@ -563,9 +576,10 @@ def _secret(sink: Sink) -> str:
 
 
 def backoff(failures: int, chance: float) -> float:
-    """Return the seconds to wait: twice as long after each further failure, five minutes at most.
+    """Return the seconds to wait before the next retry.
 
-    This time is then shortened by up to half: by half if `chance` is 0, not at all if it is 1.
+    The time doubles with each further failure, up to five minutes. It is then shortened by up to half: by half if
+    `chance` is 0, and not at all if `chance` is 1.
     """
     # `chance` is random, so that sinks do not retry at the same time.
     return min(300.0, math.ldexp(2.0, min(failures - 1, 10))) * (0.5 + chance / 2)

@@ -55,7 +55,7 @@ def start_due() -> None:
 
 
 def due() -> list[UUID]:
-    """Return the sinks to serve now, longest waiting first."""
+    """Return the ids of the sinks to serve now. The sink that was served longest ago is the first."""
     now = timezone.now()
     rested = Q(looked_at=None)
     for kind in KINDS.values():
@@ -213,7 +213,10 @@ _FREE: dict[str, Any] = {"claim": None, "claimed_until": None}
 
 
 def _note_refused(batch: Batch, refusal: Undelivered, sink: Sink, reader: SinkReader) -> bool:
-    """Skip the only row of this batch, and record the refusal. The receiver refuses this row permanently."""
+    """Skip the only row of this batch, because the receiver refuses the row permanently. Record the refusal.
+
+    Return whether to continue with this sink.
+    """
     [line] = batch.lines
     sink.note_refused(line, f"It {refusal}")
     now, said = timezone.now(), f"It {refusal.args[0].removesuffix('.')} to {line.log} {line.uid}, which was skipped."

@@ -111,7 +111,7 @@ class SinkForm(forms.Form):
 
 
 def kind_of(name: str) -> str:
-    """Return `name` if it is a kind of sink, otherwise the name of the kind webhook."""
+    """Return `name` if a kind of sink has this name, otherwise "webhook"."""
     return name if name in KINDS else Webhook.name
 
 
@@ -204,7 +204,7 @@ def test(request: AppRequest, pk: UUID) -> HttpResponse:
 @require_POST
 @requires(Capability.SINKS_MANAGE)
 def send_now(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Retry now, without waiting for the time of the next retry."""
+    """Retry a failed delivery now, without waiting for the planned time of the retry."""
     sink = get_object_or_404(Sink, pk=pk)
     toast = "Sending now" if sink.send_now(by=request.user) else "No retry was waiting"
     return leave(request, page_url(sink) if request.user.has_perms(SENDING) else reverse("sinks:list"), toast)
@@ -220,7 +220,7 @@ def disable(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Pause log sink",
             text=f'Pause "{sink.name}"? {PAUSE_TEXT}',
-            more="Rows that retention deletes before you resume are not sent.",
+            more="If retention deletes rows while the sink is paused, these rows are never sent.",
             kind="primary",
             icon="pause",
             target=f"#sink-{sink.pk}",

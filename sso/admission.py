@@ -37,7 +37,7 @@ class Claims(NamedTuple):
 
 
 class GroupRule(NamedTuple):
-    """Gives people in this group of the organisation a role, a team, or both."""
+    """A rule that gives the people in one group of the organisation a role, a team, or both."""
 
     group: str
     role: Role | None = None
@@ -100,10 +100,10 @@ class Admission(models.Model):
         ]
 
     def admit(self, who: Claims, *, invited: User | None = None) -> User:
-        """Return the person with these claims. If needed, create the person. Raises NoEntry.
+        """Return the person whom the claims `who` describe. Create the person if there is none. Raises NoEntry.
 
-        Give the person the role and the teams that follow from the group rules. `invited` is the person whose
-        invitation was opened in this browser.
+        The group rules decide which role and teams the person gets. `invited` is the person whose invitation was
+        opened in this browser, if any.
         """
         with transaction.atomic():
             rules = self.rules
@@ -163,18 +163,19 @@ class Admission(models.Model):
 
     @staticmethod
     def why_linked(person: User) -> ProviderError | None:
-        """Return the reason why `person` cannot be unlinked, or None if unlinking is allowed.
+        """Return an error that says why `person` cannot be unlinked, or None if unlinking is allowed.
 
-        The reasons are: the person must sign in at the organisation, or has no password.
+        A person who must sign in at the organisation cannot be unlinked. Nor can a person without a password.
         """
         if must_sign_in_at_organisation(person):
             return MustStayLinked(MustStayLinked.__doc__)
         return None if person.has_usable_password() else NeedsPassword(NeedsPassword.__doc__)
 
     def _new_here(self, who: Claims, invited: User | None, rules: Sequence[GroupRule]) -> User | None:
-        """Return the existing person for the unlinked account `who`; None if a new person may be created.
+        """Return the existing person to whom to link the account, or None if a new person may be created.
 
-        Raises NoEntry. For a person who would get no role, the error does not disclose whether the address is in use.
+        `who` has the claims of an account that is linked to nobody yet. Raises NoEntry. If the account would get no
+        role, the error does not disclose whether its e-mail address is in use here.
         """
         try:
             return self._named(who, invited)
@@ -185,9 +186,9 @@ class Admission(models.Model):
             raise
 
     def _named(self, who: Claims, invited: User | None) -> User | None:
-        """Return the existing person with the e-mail address in `who`; None if a new person may be created.
+        """Return the existing person with the e-mail address in `who`, or None if a new person may be created.
 
-        Raises NoEntry.
+        Raises NoEntry if the address is missing, is not verified, or may not be used to link the existing person.
         """
         email = who.email.strip().lower()
         try:
@@ -218,8 +219,8 @@ class Admission(models.Model):
     ) -> Role | None:
         """Return the role of the first matching group rule that has a role; otherwise the default role, if any.
 
-        Break-glass owners keep their present role. If no rule has a role, all existing people keep their present role.
-        If the provider sent no groups, people keep their present role instead of a role that permits more.
+        An existing person keeps their current role in three cases: the person is a break-glass owner, no rule has a
+        role, or the provider sent no groups and the new role would permit something that the current role does not.
         """
         if person is not None and (person.break_glass or not any(rule.role for rule in rules)):
             return person.role

@@ -69,13 +69,14 @@ class CertificateSerializer(serializers.Serializer[Certificate]):
 
 
 class OrganisationSerializer(serializers.ModelSerializer[Provider]):
-    """The identity provider of the organisation and the rules of its sign-in."""
+    """The settings of sign-in by the organisation: its identity provider, and rules for its groups."""
 
     has_secret = serializers.BooleanField(
         help_text="Whether a client secret (OpenID Connect) or a key that signs requests (SAML) is saved."
     )
     default_role = Reference(
-        allow_null=True, help_text="Role of people who get no role from a group rule; null refuses these people."
+        allow_null=True,
+        help_text="Role of people who get no role from a group rule. If it is null, these people cannot sign in.",
     )
     domains = serializers.ListField(child=serializers.CharField(), help_text="E-mail domains of the organisation.")
     rules = GroupRuleSerializer(many=True, help_text=RULES)
@@ -84,7 +85,9 @@ class OrganisationSerializer(serializers.ModelSerializer[Provider]):
         help_text="Post-logout redirect URI to enter at the provider."
     )
     certificates = CertificateSerializer(many=True, source="signing", help_text="Signing certificates (SAML).")
-    entity_id = serializers.SerializerMethodField(help_text="Entity ID and metadata address of this workspace (SAML).")
+    entity_id = serializers.SerializerMethodField(
+        help_text="Entity ID of this workspace (SAML). It is also the URL of the workspace's metadata."
+    )
     acs_url = serializers.SerializerMethodField(help_text="Address that receives the provider's answers (SAML).")
 
     class Meta:
@@ -109,7 +112,7 @@ class OrganisationSerializer(serializers.ModelSerializer[Provider]):
 
 
 class OrganisationChanges(RequestBody, serializers.ModelSerializer[Provider]):
-    """The changeable settings."""
+    """The settings that a request can change."""
 
     secret = serializers.CharField(
         max_length=500, write_only=True, allow_blank=True, help_text="Secret of the client; it is never shown."
@@ -124,7 +127,7 @@ class OrganisationChanges(RequestBody, serializers.ModelSerializer[Provider]):
         help_text="SAML metadata as XML, if the metadata have no URL. The gateway stores only the values that it uses.",
     )
     new_decryption_key = serializers.BooleanField(
-        write_only=True, help_text="Whether to create a new key for encrypted assertions (SAML)."
+        write_only=True, help_text="Whether to create a new key that decrypts assertions (SAML)."
     )
 
     class Meta:

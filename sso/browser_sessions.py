@@ -19,7 +19,7 @@ BROWSER = "organisation"  # Key of the account at the organisation, in the sessi
 def end_password_sessions(of: Q, *, by: Grantor | None) -> int:
     """End the sessions that match `of` and began with a password. Return how many of these sessions were open.
 
-    Call this in the transaction of the change that makes the sessions end.
+    Call this function in the transaction of the change that requires people to sign in at the organisation.
     """
     sessions = list(UserSession.objects.select_related("user").filter(of).exclude(data__has_key=BROWSER))
     were_open = still_open(sessions)

@@ -30,7 +30,8 @@ def sign_in_there(email: str) -> bool:
 def must_sign_in_there(person: User) -> bool:
     """True if sign-in at the organisation is enforced for this person's address. False for break-glass owners.
 
-    Requirements of the role or the workspace are ignored; `must_sign_in_at_organisation` checks these too.
+    The person's role or the workspace can also require this sign-in. This function does not check these requirements,
+    but `must_sign_in_at_organisation` does.
     """
     return not person.break_glass and sign_in_there(person.email)
 
@@ -49,7 +50,7 @@ def forget_organisation(request: HttpRequest) -> None:
 
 
 def is_signed_in_there(request: HttpRequest, provider: Provider) -> bool:
-    """True if this browser session began at this provider."""
+    """True if this browser session began with a sign-in at this provider."""
     known = request.session.get(BROWSER) or {}
     return bool(known.get("issuer") == provider.known_as)
 
@@ -77,7 +78,8 @@ def keep(request: HttpRequest) -> bool:
 def note_sign_in(request: HttpRequest, person: User) -> None:
     """Store the identity-provider account of this sign-in, if any.
 
-    If the person signed in with a password and may do so only as a break-glass owner, record a use of break-glass.
+    If sign-in at the organisation is enforced for the person's address, only break-glass owners may use a password.
+    Record an event when they do.
     """
     if keep(request):
         return

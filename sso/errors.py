@@ -119,8 +119,8 @@ FAILED = Advice(
     "of this workspace."
 )
 AGAIN = Advice(
-    "The sign-in took too long, was started in another browser, or was already used. Or the settings changed "
-    "meanwhile. Go back and sign in again."
+    "This sign-in cannot be completed. Perhaps it took too long, was started in another browser, or was completed "
+    "before. The sign-in settings may also have changed in the meantime. Go back and sign in again."
 )
 HERE_FIRST = Advice(
     "Start signing in here, not on the page of your organisation. Go back and press the sign-in button."
@@ -129,15 +129,16 @@ ASK_THERE = Advice(
     "Your organisation did not sign you in to this workspace. Ask its IT administrator for access to this application."
 )
 SET_UP = Advice(
-    "This workspace did not accept the answer of your organisation, because the sign-in settings of the two do not "
-    "match. Tell an administrator of this workspace, who finds the details in the admin events.",
+    "This workspace did not accept the answer of your organisation. The sign-in settings here and at your organisation "
+    "do not match. Tell an administrator of this workspace. The admin events have the details.",
     is_for_administrators=True,
 )
 LINK_AGAIN = Advice(
     "You are no longer signed in here, so nothing was linked. Sign in, and link your account on your profile again."
 )
 OTHER_ACCOUNT = Advice(
-    "You signed in at your organisation with another account than here. Go back, and confirm with your own account."
+    "The account that you just used at your organisation is not linked to you here. Go back, and confirm with the "
+    "account that is linked to you."
 )
 CONFIRM_HERE = Advice("Go back, and confirm with your password or second factor of this workspace.")
 NOT_ASKED = Advice(
@@ -162,9 +163,9 @@ RESPONSE_ADVICE = dict.fromkeys(SET_UP_REASONS, SET_UP) | {
 }
 _EMAIL = Advice(
     "Your e-mail address cannot be used here yet. Your organisation does not confirm that the address is yours, or "
-    "somebody else here has this address. If you were invited, open the link in the mail and sign in from there. If "
-    "you have a password here, sign in with it, and link your account on your profile. Otherwise ask an administrator "
-    "of this workspace."
+    "a person with this address already exists here. If you were invited, open the link in the mail and sign in from "
+    "there. If you have a password here, sign in with it, and link your account on your profile. Otherwise ask an "
+    "administrator of this workspace."
 )
 # The last two texts are identical, so that nobody can find out which addresses have an account.
 ENTRY_ADVICE = {
@@ -186,7 +187,10 @@ ENTRY_ADVICE = {
 
 
 class SignInFailed(Exception):
-    """The sign-in failed. The message is for events and the process log; the person sees `advice`, or FAILED."""
+    """The sign-in failed.
+
+    The message is for events and the process log. The person sees `advice` instead, or FAILED if there is no advice.
+    """
 
     reason = ""
 

@@ -1,4 +1,4 @@
-"""Functions for OpenID Connect and SAML: they store sign-ins that a browser has started, and parse claim values."""
+"""Functions that OpenID Connect and SAML share: they store the sign-ins that a browser starts, and parse claims."""
 
 from __future__ import annotations
 

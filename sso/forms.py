@@ -51,7 +51,7 @@ class ProviderForm(forms.Form):
     new_decryption_key = forms.BooleanField(
         label="Create a new encryption key",
         required=False,
-        help_text="The new key and the current key can both decrypt. Older keys are deleted.",
+        help_text="Assertions encrypted for the current key are still accepted. Older keys are deleted.",
     )
     provider_settings = ("name", "protocol")
     oidc_settings = (*OIDC_SETTINGS, "secret")

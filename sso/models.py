@@ -168,7 +168,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def known_as(self) -> str:
         """The issuer under which accounts are stored.
 
-        With SAML, it has a prefix, because some providers use one issuer for both protocols, but different subjects.
+        With SAML, the prefix `saml:` is added. Some providers have the same issuer for both protocols, but give the
+        same person a different subject in each. The prefix keeps these subjects apart.
         """
         return f"saml:{self.issuer}" if self.speaks_saml else self.issuer
 
@@ -200,12 +201,14 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def edit(cls, *, by: Grantor | None, seen: Seen | None = None, secret: str = "", **fields: Any) -> Self:
         """Change the settings, and record the changes.
 
-        `rules` in `fields` is a list of GroupRule. If `secret` is empty, the current secret stays, except after a
-        change that ends it (`ends_secret`). When sign-in becomes enforced, affected people's password sessions end.
+        `rules` in `fields` is a list of GroupRule. If `secret` is empty, the current secret is kept, unless
+        `ends_secret` says that it has to be deleted. If sign-in is enforced for more people, their password sessions
+        end.
 
         Raises ProviderError or ChangedMeanwhile. Raises BeyondYours if the actor `by` lacks a capability of SETS_UP.
-        To change a setting in TERMS, or the source of the metadata, or an existing decryption key, `by` must have every
-        capability and be allowed to use gateways. Otherwise, raises Outranked.
+
+        To change a setting in TERMS or the source of the metadata, or to replace an existing decryption key, `by` must
+        have every capability and be allowed to use gateways. Raises Outranked otherwise.
         """
         must_hold(by, SETS_UP)
         # Resolve names and read metadata before taking the lock.
@@ -253,7 +256,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
         """Delete all decryption keys if encrypted assertions are not enabled. Otherwise add the key in `pair`.
 
         `pair` is a new key and its certificate, or None if no key is to be added. `replaced` is the fingerprint of the
-        newest key when this change began. Return the changes to record. Raises ChangedThere.
+        newest key when this change began. Return the changes to record. Raises ChangedThere if another request has
+        changed or deleted the keys since then.
         """
         if not (self.speaks_saml and self.takes_encrypted):
             return {"decryption_keys_removed": True} if DecryptionKey.objects.all().delete()[0] else {}
@@ -270,7 +274,7 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
             raise ChangedThere(ChangedThere.__doc__)
 
     def ends_secret(self, changed: Collection[str]) -> bool:
-        """True if this change ends the current secret."""
+        """True if the current secret has to be deleted after a change of the settings named in `changed`."""
         if self.speaks_saml:  # The key that signs requests is ours.
             return "protocol" in changed or not self.signs_requests
         # A client secret belongs to the old provider, and must not be sent to the new provider.
@@ -325,7 +329,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 return
             if row.issuer != said["issuer"]:  # Only `edit` can change the provider.
                 raise BadSamlMetadata(
-                    f"{row.metadata_url} now has metadata of another provider. To use that one, enter its metadata."
+                    f"{row.metadata_url} now has metadata of another provider. To change to that provider, enter its "
+                    "metadata."
                 )
             before = row.editable()
             row.take(said, "")
@@ -336,10 +341,10 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
                 Event.objects.record(Action.ORGANISATION_UPDATED, row, by=by, changes=changes)
 
     def with_metadata_of(self, age: timedelta) -> Self:
-        """Read the metadata again if they have a URL and are older than `age`. Return the current provider.
+        """Return the current provider. First read its metadata again if they have a URL and are older than `age`.
 
-        The known metadata stay if reading fails. The metadata are not read if the last attempt was less than 30 seconds
-        ago.
+        If the metadata cannot be read, the known metadata are kept. There are at least 30 seconds between two attempts
+        to read them.
         """
         read_at = self.metadata_read_at
         if not self.metadata_url or (read_at and timezone.now() - read_at < age):

@@ -147,7 +147,7 @@ def read_provider_metadata(provider: Provider) -> OpenIdMetadata:
     document = fetch_provider_json(provider, url)
     if document.get("issuer") != provider.issuer:
         said = printable(str(document.get("issuer")))[:200]
-        raise ProviderDown(f"{url} names another issuer: {said}. Enter exactly that as the issuer.")
+        raise ProviderDown(f"{url} names another issuer: {said}. Enter the issuer exactly in this form.")
     methods = document.get("code_challenge_methods_supported")
     if methods is not None and "S256" not in as_list(methods):
         raise ProviderDown(f"{provider.issuer} does not support PKCE with S256, which sign-in here needs.")
@@ -317,7 +317,10 @@ def _must_be_granted(asked: str, granted: str) -> None:
 
 
 def _with_userinfo(claims: dict[str, Any], provider: Provider, url: str, access: str) -> dict[str, Any]:
-    """Return the claims, completed by userinfo. Raises SignInFailed if userinfo has another subject (Core 5.3.2)."""
+    """Return `claims` and the further claims of the userinfo endpoint.
+
+    Raises SignInFailed if the endpoint returns another subject (Core 5.3.2), and ProviderDown if it fails.
+    """
     found = fetch_provider_json(provider, url, {"Authorization": f"Bearer {access}"})
     if found.get("sub") != claims["sub"]:
         raise SignInFailed("The provider's userinfo is about another person.")

@@ -72,7 +72,7 @@ OWN_ACCOUNT = "one's own account at the organisation"
 @login_not_required
 @posts_from_one_address(BEGUN_THERE)
 def begin(request: HttpRequest) -> HttpResponse:
-    """Start a sign-in from the sign-in page."""
+    """Redirect a person from the gateway's sign-in page to the organisation's identity provider."""
     return _begin(request, LOGIN, own_path(request.POST.get("next", ""), reverse("overview")))
 
 
@@ -93,7 +93,7 @@ def _begin(request: HttpRequest, act: str, onward: str) -> HttpResponse:
 @require_GET
 @login_not_required
 def callback(request: HttpRequest) -> HttpResponse:
-    """Handle the redirect of a provider with OpenID Connect."""
+    """Complete a sign-in with OpenID Connect, after the provider has redirected the browser to this URL."""
     provider = Provider.offered()
     if provider is None or provider.speaks_saml:
         return sign_in_refused(request, HTTPStatus.NOT_FOUND, NOT_OFFERED)
@@ -216,7 +216,10 @@ def _let_in(request: HttpRequest, provider: Provider, begun: PendingSignIn, who:
 
 
 def _linked(request: HttpRequest, provider: Provider, begun: PendingSignIn, who: Claims) -> HttpResponse:
-    """Link the account to the person who is signed in to this session and started the linking."""
+    """Link the account at the provider to the person who is signed in here.
+
+    Raises SignInFailed if nobody is signed in any more.
+    """
     if not isinstance(request.user, User):
         raise SignInFailed("The person who wanted to link their account is no longer signed in.", LINK_AGAIN)
     try:
@@ -260,7 +263,7 @@ def sign_in_refused(
 ) -> HttpResponse:
     """Show the page “Not signed in” with advice.
 
-    The page is also shown for a sign-in that should have confirmed a change or linked an account.
+    The page is also shown if the purpose of the failed sign-in was to confirm a change or to link an account.
     """
     context = {"advice": advice, "reason": reason}
     return _without_referrer(request, "sso/refused.html", context, status)
@@ -269,7 +272,7 @@ def sign_in_refused(
 def _without_referrer(
     request: HttpRequest, template: str, context: dict[str, Any], status: HTTPStatus = HTTPStatus.OK
 ) -> HttpResponse:
-    """Render a page. Its URL, which may have values from the provider, is not sent to other sites."""
+    """Render a page from which browsers send no Referer, because its URL may contain values from the provider."""
     response = render(request, template, context, status=status)
     response["Referrer-Policy"] = "no-referrer"
     return response

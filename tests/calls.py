@@ -1,4 +1,4 @@
-"""Call log rows for tests. As in the proxy, the time in a row's UID selects its partition."""
+"""Call log rows for tests. As in the proxy, the UID contains the time of the call, which `Call.find` needs."""
 
 from datetime import UTC, datetime
 from typing import Any

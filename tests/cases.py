@@ -23,5 +23,5 @@ def sampled(few: Any, every: Any = 1) -> list[Any]:
 
 
 def first(count: int, values: Iterable[Any]) -> list[Any]:
-    """Mark all parameters as `full`, except the first `count`."""
+    """Return all parameters; those after the first `count` have the mark `full`."""
     return [value if number < count else full(value) for number, value in enumerate(values)]

@@ -1,9 +1,9 @@
 """One PostgreSQL server for a whole test run, and the environment variables of the settings.
 
 pyproject.toml names this pytest plugin, because it must run before pytest-django reads the settings. The first process
-of a run starts the embedded server in a temporary folder, and removes both at the end. xdist workers use the same
-folder, and each creates its own database. `TEST_DATABASE_URL` selects another server, where databases may be created
-and dropped.
+of a run starts the embedded server in a temporary folder. At the end, it stops the server and deletes the folder. xdist
+workers use the same folder, and each creates its own database. `TEST_DATABASE_URL` selects another server. Its account
+must be allowed to create and drop databases.
 """
 
 import fcntl
@@ -83,7 +83,7 @@ def pytest_unconfigure() -> None:
 
 
 def begin() -> None:
-    """Set the environment variables of this run; the developer's own values are ignored."""
+    """Start a run: remove the developer's settings, start PostgreSQL, and set the environment variables of the run."""
     for name in [name for name in os.environ if name.startswith(("GATEWAY_", "DATABASE_", "PG"))]:
         del os.environ[name]
     keep_compiled()
@@ -99,7 +99,7 @@ def begin() -> None:
 
 @contextmanager
 def run_of_ones_own() -> Iterator[None]:
-    """Start a test run for a program other than pytest until the block ends, or use the current run."""
+    """Give a program other than pytest a test run: the current run, or a new run that ends with the block."""
     if HOME in os.environ:
         yield
         return
@@ -119,7 +119,10 @@ def keep_compiled() -> None:
 
 
 def watch(home: Path) -> None:
-    """Start a process that cleans up if this run is killed; the process notices this by its closed input pipe."""
+    """Start a process that cleans up if this run is killed.
+
+    The run holds a pipe to the standard input of the process. When the run ends, the pipe closes.
+    """
     command = [sys.executable, "-m", reaper.__name__, str(home)]
     _watchers.append(subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True))
 
@@ -170,7 +173,7 @@ def tables() -> str:
 
 
 def make_tables(address: str) -> None:
-    """Run the migrations in this empty database, or restore the last run's result if nothing has changed."""
+    """Run the migrations in this empty database, or restore the tables that an earlier run kept for the same code."""
     of_ours = "TEST_DATABASE_URL" not in os.environ  # Our pg_dump may not suit another server's version.
     kept = KEPT / f"{state_of_the_code()}.sql"
     if of_ours and kept.exists():

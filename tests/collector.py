@@ -49,10 +49,10 @@ type Answer = tuple[int, bytes, list[tuple[bytes, bytes]]]
 
 @dataclass
 class Collector:
-    """OTLP collector that answers posted spans with HTTP `status`.
+    """An OTLP collector. It answers posted spans with the HTTP status `status`.
 
-    The log records of every post are appended to `tried`. Each function in `script` answers one post, in order. The
-    records of later posts are stored in `logs`, except those for which `rejects` is true.
+    The log records of every post are appended to `tried`. The functions in `script` answer the first posts of log
+    records, each function one post. Records of later posts are stored in `logs`, except those that `rejects` rejects.
     """
 
     spans: list[Posted] = field(default_factory=list)

@@ -219,8 +219,8 @@ def run() -> Iterator[Run]:
 def live(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[workspace.Serve]:
     """A running workspace with two workers, shared by the tests of this process: create your own rows.
 
-    Fails at the end if it contains a secret in plain text. `make test` does not search the pages, of which there are
-    too many.
+    At the end, fails if a secret is stored or shown in plain text. `make test` does not search the pages, because
+    there are too many.
     """
     folder = tmp_path_factory.mktemp("live")
     tiles = shutil.copy(workspace.ROOT / "servers" / "well_known.json", folder / "tiles.json")

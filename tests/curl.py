@@ -1,4 +1,4 @@
-"""curl, the tutorial's agent: the raw responses, without a library's interpretation."""
+"""Sends MCP requests with curl, as the tutorial does, and returns the raw responses."""
 
 import json
 import subprocess

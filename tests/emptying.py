@@ -40,7 +40,7 @@ def empty(*_: object) -> None:
 
 
 def _sweeper(name: str) -> psycopg.Connection[Any]:
-    """Return the session that empties this database; reconnect if it is lost. A superuser's session skips triggers."""
+    """Return the session that empties this database, reconnected if it was lost; a superuser's runs no triggers."""
     with suppress(KeyError, psycopg.OperationalError):
         _sweepers[name].execute("SELECT")
         return _sweepers[name]
@@ -55,10 +55,10 @@ def _sweeper(name: str) -> psycopg.Connection[Any]:
 
 
 def _empty(session: psycopg.Connection[Any], filled: list[str]) -> None:
-    """Delete the rows of these tables; TRUNCATE would create new files for each partition and index.
+    """Delete the rows of these tables. DELETE is preferred: TRUNCATE creates new files for each partition and index.
 
-    Like TRUNCATE, this function waits for writers. A superuser's session skips triggers and foreign keys, because no
-    row will remain. Any other session truncates the tables that have triggers for DELETE.
+    A superuser's session deletes without triggers and foreign keys, which is safe because no row remains. Any other
+    session truncates the tables with triggers that forbid DELETE. Both wait for writers of those tables.
     """
     guarded = {name for (name,) in session.execute(GUARDED)}
     to_empty = [name for name in filled if name in guarded]

@@ -1,7 +1,7 @@
 """Wait for facts that another process, thread or backend creates shortly after a response.
 
 Tests wait until the fact is true, not for a fixed time, because a busy machine may be slow. If a test must show that
-something does not wait for an event, the event takes several times `PATIENCE`.
+some code does not wait for an event, the test delays this event by several times `PATIENCE`.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ PROCESS_PATIENCE = 600.0  # The same for a process that creates all tables, star
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
     """Return the first true value of `fact`; fails after `seconds`.
 
-    Calls `fact` less often the longer it waits, because some facts take a request or a process to check.
+    The longer it waits, the less often it calls `fact`, because some facts need a request or a process.
     """
     began = time.monotonic()
     while not (found := fact()):

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def rows_of(text: str) -> list[dict[str, Any]]:
-    """Return the rows of a file of either format; fails unless its last line says `complete` and their number."""
+    """Return the rows of a CSV or JSON file. Fails unless the last line says `complete` and the number of rows."""
     if text.startswith("{"):
         *rows, last = [json.loads(line) for line in text.splitlines()]
         assert last == {"export": {"complete": True, "rows": len(rows)}}

@@ -17,9 +17,9 @@ type Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[N
 
 @dataclass
 class ForwardProxy:
-    """A CONNECT proxy that connects every host to the local port `to`, or to the port that `ways` has for this host.
+    """A CONNECT proxy that connects to a local port: the one that `ways` has for the requested address, or else `to`.
 
-    If `says` is set, the proxy answers with these bytes instead of connecting. `asked` has the requested hosts as
+    If `says` is set, the proxy answers with these bytes instead of connecting. `asked` has the requested addresses as
     spelled by the client, `heads` the complete request headers.
     """
 

@@ -1,6 +1,7 @@
-"""A protected MCP server with its own authorization server: the Python SDK's endpoints, over in-memory tokens.
+"""A protected MCP server with its own authorization server, which has the Python SDK's endpoints.
 
-Tests can change at any time what the authorization server issues and refuses, and can read its counters.
+The tokens are kept in memory. Tests can change at any time what the authorization server issues and refuses, and can
+read the requests that it got.
 """
 
 import html

@@ -1,4 +1,4 @@
-"""Rows for tests: plain functions with explicit values, so that a test shows what it is about."""
+"""Functions that create rows for tests. A test passes the values that matter to it, so that its reader sees them."""
 
 import json
 from collections.abc import Iterable
@@ -84,7 +84,7 @@ def server(*, by: User | None = None, **fields: Any) -> Server:
 
 
 def introduced(server: Server, **capabilities: Any) -> Server:
-    """Store `tools` and these `capabilities` as the capabilities that the server declared. Return the server."""
+    """Return the server, after storing that it declared the capability `tools` and these `capabilities`."""
     ServerInfo.objects.create(
         server_id=server.pk, told_to=server.pk, capabilities={"tools": {}, **capabilities}, changed_at=timezone.now()
     )

@@ -15,10 +15,10 @@ WAITED_FOR = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND pg_backe
 
 @contextmanager
 def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Hold a concurrent transaction open while the block runs, until the block waits for its locks.
+    """Run `act` in a concurrent transaction, which stays open until the block waits for the transaction's locks.
 
-    The transaction runs `act` before the block starts. When the block waits, it runs `then` and commits. Fails if the
-    block never waits. The test needs `django_db(transaction=True)`.
+    The transaction runs `act` before the block starts. When the block waits, the transaction runs `then` and commits.
+    The test fails if the block never waits. It needs `django_db(transaction=True)`.
     """
     acted = Event()
 
@@ -40,9 +40,9 @@ def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: 
 
 
 def meanwhile(ask: Callable[[], Any], act: Callable[[], object]) -> Any:
-    """Call `ask` after a concurrent transaction has run `act` but before it commits; return the result of `ask`.
+    """Return the result of `ask`, called while a concurrent transaction has run `act` but has not committed.
 
-    Fails if `ask` never waits for that commit.
+    The test fails if `ask` never waits for the transaction.
     """
     with just_before(act):
         return ask()

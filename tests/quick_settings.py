@@ -1,6 +1,6 @@
 """Settings of the workspaces that tests share: the product's settings, with argon2 at its lowest cost.
 
-A password hash of normal cost takes a quarter of a second for each person. Tests of the product's start use the
+At the normal cost, hashing one person's password takes a quarter of a second. Tests of the product's start use the
 product's own settings.
 """
 

@@ -1,6 +1,7 @@
-"""Cleans up after a killed test run: `python -m tests.reaper FOLDER`, with a pipe from the run as standard input.
+"""Cleans up after a killed test run: `python -m tests.reaper FOLDER`.
 
-A run that ends normally cleans up itself, so that nothing is left to do.
+Standard input is a pipe from the test run, which closes when the run ends. A run that ends normally has already cleaned
+up, so nothing is left to do.
 """
 
 import contextlib

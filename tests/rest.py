@@ -14,14 +14,14 @@ from accounts.models import User
 
 @dataclass
 class Rest:
-    """`Rest.of(user).get("/tokens", status="all")`; every response has `.status_code` and `.json()`."""
+    """A client: `Rest.of(user).get("/tokens", status="all")`. Each response has `.status_code` and `.json()`."""
 
     client: Client = field(default_factory=Client)
     headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, user: User | None = None, *, confirmed: bool = True) -> "Rest":
-        """Return a client signed in as `user`, who has just confirmed the password; None is anonymous."""
+        """Return a client signed in as `user`, or an anonymous one. `confirmed`: the password was just confirmed."""
         client = Client()
         if user:
             client.force_login(user)

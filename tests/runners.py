@@ -1,4 +1,4 @@
-"""A runner as the gateway sees one: its API, and MCP servers as its programs. Served by `tests.asgi_server.running`."""
+"""A fake runner with a runner's API and an MCP server in place of programs; run it with `tests.asgi_server.running`."""
 
 import json
 from collections.abc import Mapping

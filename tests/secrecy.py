@@ -1,4 +1,4 @@
-"""Search a running workspace for secrets in plain text: every secret that its tests used.
+"""Search the data, logs and pages of a running workspace for every secret that its tests used.
 
 Tests call `note` for secrets without a recognisable format. Tokens of every kind are recognised by their format and
 checksum, whichever code created them.
@@ -82,7 +82,7 @@ def clear(text: str, secrets: set[str]) -> set[str]:
 
 
 def tables(live: Serve) -> Iterator[tuple[str, str]]:
-    """Yield the name and the rows of every table as text; binary values keep their printable characters."""
+    """Yield name and rows of every table except HOLD_SESSIONS, as text; bytes keep their printable characters."""
     with closing(psycopg.connect(live.database_url, options="-c bytea_output=escape")) as connection:
         query = "SELECT schemaname, relname FROM pg_stat_user_tables"
         for schema, table in connection.execute(query).fetchall():
@@ -92,7 +92,7 @@ def tables(live: Serve) -> Iterator[tuple[str, str]]:
 
 
 def pages(live: Serve) -> dict[str, str]:
-    """Return the HTML of all pages that the workspace's owner can open."""
+    """Return the text of one page of each kind that the workspace's owner can open."""
     shown = live.manage("shell", "--verbosity", "0", "-c", PAGES)
     statuses = re.findall(r"^PAGE (\d+) (\S+)", shown, re.MULTILINE)
     assert len(statuses) > 20

@@ -25,7 +25,7 @@ SESSION_ERA = ("2025-03-26", "2025-06-18", "2025-11-25")
 
 
 def docs(*, json_response: bool = False, stateless: bool = False) -> App:
-    """Return a server without credential, with tools of all kinds, a resource and a prompt."""
+    """Return a server that needs no credential and has tools of all kinds, a resource and a prompt."""
     server = MCPServer("docs", version="1.0", log_level="WARNING", instructions="Search the handbook.")
     for tool in (echo, add, search, slow, fail, big):
         server.add_tool(tool)
@@ -50,7 +50,7 @@ def whoami_server() -> App:
 
 
 def crm() -> App:
-    """Return a server with one shared credential in its own header; `which_key` returns it."""
+    """Return a server that takes a shared credential in a header of its own; `which_key` returns the credential."""
     server = MCPServer("crm", version="1.0", log_level="WARNING")
     for tool in (which_key, find_customer):
         server.add_tool(tool)
@@ -130,7 +130,7 @@ def header_of(ctx: Context[Any, Any], name: str) -> str:
 
 
 def guarded(app: App, header: str, scheme: str) -> App:
-    """Answer 401 with a cookie and a challenge, as hosted servers do, unless the header is present."""
+    """Return `app`, but answer requests without a credential in `header` with 401, a challenge and a cookie."""
 
     async def judge(scope: Scope, send: Send) -> bool:
         value = headers_of(scope).get(header, "")
@@ -181,7 +181,7 @@ def under_any_name(app: App) -> App:
 
 
 def judged(app: App, judge: Callable[[Scope, Send], Awaitable[bool]]) -> App:
-    """Return `app` behind `judge`, which may answer a request instead."""
+    """Return `app` behind `judge`, which may answer a request in place of `app`."""
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or await judge(scope, send):
@@ -253,7 +253,7 @@ def cut_off() -> App:
 
 
 def http_sse() -> App:
-    """Return a server with only HTTP+SSE of 2024-11-05: GET opens a stream whose first event names the POST URL."""
+    """Return a server of the HTTP+SSE transport (2024-11-05). GET opens a stream; its first event has the POST URL."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

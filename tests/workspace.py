@@ -46,9 +46,9 @@ class Serve:
         return self.data_dir.with_suffix(".log")
 
     def start(self, *more: str, workers: int = 2, files: tuple[int, int] | None = None) -> Self:
-        """Start with `more` options, and wait until the server is ready; fails with the server's output otherwise.
+        """Start the command with the options `more`, and wait until the server is ready.
 
-        `files` are the soft and the hard limit of open files.
+        If the server does not get ready, fail with its output. `files` are the soft and the hard limit of open files.
         """
         command = [sys.executable, "manage.py", "serve", "--port", str(self.port), *more]
         if files is not None:
@@ -113,7 +113,7 @@ class Serve:
         return self.log_file.read_text(errors="replace")
 
     def rows(self, query: str, *params: object) -> list[dict[str, Any]]:
-        """Read or change rows by SQL, without the application."""
+        """Run an SQL query directly on the database, and return its rows."""
         connect = psycopg.connect(self.database_url, autocommit=True, row_factory=psycopg.rows.dict_row)
         with closing(connect) as connection:
             cursor = connection.execute(query.encode(), params)
@@ -132,13 +132,13 @@ class Serve:
         return str(done["told"])
 
     def issue_token(self, *, host: str, gateway: str, user: str = OWNER) -> dict[str, str]:
-        """Return a token that acts as `user`, as printed by the command."""
+        """Issue a token that acts as `user`, and return the JSON object that `issue_token` prints."""
         arguments = ("--user", user, "--host", host, "--gateway", gateway)
         return dict(json.loads(self.manage("issue_token", *arguments)))
 
 
 def new(directory: Path, name: str, **settings: str) -> Serve:
-    """Return an unstarted workspace on a new, migrated database of the run's cluster."""
+    """Return a `Serve` that is not started yet, with a new, migrated database in the test run's cluster."""
     data_dir = directory / name
     data_dir.mkdir(mode=0o700)
     database_url = cluster.fresh_database(f"{name}_{os.getpid()}", cluster.tables())

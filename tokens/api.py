@@ -194,8 +194,8 @@ class TokenResource(Resource):
         `overlap_hours` hours. With `until_used` it ends earlier, when the new secret is first used. Without a body, the
         present secret ends at once.
 
-        If the owner has not collected the new secret yet, a second request changes nothing, with one exception: if its
-        `overlap_hours` is 0 or missing, the present secret ends at once.
+        Until the owner has collected the new secret, further requests have only one effect: if `overlap_hours` is 0 or
+        missing, the present secret ends at once.
         """
         token = self._find(pk)
         return self.changed(token, partial(token.ask_for_new, **self.body()))
@@ -226,7 +226,8 @@ class TokenResource(Resource):
     def _by_itself(self, presented: Presented, pk: UUID, terms: Mapping[str, Any]) -> Issued:
         """Rotate the token that authenticated this request.
 
-        Raises ApiError, or AuthenticationFailed if the token's secret has just ended.
+        Raises ApiError if `pk` is another token, or if the client's address or the connection is refused. Raises
+        AuthenticationFailed if the token's secret has just ended.
         """
         token = presented.token
         if token.pk != pk:
@@ -306,7 +307,7 @@ class ApiKeySerializer(serializers.Serializer[ApiKey]):
     """An API key without its secret."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name on the pages.")
+    name = serializers.CharField(help_text="Name that pages show.")
     prefix = serializers.CharField(help_text="First characters of its secret, to recognise it.")
     capabilities = serializers.ListField(
         child=serializers.CharField(),
@@ -391,8 +392,8 @@ class Regenerate(Connections):
     """A new secret for a connection. The previous secret stops working at once.
 
     For your own agent, the answer has the new secret. For another person's agent, the gateway asks this person to
-    collect a new secret, and the answer is the connection. For an app, the gateway makes a new key, which it never
-    shows. The answer is then the connection.
+    collect a new secret. For an app, the gateway makes a new key, which it never shows. In these two cases, the answer
+    is the connection.
     """
 
     versioned = False  # The response may be a token instead of the connection.
@@ -412,9 +413,9 @@ class Regenerate(Connections):
         return self._token(connection) if connection.host.is_agent else self._key(connection)
 
     def _key(self, connection: Connection) -> Response:
-        """Replace the key of an app's connection by a new key, which is never shown.
+        """Replace the key of an app's connection with a new key, which is never shown.
 
-        The person needs MCP_CONNECTIONS_REVOKE, also for a connection of their own.
+        The person needs MCP_CONNECTIONS_REVOKE, even for their own connection.
         """
         must_hold(self.me, Capability.MCP_CONNECTIONS_REVOKE)
         _must_be_renewable(connection)

@@ -122,7 +122,7 @@ def create(request: AppRequest) -> HttpResponse:
 
 
 def _issued(form: ApiKeyForm, request: AppRequest) -> IssuedApiKey | None:
-    """Create and return the key. If it is refused, add the reason to the form as an error, and return None."""
+    """Create and return the key. If creating it is refused, add the reason to the form's errors, and return None."""
     data = dict(form.cleaned_data)
     data["pk"] = data.pop("id")
     try:

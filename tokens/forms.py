@@ -30,7 +30,7 @@ NEVER = "never"
 OVERLAPS = {0: "Not at all", 1: "1 hour", 24: "24 hours", 168: "7 days"}
 MOST_UNTIL_USED = 24  # Hours after which the old secret ends, even if the new one was not used.
 LIMIT = (
-    "Empty: only the limits of the workspace and the gateway apply. Raising or removing a limit later needs "
+    "If empty, only the limits of the workspace and the gateway apply. Raising or removing a limit later needs "
     f"“{Capability.API_TOKENS_MANAGE.label}”."
 )
 
@@ -46,7 +46,7 @@ class Preset:
 
     @classmethod
     def after(cls, value: object, words: str, length: timedelta | None, selected: object) -> Preset:
-        """Return the option whose end is `length` from now. If `length` is None, the option has no end."""
+        """Return the option that ends `length` from now. If `length` is None or zero, `ends` is None."""
         return cls(str(value), words, timezone.now() + length if length else None, str(selected) == str(value))
 
 
@@ -65,7 +65,7 @@ class AllowlistField(forms.CharField):
             label="IP allowlist",
             required=False,
             widget=forms.Textarea(attrs={"rows": 3, "placeholder": "198.51.100.7\n2001:db8::/32"}),
-            help_text="One address or CIDR range per line. Empty means anywhere.",
+            help_text="One address or CIDR range per line. If empty, any address is allowed.",
         )
 
     def prepare_value(self, value: Any) -> Any:
@@ -79,7 +79,7 @@ class AllowlistField(forms.CharField):
 
 
 class TokenForm(forms.Form):
-    """Name, servers, expiration, IP allowlist and limit of calls of a new token. The initial values are valid."""
+    """Form for a new token: name, servers, expiration, IP allowlist and limit of calls. Initial values are valid."""
 
     name = forms.CharField(max_length=100)
     scope = forms.ChoiceField(

@@ -364,7 +364,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
 
     @property
     def blocked_reason(self) -> str:
-        """The log's error code for the reason that blocks an active token. Empty if not blocked or not active."""
+        """The error code of refused calls in the log, if the token is active but blocked; otherwise empty."""
         return self.connection.refused_for() if self.status == "active" else ""
 
     @property
@@ -433,7 +433,7 @@ class Token(HoldsPrevious, Versioned, models.Model):
         self.previous_until_used = False
 
     def ask_for_new(self, *, by: User, overlap_hours: int = 0, until_used: bool = False) -> None:
-        """Ask the owner to collect a new secret. The present secret ends as with `rotate`.
+        """Ask the owner to collect a new secret. See `rotate` for when the present secret ends.
 
         If an earlier request is still open, no second request is made. In this case, `overlap_hours=0` ends the
         previous secret at once if it still works, and any other value changes nothing.

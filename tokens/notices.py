@@ -38,7 +38,7 @@ class Notice(NamedTuple):
 
 
 def notices(user: User) -> list[Notice]:
-    """Return the newest notices, at most MOST. Leave out notices before the last dismissal, or older than LATEST."""
+    """Return the newest notices, at most MOST. Leave out dismissed notices and notices older than LATEST."""
     touched = _touched(user, max(filter(None, (user.notices_read_at, timezone.now() - LATEST))))
     if touched is None:
         return []
@@ -52,7 +52,7 @@ def notices(user: User) -> list[Notice]:
 def _touched(user: User, since: datetime) -> Q | None:
     """Return a filter for the events after `since` about the user's tokens and connections.
 
-    Return None if no token or connection of the user has changed.
+    Return None if none of them has changed since.
     """
     # Find the objects first, because events are indexed by object. A previous secret may have been ended after `since`,
     # up to LONGEST_OVERLAP after it was replaced.

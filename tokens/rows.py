@@ -57,7 +57,7 @@ def hosts_for(viewer: User) -> HostQuerySet:
 
 
 def may_create(viewer: User) -> bool:
-    """Return whether `viewer` may create a token, for an existing agent or an agent that `viewer` may add."""
+    """Return whether `viewer` may create a token, for an existing agent or for a new one."""
     may_some = viewer.has_perm(Capability.API_TOKENS_CREATE) or hosts_for(viewer).exists()
     return viewer.uses_gateways and may_some
 
@@ -269,7 +269,10 @@ class TokenRow:
 
     @cached_property
     def secrets(self) -> list[SecretUse]:
-        """The old and the new secret with their use since the replacement; empty if the secret was never replaced."""
+        """The old and the new secret with their use since the replacement.
+
+        Only the old secret if the new one is not collected yet. Empty if the secret was never replaced.
+        """
         token, since = self.token, self.token.asked_at or self.token.rotated_at
         old = SecretUse(
             "Old", token.previous_prefix, token.previous_last_used_at, self._addresses(token.previous_prefix)
@@ -289,7 +292,7 @@ class TokenRow:
 
 
 class Care(NamedTuple):
-    """A category of active tokens that need attention. On the page, the card `title` opens the list of these tokens."""
+    """A category of active tokens that need attention. The page has a card that links to the list of these tokens."""
 
     title: str
     note: str
@@ -336,7 +339,10 @@ def owner_of_listed(viewer: User, query: QueryDict) -> User | None:
 
 
 def listed(viewer: User, query: QueryDict) -> TokenQuerySet:
-    """Return the viewer's own tokens. With `?owner=all`, return everyone's tokens. Raises CapabilityRequired."""
+    """Return the viewer's own tokens. With `?owner=all`, return everyone's tokens.
+
+    Raises CapabilityRequired if the viewer may not see everyone's tokens.
+    """
     tokens = Token.objects.filter(kind=TokenKind.ACCESS)
     if owner := owner_of_listed(viewer, query):
         return tokens.filter(connection__user=owner)
@@ -366,9 +372,9 @@ class TokenFilter(ListFilter):
         return tokens.order_by(F("expires_at").asc(nulls_last=True), "pk")
 
     def counted(self, tokens: TokenQuerySet, owner: User | None) -> tuple[dict[str, int], int]:
-        """Return a pair: the `token_counts` of `tokens`, and the number of tokens that match the filters.
+        """Return the `token_counts` of `tokens`, and the number of tokens that match the filters.
 
-        For a search, the first item is empty.
+        For a search, return an empty dictionary instead of the `token_counts`.
         """
         if "q" in self.values:  # A search uses other indexes, so counting all tokens too would take twice as long.
             return {}, self.narrow(tokens).count()
@@ -380,8 +386,8 @@ class TokenFilter(ListFilter):
 def token_counts(tokens: TokenQuerySet, owner: User | None) -> dict[str, int]:
     """Return the number of `tokens` for each status and for each card of CARES.
 
-    The key `blocked` has the number of active tokens whose connection is disabled, revoked or blocked. Pass the `owner`
-    if all tokens belong to one person.
+    The key `blocked` has the number of active tokens whose connection is disabled, revoked or blocked. If all
+    tokens belong to one person, pass this person as `owner`: the query is then faster.
     """
     # With an owner, only the owner's connections are scanned.
     stopped = Connection.objects.filter(_OFF | stopped_above(), **({"user": owner} if owner else {})).order_by()

@@ -140,14 +140,14 @@ class TokenQuery(ListQuery):
     user = by_person()
     q = serializers.CharField(
         required=False,
-        help_text="Text in the name of the token or of its agent, or the start of the token's prefix. If `scope` is "
+        help_text="Part of the token's name or of its agent's name, or the start of the token's prefix. If `scope` is "
         "`all`, the owner's address is searched too.",
     )
     expires_before = serializers.DateTimeField(required=False, help_text="Only tokens that expire before this time.")
 
 
 class TokenChanges(RequestBody):
-    """The changeable fields of a token; its servers never change."""
+    """The fields of a token that can be changed. The choice of servers cannot be changed."""
 
     name = serializers.CharField(max_length=100)
     expires_in_days = serializers.IntegerField(
@@ -209,7 +209,7 @@ class NewToken(RequestBody):
         return gateway
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        """Return the objects named by id: `host`, `gateway`, `servers` and `identities`."""
+        """Return the fields, with objects instead of ids: `host`, `gateway`, `servers` and `identities`."""
         gateway = attrs["gateway_id"]
         offered = Assignment.objects.placed().filter(gateway=gateway).select_related("server")
         named_things = {
@@ -233,14 +233,20 @@ def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None
 
 
 def _brought(offered: Any, choices: dict[str, UUID], user: Any) -> dict[Assignment, Identity]:
-    """Return the user's own usable identity for each per-user server in `choices`. Raises ValidationError."""
+    """Return the user's identities that `choices` selects, keyed by assignment.
+
+    Raises ValidationError if a server does not use per-user identities on the gateway, or if the selected identity is
+    not a usable identity of the user at this server.
+    """
     per_user = [a for a in offered if a.identity_scheme == IdentityScheme.PER_USER]
     identities = Identity.objects.usable().own(user).in_bulk(list(choices.values()))
     bound: dict[Assignment, Identity] = {}
     for server, pk in choices.items():
         assignments = [assignment for assignment in per_user if str(assignment.server_id) == server.lower()]
         if not assignments:
-            raise ValidationError({"identities": [f"Server {server} takes no credential of yours on this gateway."]})
+            raise ValidationError(
+                {"identities": [f"Server {server} does not use your own credential on this gateway."]}
+            )
         if pk not in identities or identities[pk].server_id != assignments[0].server_id:
             raise ValidationError({"identities": [f"You have no usable credential {pk} for server {server}."]})
         bound |= dict.fromkeys(assignments, identities[pk])

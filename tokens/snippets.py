@@ -50,10 +50,10 @@ def example_call(gateway: Gateway, user: User, host: Host | None = None) -> Tool
 
 
 def _example_order(tool: Feature) -> tuple[bool | int | str, ...]:
-    """Sort key for example tools.
+    """Return a sort key that puts the most suitable example tool first.
 
-    The criteria, most important first: the tool is named `echo`, is read-only, has a name that sounds like reading,
-    needs no credential of the person, and has few required arguments.
+    The criteria, most important first: the tool is named `echo`; it is read-only; its name matches READS; it does not
+    use the person's own credential; it has few required arguments.
     """
     return (
         tool.name != "echo",

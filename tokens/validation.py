@@ -28,7 +28,7 @@ class TooMany(TokenError):
 
 
 class NotYourToken(TokenError):
-    """A token always acts as the person who created it."""
+    """You can create tokens only for yourself."""
 
 
 class TokenAlreadyRevoked(TokenError):

@@ -123,7 +123,7 @@ def listing(request: AppRequest) -> HttpResponse:
 @require_GET
 @requires(Capability.API_TOKENS_READ)
 def numbers(request: AppRequest) -> HttpResponse:
-    """Return parts of the page with the numbers of tokens.
+    """Return the parts of the page that show numbers of tokens.
 
     This is a separate request, because counting everyone's tokens takes longer than listing one page of them.
     """
@@ -152,9 +152,9 @@ def dismiss(request: AppRequest) -> HttpResponse:
 @require_GET
 @own_resource("offers the agents one may make a token for")
 def create(request: AppRequest) -> HttpResponse:
-    """Choose the agent for a new token.
+    """Show the agents to choose from for a new token.
 
-    If there are no agents, a viewer who may add agents enters a name for the first agent here.
+    If there are no agents, viewers who may add agents get a form to name the first agent.
     """
     words = text_of(request.GET, "q")
     hosts = hosts_for(request.user).matching(words).order_by(Lower("name"))
@@ -174,9 +174,9 @@ def create(request: AppRequest) -> HttpResponse:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.API_TOKENS_MANAGE, Capability.API_TOKENS_CREATE)
 def create_agent(request: AppRequest) -> HttpResponse:
-    """Create an agent with the entered name. Then start the flow that creates its token.
+    """Create an agent with the entered name. Then redirect to the page that creates its token.
 
-    The flow gets the gateway and client that were chosen before.
+    The redirect keeps the gateway and the client that were chosen before.
     """
     return _name_agent(request, NameAgentForm(posted(request)))
 
@@ -300,7 +300,7 @@ def collect(request: AppRequest, pk: UUID) -> HttpResponse:
             request,
             title="Collect new token",
             text="The new token will be created now and shown to you once.",
-            more=f"{_named(token)}. Nothing but its secret changes.",
+            more=f"{_named(token)}. Only the token's secret changes.",
             icon="key",
             kind="primary",
             target="#dialog",
@@ -399,7 +399,7 @@ def _ask(request: AppRequest, token: Token, form: TokenOverlapForm, **question: 
         "title": "Regenerate token",
         "text": REGENERATE_TEXT,
         "text_with_overlap": REGENERATE_WITH_OVERLAP_TEXT,
-        "more": f"{_named(token)}. Nothing but its secret changes. The new token is shown once.",
+        "more": f"{_named(token)}. Only the token's secret changes. The new token is shown once.",
         "icon_name": "key",
         "kind": "primary",
         "target": "#dialog",
@@ -419,7 +419,7 @@ def _named(token: Token) -> str:
 
 
 def _shown(request: AppRequest, token: Token, new: Issued | None = None) -> HttpResponse:
-    """Show the new secret; without `new`, show a message that the secret is no longer shown."""
+    """Show the new secret. If `new` is None, say that the secret is no longer shown."""
     if new is None and wants_fragment(request):
         return changed(request, token, "This token was regenerated already. The new token is no longer shown.")
     context: dict[str, Any] = {"token": token, "row": TokenRow(token, request.user), "back": back_url(request, token)}
@@ -481,9 +481,9 @@ def _ended_with(tokens: list[Token]) -> str:
 
 
 def _refused_lately(tokens: list[Token], viewer: User, **where: list[str]) -> str:
-    """Return a sentence with the number of calls of the last 7 days that would have been refused without these tokens.
+    """Return a sentence with the number of calls in the last 7 days that used these tokens.
 
-    Return "" if the viewer may not read the calls.
+    Calls that were denied do not count. Return "" if the viewer may not read the calls.
     """
     # Calls are indexed by connection, not by token.
     of = {"connection_id": [token.connection_id for token in tokens], "token_id": [token.pk for token in tokens]}
@@ -644,9 +644,9 @@ def changed(request: AppRequest, token: Token, toast: str) -> HttpResponse:
 
 
 def extra_token(request: AppRequest, token: Token) -> str:
-    """Return the updated token as HTML for the page behind the dialog with the secret.
+    """Return HTML that updates the token on the page behind the dialog with the new secret.
 
-    Empty if that page does not show the token.
+    Return "" if that page does not show the token.
     """
     if _in_dialog(request) or open_page(request) == reverse("overview"):
         return ""
@@ -654,9 +654,9 @@ def extra_token(request: AppRequest, token: Token) -> str:
 
 
 def without_notice(request: AppRequest, token: Token) -> str:
-    """Return the out-of-band element that removes the notice asking the owner to collect a new secret of `token`.
+    """Return HTML that removes the notice about the new secret of `token` from the page.
 
-    Empty on pages that have no such notice.
+    Return "" for pages without this notice.
     """
     is_complete = not _in_dialog(request) and (_on_list(request) or open_page(request) == reverse("overview"))
     return f'<div id="waiting-{token.pk}" hx-swap-oob="delete"></div>' if is_complete else ""

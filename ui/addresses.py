@@ -30,7 +30,7 @@ class Address:
 
 
 def parts(uri: str, *, longest: int = 60) -> Address:
-    """Split `uri` into parts in ASCII. The part after host name and port is cut at `longest` characters.
+    """Return the parts of `uri` in ASCII. The part after host name and port is cut at `longest` characters.
 
     If it is uncertain which host name a browser would open, `domain` is empty and the whole URL is in `before`.
     """
@@ -75,7 +75,7 @@ def _unclear(uri: str) -> Address:
 
 
 def _ascii(text: str) -> str:
-    """Percent-encode as browsers do, which also makes invisible and direction-changing characters visible."""
+    """Return `text` percent-encoded, as in browsers. Invisible and direction-changing characters become visible."""
     return quote(text, safe=PRINTABLE)
 
 

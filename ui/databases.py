@@ -1,7 +1,7 @@
 """Database connections: pages may use a pooler in transaction mode; work that needs a session connects directly.
 
-Such a pooler loses settings, session advisory locks, prepared statements, LISTEN and cursors between transactions, or
-lets them affect other clients.
+In this mode, each transaction may run in another session of PostgreSQL. Settings, session advisory locks, prepared
+statements, LISTEN and cursors are then lost after a transaction, or affect other clients.
 """
 
 from __future__ import annotations

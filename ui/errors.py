@@ -17,7 +17,10 @@ from wire import jsonrpc
 
 
 class TryLater(Exception):
-    """The request is refused for now; nothing was done. `seconds` is the Retry-After; the message is for people."""
+    """The request is refused for now and changed nothing.
+
+    People see the message. `seconds` is the value of Retry-After.
+    """
 
     def __init__(self, sentence: str, seconds: int) -> None:
         super().__init__(sentence)
@@ -37,7 +40,7 @@ def permission_denied(request: HttpRequest, exception: Exception | None = None) 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
     """Return 404 to an MCP client, otherwise 403.
 
-    The 403 page gives the reason: the form's page works only over https, or was open for too long.
+    The 403 page gives the reason: the form was sent from an http page but needs https, or it was open for too long.
     """
     if _is_mcp_client(request):
         return _no_gateway()
@@ -57,7 +60,7 @@ def _denied(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 
 @requires_csrf_token
 def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpResponse:
-    """Return 404. If only the URL without its last slash is a page, redirect a GET request to that page instead."""
+    """Return 404. If a page has the URL without the last slash, redirect GET requests to this page instead."""
     if _is_mcp_client(request):
         return _no_gateway()
     if request.method == "GET" and (shorter := _without_last_slash(request)):
@@ -66,9 +69,9 @@ def not_found(request: HttpRequest, exception: Exception | None = None) -> HttpR
 
 
 def _without_last_slash(request: HttpRequest) -> str:
-    """Return the URL without its last slash, if a page has this shorter URL but no page has the whole URL.
+    """Return the URL without its last slash if that is the URL of a page.
 
-    Otherwise return "".
+    Return "" if it is not, or if the URL with the slash belongs to a page, too.
     """
     if request.resolver_match or not request.path.endswith("/") or not is_valid_path(request.path_info[:-1]):
         return ""
@@ -77,7 +80,7 @@ def _without_last_slash(request: HttpRequest) -> str:
 
 
 def _is_mcp_client(request: HttpRequest) -> bool:
-    """Return whether the request comes from an MCP client, for example one with a wrong URL."""
+    """Return whether the request seems to come from an MCP client, which may have a wrong gateway URL."""
     # A browser never submits a form as JSON.
     return request.content_type == "application/json" or request.headers.get("Accept") == "text/event-stream"
 

@@ -1,6 +1,7 @@
-"""Export lists and logs: CSV for spreadsheets, JSON lines for programs. The last line says if all rows are there.
+"""Export lists and logs: CSV for spreadsheets, JSON lines for programs.
 
-docs/how-to/read-the-log.md describes the format and what readers must check.
+The last line of a file says whether the file is complete. docs/how-to/read-the-log.md describes the format, and how to
+check that line.
 """
 
 from __future__ import annotations
@@ -66,14 +67,14 @@ class TooManyExports(ApiError):
 
 
 class IncompleteExport(Exception):
-    """Reading the rows failed; the last line of the file says so, and the answer is cut off after it."""
+    """Reading the rows failed. The last line of the file says so, and then the response is cut off."""
 
 
 class Export:
-    """A file of rows that the person `by` exports, written a few rows at a time. Raises TooManyExports.
+    """A file of rows that the person `by` exports, written a few rows at a time.
 
-    Iterating may raise IncompleteExport. `close` may be called at any time, from any thread. Subclasses implement
-    `chunks`, which yields the rows.
+    Creating an export may raise TooManyExports, and iterating over it may raise IncompleteExport. `close` may be called
+    at any time, from any thread. Subclasses implement `chunks`, which yields the rows.
     """
 
     def __init__(self, kind: str, columns: Sequence[str], *, by: Any) -> None:
@@ -127,7 +128,7 @@ class Export:
             self._resources.close()
 
     def pieces(self) -> Generator[str]:
-        """Yield the file: the column names (CSV only), the rows, and a last line that says if all rows are there."""
+        """Yield the file: the column names (CSV only), the rows, and a line that says whether the file is complete."""
         count = 0
         if self._kind == "csv":
             yield _csv([self._columns])
@@ -174,7 +175,7 @@ def file_response(request: HttpRequest, name: str, kind: str, pieces: Export) ->
 
 
 def too_many_response(refused: TooManyExports) -> HttpResponse:
-    """Return a plain-text 503 response with Retry-After, for pages that cannot start an export."""
+    """Return the plain-text 503 response of a page that cannot start an export, with Retry-After."""
     headers = {"Retry-After": f"{refused.wait:.0f}"}
     return HttpResponse(refused.detail, status=refused.status_code, headers=headers, content_type="text/plain")
 

@@ -52,7 +52,10 @@ class Limit(serializers.IntegerField):
 
 @dataclass(frozen=True, slots=True)
 class FilterMenu:
-    """A filter shown as a menu of "checkbox" or "radio" inputs (`kind`). An option is (value, label, chosen)."""
+    """A filter that is shown as a menu of inputs.
+
+    `kind` is the type of the inputs: "checkbox" or "radio". Each option is a tuple (value, label, chosen).
+    """
 
     name: str
     kind: str
@@ -87,7 +90,7 @@ class ListFilter(forms.Form):
     def takes_long(self) -> bool:
         """True if `narrow` is slow with these values.
 
-        `list_page` then applies the filter once instead of twice (for the count and for the page).
+        If so, `list_page` gets the count and the page from one query. Otherwise, it runs a query for each.
         """
         return False
 
@@ -125,9 +128,9 @@ def unused_for(days: int, used: str, created: str) -> Q:
 
 
 def holds(field: str, words: str) -> Q:
-    """Match rows whose field contains these words, ignoring case.
+    """Match rows whose `field` contains the text `words`, ignoring case.
 
-    ASCII words are compared in the collation "C". This avoids the slow case rules that libc has for other collations.
+    ASCII text is compared in the collation "C", because libc changes case slowly in other collations.
     """
     if words.isascii():
         return Q(Contains(Upper(Collate(field, "C")), words.upper()))
@@ -135,8 +138,9 @@ def holds(field: str, words: str) -> Q:
 
 
 def named(name: str) -> Q:
-    """Match rows with this name, ignoring white space around it, and case as the constraints that make names unique do.
+    """Match rows with this name, ignoring case and the white space around `name`.
 
-    `iexact` would compare in upper case, where the Kelvin sign and “k” differ. In lower case they are equal.
+    Names are compared in lower case, as in the constraints that make names unique. `iexact` would compare in upper
+    case, where the Kelvin sign and “k” differ. In lower case they are equal.
     """
     return Q(Exact(Lower("name"), Lower(Value(name.strip()))))

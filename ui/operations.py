@@ -1,4 +1,4 @@
-"""Decorator that declares a REST operation: capabilities, parameters, body, response. Handles Idempotency-Key."""
+"""The decorator that declares a REST operation, and the handling of the header Idempotency-Key."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ type Answer = type[serializers.BaseSerializer[Any]] | PolymorphicProxySerializer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """A declaration by `@operation` on a method of a resource."""
+    """The properties of a REST operation, as declared by `@operation` on a method of a resource."""
 
     needs: Rule  # The capabilities (see capabilities.rest).
     query: type[Query]  # The query parameters.
@@ -110,7 +110,7 @@ def operation[Method: Callable[..., Any]](  # noqa: PLR0913  (one keyword for ea
     if_match: bool = False,
     makes: bool = False,
 ) -> Callable[[Method], Method]:
-    """Declare a method of a resource as an API operation. Methods without declaration are always refused.
+    """Declare a method of a resource as an API operation. Requests for undeclared methods are refused.
 
     The parameters are the fields of Operation. `needs`, `query`, `reauth`, `api_keys` and `access_tokens` are enforced
     before the method runs. `answer`, `conflicts` and `if_match` are only for the OpenAPI description.
@@ -169,7 +169,7 @@ KEPT_HEADERS = ("ETag", "Cache-Control")
 
 
 class InProgress(APIException):
-    """The first request with this key is not answered yet."""
+    """The first request with this Idempotency-Key is not answered yet."""
 
     status_code = HTTPStatus.CONFLICT
     default_detail = "The first request with this Idempotency-Key is still in progress. Try again in a moment."
@@ -181,7 +181,7 @@ class KeyReused(APIException):
     """The Idempotency-Key was used for another request."""
 
     status_code = HTTPStatus.UNPROCESSABLE_ENTITY
-    default_detail = "This Idempotency-Key was used for another request. Use a new key for each object to create."
+    default_detail = "This Idempotency-Key was used for another request. Use a new key for each object that you create."
     default_code = "idempotency_key_reused"
 
 
@@ -194,7 +194,7 @@ class AnswerLost(APIException):
 
 
 class Afterwards(Response):
-    """Answer of an operation that commits first, and then contacts another machine, such as a mail server."""
+    """The answer of an operation that contacts another machine, such as a mail server, after its commit."""
 
     def __init__(self, made: Callable[[], Response], done: Callable[[], Response]) -> None:
         super().__init__()
@@ -204,9 +204,10 @@ class Afterwards(Response):
 
 
 def stored_answer(request: Request, make: Callable[[], Response]) -> Response:
-    """Return the answer of `make`, or the stored answer for the same credential, idempotency key and request.
+    """Return the answer of `make`. If the request repeats an earlier request, return the stored answer instead.
 
-    Errors are not stored. Raises InProgress, KeyReused, AnswerLost, or ValidationError for an invalid key.
+    A repeated request has the same credential, idempotency key, method, URL and body. Errors are not stored. Raises
+    InProgress, KeyReused, AnswerLost, or ValidationError for an invalid key.
     """
     given = request.headers.get(HEADER)
     if given is None:
@@ -268,7 +269,7 @@ def _alone(key: str) -> None:
 
 @contextmanager
 def _alone_for_longer(key: str) -> Iterator[None]:
-    """Lock the idempotency key beyond the transaction, until the end of the block or of this process."""
+    """Lock the idempotency key until the `with` block or this process ends, even after the transaction has ended."""
     with databases.connect_direct() as own:
         own.execute("SELECT pg_advisory_lock(%s)", [_later_lock(key)])
         try:

@@ -198,8 +198,8 @@ def confirm(  # noqa: PLR0913  (the parts of a sentence, all by name)
 ) -> HttpResponse:
     """Render a confirmation, whose button `submit` posts to `action`.
 
-    If `typed` is given, people must type this name (`was_typed`). Give `typed` if the action permanently ends many
-    objects, or an object that everybody depends on.
+    If `typed` is given, people must type this name (see `was_typed`). Give `typed` if the action cannot be undone and
+    ends many objects, or an object that everybody depends on.
     """
     context = {
         "title": title,
@@ -293,8 +293,8 @@ def page_of[M: Model](
 ) -> Page[M]:
     """Return the page requested by `?page=`, or the nearest one.
 
-    The joins and counts of `detail` run only for the rows of the page. `count` is the number of rows, if known. Use
-    `at_once` if the conditions of `rows` take long to check, so that the database checks them once instead of twice.
+    `detail` adds joins and counts to a queryset; it is applied only to the rows of the page. `count` is the number of
+    all rows, if known. Use `at_once` if the query of `rows` is slow: then it runs once instead of twice.
     """
     keys = rows if detail is None else rows.values_list("pk", flat=True)
     # Usually, one query counts the rows, and another gets the keys of the page.

@@ -93,7 +93,7 @@ class Reference(serializers.Serializer[Any]):
     """An object, by id and name."""
 
     id = Id()
-    name = serializers.CharField(help_text="Name on the pages.")
+    name = serializers.CharField(help_text="Name that pages show.")
 
 
 class Problem(NamedTuple):
@@ -105,7 +105,7 @@ class Problem(NamedTuple):
 
 
 class ApiError(APIException):
-    """A refusal with a status and a code of its own; `wait` becomes its Retry-After, in seconds."""
+    """An error with its own status and code. `wait` is the value of the Retry-After header, in seconds."""
 
     wait: float | None = None
 
@@ -172,7 +172,7 @@ class RateLimit(SimpleRateThrottle):
     def headers(self) -> dict[str, str]:
         """Return the headers: the limit, the requests left, and the seconds until the oldest request stops counting.
 
-        Empty if the limit does not apply.
+        If the limit does not apply, return no headers.
         """
         if getattr(self, "key", None) is None:
             return {}
@@ -214,7 +214,7 @@ class Resource(GenericViewSet[Any]):
         return cast("User", self.request.user)
 
     def must_own(self, owner: UUID | None) -> None:
-        """Raise the errors of `Own.check` if the user is not `owner` and may not act on other people's objects."""
+        """Raise an error of `Own.check` unless the user is `owner` or may act on other people's objects."""
         rule = cast("Own", self.operation.needs)
         rule.check(self.me, owner)
 
@@ -275,7 +275,7 @@ class Resource(GenericViewSet[Any]):
         return Response(status=HTTPStatus.NO_CONTENT)
 
     def page(self, rows: QuerySet[Any], detail: Callable[[Any], QuerySet[Any]] = lambda rows: rows) -> Response:
-        """Return one page of `rows` in the requested order. `detail` extends the queryset of the page's rows."""
+        """Return one page of `rows` in the requested order. `detail` adds joins and counts for the page's rows."""
         # The keys of the page come first, so that joins and counts run only for its rows.
         keys = list(self.paginate_queryset(self._ordered(rows).values_list("pk", flat=True)) or ())
         rows_by_pk = detail(rows.model._default_manager.filter(pk__in=keys)).in_bulk(keys)
@@ -363,9 +363,9 @@ NO_CREDENTIAL = (
 
 
 def problem(exc: Exception, context: dict[str, Any]) -> Response | None:
-    """Handle an exception for DRF: every refusal has `detail` and `code`, and `errors` for bad input.
+    """Return the response for an exception: a body with `detail` and `code`, and for invalid input also `errors`.
 
-    Return None for an exception that is not a refusal; DRF raises it again.
+    Return None for an unexpected exception, which DRF then raises again.
     """
     if isinstance(exc, PermissionDenied):
         return _denied(exc)
@@ -434,8 +434,8 @@ MOST_NAMED = 3
 class SubjectField(serializers.CharField):
     """A filter by the id or name of an object. The validated value is the list of ids of all matching objects.
 
-    `things` are the objects that the caller may see; other objects do not exist for the filter. An id is compared with
-    the columns `ids`, other text with the columns `names`, without regard to case.
+    The filter finds only `things`, the objects that the caller may see. It compares an id with the columns `ids`. It
+    compares other text with the columns `names`, ignoring case.
     """
 
     def __init__(

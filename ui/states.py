@@ -1,4 +1,4 @@
-"""Display texts of states on pages and in the Django admin. A state without a text is shown by its code, as in REST."""
+"""Display texts of states on pages and in the Django admin. States without a text are shown as codes, as in REST."""
 
 WORDS = {
     "host": {"pending": "Waiting for approval"},

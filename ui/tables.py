@@ -81,7 +81,7 @@ class Column:
             return None
 
     def is_for(self, user: Any) -> bool:
-        """Return whether the user has a capability that shows the column."""
+        """Return whether the user has one of the capabilities in `needs`."""
         return any(map(user.has_perm, (self.needs,) if isinstance(self.needs, str) else self.needs))
 
     @property
@@ -229,7 +229,7 @@ class TableView:
 
     @property
     def fit(self) -> str:
-        """The layout. If extra columns are chosen, `fixed` becomes `scroll`, so that each column keeps its width."""
+        """The table's layout. With extra columns, `scroll` replaces `fixed`, so that columns keep their widths."""
         more = any(column.is_extra and column.name in self.chosen for column in self.columns)
         return "scroll" if more and self.table.fit == "fixed" else self.table.fit
 
@@ -246,7 +246,7 @@ class TableView:
 
     @property
     def orders(self) -> list[Choice]:
-        """The options for the order. Unlike a column's head, the option of the current order does not reverse it."""
+        """The options for the order. Only a column's head can reverse the current order."""
         found = [] if self.table.order else [Choice("", "Usual order", not self.sort)]
         for head in (self._head(column) for column in self.columns if column.sorts):
             name = head.column.name
@@ -288,7 +288,10 @@ def _plain(value: Any) -> Any:
 
 
 def order_of(rows: QuerySet[Any], field: str | Expression, most_first: bool) -> OrderBy:
-    """Return the ordering. Only nullable fields get NULLS LAST, because NULLS LAST prevents the use of an index."""
+    """Return the ordering of `rows` by `field`, descending if `most_first`.
+
+    Only fields that can be NULL get NULLS LAST, because NULLS LAST prevents the use of an index.
+    """
     by: F | Expression = F(field) if isinstance(field, str) else field
     if not most_first:
         return by.asc()
@@ -313,7 +316,10 @@ def table_view(request: HttpRequest, key: str) -> TableView:
 
 
 def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:
-    """Render a list whose `TableView` is `context["table"]`, store its columns and shorten its URL."""
+    """Render the list whose `TableView` is `context["table"]`.
+
+    Also store the requested columns in a cookie and, for htmx, shorten the URL in the browser.
+    """
     view: TableView = context["table"]
     short = _short(request.GET, view)
     is_long = short != request.GET.urlencode()
@@ -330,7 +336,7 @@ def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> Ht
 
 
 def _short(query: QueryDict, view: TableView) -> str:
-    """Remove empty fields, the default order and the default columns from the query."""
+    """Return the query string without empty fields, the default order and the default columns."""
     kept = query.copy()
     for name, values in query.lists():
         kept.setlist(name, [value for value in values if value])

@@ -68,7 +68,8 @@ def list_page(
 ) -> HttpResponse:
     """Render one page of the filtered and sorted `rows`; with `?format=`, return all of them as a file.
 
-    With `wrap`, the template gets the converted rows as `rows`. See `page_of` for `detail` and `count`.
+    If `wrap` is given, the template variable `rows` has the result of `wrap` for each row. See `page_of` for `detail`
+    and `count`.
     """
     view = table.seen(request)
     listed = view.ordered(filters.narrow(rows) if filters else rows)
@@ -91,9 +92,9 @@ def form_page(
 ) -> HttpResponse:
     """Show `form`; on POST, return the response of `save`, or the form with its errors.
 
-    `errors` maps exceptions of `save` to the field that shows the message (None: the whole form), or to a pair of the
-    field and another text. After ChangedMeanwhile, the form shows the other person's changes; this requires the row's
-    `version` in `context`.
+    `errors` maps exceptions of `save` to the field that shows the exception's message, or to a pair of a field and
+    another message. For the field None, the message concerns the whole form. After ChangedMeanwhile, the form shows
+    the other person's changes; `context` must contain the row's `version` for this.
     """
     context |= {"form": form}
     if request.method == "GET":
@@ -145,7 +146,7 @@ def switch_on(request: AppRequest, row: SwitchableRow, noun: str, undo: str, sho
 def switch_off(
     request: AppRequest, row: SwitchableRow, noun: str, undo: str, shown: ShowRow, **question: Any
 ) -> HttpResponse:
-    """Ask for confirmation, then disable `row`. `undo` is the URL to enable it. `question` is passed to `confirmed`."""
+    """Ask for confirmation, then disable `row`. `undo` is the URL to enable it. See `confirmed` for `question`."""
 
     def act() -> HttpResponse:
         return shown(request, row, f"{noun} disabled", Undo.if_changed(row.disable(by=request.user), undo))
@@ -165,8 +166,8 @@ def archive_page(
 ) -> HttpResponse:
     """Archive `row` after its name was typed, and redirect to `to`.
 
-    If `archive` raises `faults`, redirect to `back` with the reason. The name is not checked if `row` cannot be
-    archived.
+    If `archive` raises `faults`, redirect to `back` with the reason. If `row` may not be archived, a POST shows this
+    reason at once, even if the name is wrong.
     """
     skips_name = request.method == "POST" and not row.may_be_archived
     return confirmed(
@@ -188,9 +189,9 @@ def archive_page(
 
 
 class Picked:
-    """The rows of `rows` that the person selected in the list.
+    """The rows that the person selected in a list. Rows that are not in `rows` are ignored.
 
-    For a row that must be skipped, `refused` returns the reason. For other rows, `refused` returns an empty string.
+    `refused` returns the reason if a row must be skipped, otherwise an empty string.
     """
 
     def __init__(
@@ -209,7 +210,7 @@ class Picked:
 
     @property
     def open(self) -> list[Any]:
-        """The rows that the action is possible for."""
+        """The selected rows that are not skipped."""
         left_alone = {row.pk for row, _ in self.apart}
         return [row for row in self.rows if row.pk not in left_alone]
 
@@ -256,9 +257,10 @@ class Picked:
 def switch_picked(
     picked: Picked, cuts: Callable[[Sequence[Model]], str], faults: Fault | tuple[Fault, ...] = ()
 ) -> HttpResponse:
-    """Enable or disable the selected rows, as the form's `act` says.
+    """Enable the selected rows if the form field `act` is `enable`, otherwise disable them.
 
-    Before rows are disabled, the person must confirm. The question contains the text of `cuts`.
+    Before rows are disabled, the person must confirm. The confirmation contains the consequences, which `cuts` returns
+    as text.
     """
     request, on = picked.request, picked.request.POST.get("act") == "enable"
     state = "enabled" if on else "disabled"

@@ -46,7 +46,7 @@ class Deadline:
         return left
 
     def check(self) -> None:
-        """Raise httpx.ReadTimeout when no time is left. For code that processes data without reading from a socket."""
+        """Raise httpx.ReadTimeout when no time is left. Call this while data that was already read is processed."""
         if time.monotonic() >= self._at:
             raise httpx.ReadTimeout("the deadline has passed")
 
@@ -92,7 +92,7 @@ STOP_SECONDS = 1.0  # How long stop() waits for cancelled tasks.
 
 
 class LoopFault(NamedTuple):
-    """A loop whose last round failed, and the type of the error. The message of the error is only logged."""
+    """A loop whose last round failed, and the type of the error. The error's message is in the log, but not here."""
 
     task: str
     error: str
@@ -109,7 +109,7 @@ def faults() -> list[LoopFault]:
 
 @cache
 def failures() -> Counter:
-    """Return the counter of failed rounds and tasks."""
+    """Return the Prometheus counter of failed rounds of loops, and of failed tasks."""
     # Imported late: the directory of the multiprocess counters is set when the workers start.
     from prometheus_client import Counter  # noqa: PLC0415
 
@@ -221,7 +221,7 @@ def every(seconds: float) -> Callable[[], Awaitable[object]]:
 
 
 def _is_cancelled() -> bool:
-    """Return whether the running task itself was cancelled, and not only something that the task awaits."""
+    """Return whether the running task was cancelled. False if only a task that it awaits was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 

@@ -85,14 +85,14 @@ class Spoken(NamedTuple):
     def eras_beside(self, known: str) -> str:
         """Return the eras to store. `known` contains the eras stored until now; it is empty if none are stored.
 
-        Return `eras` if `is_certain` is true, or if `known` is empty or equal to `eras`. Otherwise return BOTH, so
-        that the stored era is not lost.
+        Usually, these are the eras just found (`eras`). But if the probe was not certain and other eras are stored,
+        return BOTH: the server may still speak the stored eras.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 
 class Beside(Protocol):
-    """Observes a request and its session, because the server may send messages about the request on another stream."""
+    """Receives the messages about a request that the server sends on another stream of the session."""
 
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None
@@ -246,9 +246,9 @@ class McpClient:
             raise Busy(target.server_name, "too many calls wait", seconds=RETRY_SECONDS) from None
 
     async def list_features(self, target: Target, kind: str, *, seconds: float) -> Listed:
-        """Return the usable features of this kind, within `seconds`; empty if the server does not know the method.
+        """Return the usable features of this kind; none if the server does not know the list method of this kind.
 
-        Pages after the first MOST_PAGES are not read. Raises an UpstreamError.
+        Pages after the first MOST_PAGES are not read. Raises an UpstreamError, for example after `seconds`.
         """
         ends = time.monotonic() + seconds
         catalogue = CATALOGUES[kind]

@@ -1,6 +1,6 @@
 """Definitions of tools, prompts, resources and templates: parse, validate, compare and store them.
 
-A definition is stored as the JSON text its server sent, so clients get its numbers and duplicate keys unchanged.
+A definition is stored as the JSON text that the server sent. So clients get numbers and duplicate keys unchanged.
 """
 
 import hashlib
@@ -58,7 +58,8 @@ def read_items(text: bytes, member: str, items: list[Any]) -> list[Definition]:
 def usable(kind: str, definitions: Iterable[Definition], *, annotated: bool = True) -> list[Definition]:
     """Return the valid definitions, and only the first for each name. Clients and pages get these definitions.
 
-    Pass `annotated=False` if the definitions have no header annotations, or if these were checked before.
+    Pass `annotated=False` if the definitions have no `x-mcp-header` annotations, or only annotations that were checked
+    before.
     """
     named: dict[str, Definition] = {}
     for definition in definitions:
@@ -94,7 +95,7 @@ def rows(kind: str, alias: str, definitions: Iterable[Definition]) -> list[Objec
 
 
 def row(kind: str, alias: str, definition: Definition) -> Object:
-    """Return the columns for a definition. Any member may have any type, because the definition is untrusted."""
+    """Return the database columns of a definition. The definition is untrusted: its members may have any type."""
     value = definition.value
     annotations, schema, description = (value.get(key) for key in ("annotations", "inputSchema", "description"))
     annotations = annotations if isinstance(annotations, dict) else {}
@@ -114,7 +115,7 @@ def row(kind: str, alias: str, definition: Definition) -> Object:
 
 
 def exposed(kind: str, alias: str, name: str) -> str:
-    """Return the name clients use for a tool or prompt. URIs are returned unchanged; the proxy maps them later."""
+    """Return the name that clients use for a tool or prompt. Return a URI unchanged: the proxy rewrites it later."""
     return exposed_name(alias, name) if kind in (TOOL, PROMPT) else name
 
 
@@ -166,7 +167,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def shown_text(kind: str, alias: str, definition: Definition) -> str:
-    """Return the definition as clients see it: with the exposed name and without header annotations."""
+    """Return the definition as clients see it: with the exposed name and without `x-mcp-header` annotations."""
     value, text = definition
     if kind not in (TOOL, PROMPT):
         return text
@@ -182,7 +183,7 @@ def shown_text(kind: str, alias: str, definition: Definition) -> str:
 
 
 def restated(text: str, members: Mapping[str, str]) -> str:
-    """Return the JSON object `text` with new values for these members. No other byte changes."""
+    """Return the JSON object `text` with `members` set to new values. The rest of the text does not change."""
     for name, value in members.items():
         spelled = json.dumps(value)
         spans = [(begin, end) for key, begin, end in jsonrpc.members(text) if key == name]
@@ -242,8 +243,8 @@ _foreign = re.compile(r"[^A-Za-z0-9_-]")
 def exposed_name(alias: str, tool: str) -> str:
     """Return the name agents use for `tool`: `<alias>__<tool>`, or the tool's name if `alias` is empty.
 
-    The result has at most MAX_NAME characters of [A-Za-z0-9_-]. A shortened or cleaned name ends in six hex digits of
-    its digest.
+    The result has at most MAX_NAME characters of [A-Za-z0-9_-]. If the name has to be shortened or cleaned, the result
+    ends in six hex digits of a digest of the original name.
     """
     name = f"{alias}{SEPARATOR}{tool}" if alias else tool
     cleaned = _foreign.sub("_", name)
@@ -286,7 +287,7 @@ type Rule = Callable[[Any, Any, Any, Any], Any]
 
 
 class _CannotTell(Exception):
-    """The validation takes too many steps, or needs a keyword that is unsafe to evaluate for these arguments."""
+    """The validation needs too many steps, or a check that is too costly, such as `pattern`."""
 
 
 def still_accepts(approved: str, offered: str, arguments: object) -> bool:

@@ -1,4 +1,4 @@
-"""Errors between the gateway and a server, each with a sentence for callers and a cause for administrators."""
+"""Errors of requests to a server. Each error has a text for callers and another text for administrators."""
 
 from http import HTTPStatus
 
@@ -62,8 +62,8 @@ class NotConnected(Unreachable):
 class NoRoute(NotConnected):
     """This machine has no network route to the address."""
 
-    sentence = 'Server "{server}" cannot be reached from the gateway: no network leads to its address.'
-    cause = "cannot be reached from here: no network leads to its address"
+    sentence = 'Server "{server}" cannot be reached: the gateway has no network route to its address.'
+    cause = "cannot be reached: the gateway has no network route to its address"
 
 
 class NoWayOut(NotConnected):
@@ -284,7 +284,7 @@ class CredentialRenewed(AccessRefused):
 
 
 class SecretRefused(UpstreamError):
-    """The runner of this program refused the gateway's secret (401), so the program got nothing."""
+    """The server is a program of the runner, which refused the gateway's secret (401). The program got no request."""
 
     sentence = (
         'The runner of server "{server}" refused the gateway\'s secret. An administrator of the gateway can correct it.'
@@ -359,7 +359,7 @@ def _in_words(error: UpstreamError, url: str) -> str:
 
 
 def _refused_in_words(error: BadAnswer) -> str:
-    """Return the message for a JSON-RPC error, or for an HTTP status without a JSON-RPC error."""
+    """Return the text about the answer's JSON-RPC error or, if there is none, about its HTTP status."""
     if error.error:
         return _error_in_words(error.error)
     match error.status:

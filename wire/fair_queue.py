@@ -54,7 +54,10 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """A waiting call or answer, and when its wait began. `counted` has an answer's bytes by account; 0 for a call."""
+    """A call or answer that has waited for room since `began`.
+
+    `counted` maps accounts to the number of bytes that the answer needs. A call needs 0 bytes.
+    """
 
     counted: dict[Account, int]
     began: float
@@ -63,8 +66,9 @@ class Claim(NamedTuple):
 class ByteBudget:
     """Memory budget for large answers. An answer counts from its `hold` or `take` until its client has received it.
 
-    Each person and each server has a share of the budget. `hold` waits until an answer fits into the unused part of
-    its person's share and of its server's share. An answer larger than a share waits until that share is unused.
+    Each person and each server has a share of the budget. `hold` waits until the answer fits into the free part of the
+    budget, of the person's share and of the server's share. If the answer is larger than a share, `hold` waits until
+    the whole share is free.
     """
 
     def __init__(self, ceiling: int, seconds: float = 10) -> None:
@@ -239,10 +243,10 @@ class FairQueue:
             raise
 
     async def run[T](self, seconds: float, person: str, connection: str, start: Callable[[], asyncio.Future[T]]) -> T:
-        """Wait for a slot, at most this time; then call `start`, and return the result of its future.
+        """Wait for a slot. Then call `start`, and return the result of the future that `start` returns.
 
-        The future keeps the slot until it is done, even if this call is cancelled. Raises QueueFull, also if the time
-        is over, and what the future raises.
+        The future keeps the slot until it is done, even if this call is cancelled. Raises QueueFull if the queue is
+        full, or if no slot is free within `seconds`. Raises the future's exception if it has one.
         """
         if not self.enter_now(person, connection):
             try:
@@ -465,7 +469,7 @@ def _enforce_limits(loop: asyncio.AbstractEventLoop) -> None:
 def without_idle_limits() -> Iterator[None]:
     """Pause the idle limits of the current task during the block.
 
-    In the block, the task waits for the gateway itself, and not for the server.
+    Use it while the task waits for the gateway itself, not for the server.
     """
     task = asyncio.current_task()
     limits = [limit for limit in _limits.get(asyncio.get_running_loop(), ()) if limit.is_of(task)]

@@ -40,7 +40,7 @@ class ProxyFailed(OSError):
 
 @dataclass(frozen=True, slots=True)
 class HostSet:
-    """A set of host names and networks. If `below`, it includes all subdomains of the names."""
+    """A set of host names and networks. If `below` is True, the set includes all subdomains of the names."""
 
     names: tuple[str, ...] = ()
     networks: tuple[Network, ...] = ()
@@ -133,7 +133,7 @@ class OutboundProxy:
         return ". For domains in GATEWAY_PROXY_RESOLVES the proxy gets the name instead of the address"
 
     def failure(self, words: str) -> ProxyFailed:
-        """Return ProxyFailed with this text, and log the text at most every LOG_EVERY_S."""
+        """Return ProxyFailed with this text. Log the text, but at most once in LOG_EVERY_S seconds."""
         said = f"the outbound proxy {self.place} {words}"
         now = time.monotonic()
         if now - _logged_at.get(said, -LOG_EVERY_S) >= LOG_EVERY_S:

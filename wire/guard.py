@@ -35,7 +35,7 @@ PERSON_HEADER = "X-Gateway-Builtin-Person"  # Id of the person for whom the prox
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """The listener of this process: its origin, and the per-start secret that built-in servers require."""
+    """The listener of this process: its origin, and the secret for requests to built-in servers, new at each start."""
 
     origin: str
     secret: str
@@ -156,7 +156,7 @@ NOWHERE = OwnEndpoints()
 
 
 def _is_gateway(path: str) -> bool:
-    """Decode and normalise this path like a reverse proxy. Return whether the result is at or below `/mcp`."""
+    """Return whether a reverse proxy, which decodes and normalises paths, may read this one as `/mcp` or below it."""
     tidy = normpath(unquote(path)).lstrip("/")
     return tidy == "mcp" or tidy.startswith("mcp/")
 
@@ -213,8 +213,8 @@ class Guard:
     def way_by_name(self, host: str) -> OutboundProxy | None:
         """Return the proxy if the proxy resolves this host name, otherwise None.
 
-        If the proxy resolves the name, the gateway checks no address. Call this only for TLS, which authenticates
-        the machine with this name.
+        If the proxy resolves the name, the gateway checks no address. So call this only for connections with TLS:
+        the certificate proves that the machine belongs to the name.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 
@@ -313,7 +313,7 @@ TO_ALLOW = (
     "GATEWAY_PRIVATE_UPSTREAMS={network}, and restarts the gateway: see /help/reference/settings/."
 )
 WITHOUT_TLS = (
-    "The URL must start with https://. It may start with http:// only if its address is in a network of "
+    "The URL must start with https://. A URL with http:// is allowed only if its address is in a network of "
     "GATEWAY_PRIVATE_UPSTREAMS: see /help/reference/settings/."
 )
 LEADS_BACK = "This is an address of this gateway itself, so calls to it would loop."
@@ -462,7 +462,7 @@ def open_stream(guard: Guard, host: str, port: int, deadline: Deadline, *, encry
 
 
 def open_for_tls(guard: Guard, host: str, port: int, deadline: Deadline) -> httpcore.NetworkStream:
-    """Connect without TLS, for a protocol that starts TLS itself (STARTTLS). The caller reads any greeting."""
+    """Connect without TLS, for a protocol that starts TLS itself (STARTTLS). The server's greeting is left unread."""
     backend = _GuardedBackend(guard, deadline, encrypted=True, is_greeted=True)
     return backend.connect_tcp(host, port, deadline.left(None))
 
@@ -476,10 +476,10 @@ def _addresses(host: str, port: int) -> Sequence[str]:
 
 
 class GuardedTransport(httpx.BaseTransport):
-    """A transport over guarded sockets, for `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`.
+    """A transport that checks addresses, for `httpx.Client(transport=GuardedTransport(guard), trust_env=False)`.
 
-    `trust_env=False` makes httpx ignore proxies from the environment; by default, httpx follows no redirects. A refused
-    address raises AddressRefused. After `deadline` every wait times out.
+    `trust_env=False` makes httpx ignore proxies from the environment. httpx follows no redirects by default. A request
+    to a refused address raises AddressRefused. After `deadline` every wait times out.
     """
 
     def __init__(self, guard: Guard, deadline: Deadline | None = None) -> None:
@@ -496,7 +496,7 @@ class GuardedTransport(httpx.BaseTransport):
 
 @cache  # Loading the authorities is slow.
 def tls() -> ssl.SSLContext:
-    """Return the TLS context for servers and issuers. It trusts the system's authorities or `SSL_CERT_FILE`."""
+    """Return the TLS context for servers and issuers. It trusts the authorities of the system or of `SSL_CERT_FILE`."""
     places = ssl.get_default_verify_paths()
     folder = Path(places.capath) if places.capath else None
     # Small images have no authorities: use those bundled with httpx.

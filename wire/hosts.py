@@ -1,4 +1,4 @@
-"""Host names: their canonical spelling, origins, address groups, and name resolution."""
+"""Canonical host names, origins of URLs, groups of client addresses for rate limits, and name resolution."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ _authority = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]/@%\\\s]+)(?::[0-9]{1,5})?", r
 def canonical_host(host: str) -> str:
     """Return a host name (without port) in its canonical spelling: in lower case and ASCII, without final dot.
 
-    Percent-encoding is decoded. An IPv4 address gets four decimal numbers, and an IPv6 address gets brackets. An
+    Percent-encoding is decoded. An IPv4 address is written as four decimal numbers, an IPv6 address in brackets. An
     invalid name is not converted to ASCII.
     """
     name = unquote(host).strip("[]").lower()

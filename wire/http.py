@@ -1,4 +1,4 @@
-"""HTTP/1.1 to upstream servers: guarded connections, kept open between calls; llhttp parses the answers.
+"""HTTP/1.1 client for upstream servers. It checks addresses, keeps connections open, and parses with llhttp.
 
 A general HTTP client takes four times the processor time per call, and has features that a gateway must disable: shared
 cookies, redirects, proxies from the environment, and a connection limit that one hanging server can exhaust.
@@ -639,7 +639,7 @@ class Origin(NamedTuple):
 
 
 class ParsedUrl(NamedTuple):
-    """A parsed URL: its origin, and the beginning of the head of a request to it."""
+    """A parsed URL: its origin, and the first lines of each request to the URL, without the verb."""
 
     origin: Origin
     head: str  # The request head that follows the verb: path, version, Host.
@@ -649,7 +649,7 @@ class ParsedUrl(NamedTuple):
 
 
 class HttpResponse:
-    """An answer whose headers were received. Leaving the context releases the connection."""
+    """An answer whose headers were received. Use it in a `with` block; its end releases the connection."""
 
     __slots__ = ("_connection", "_origin", "_server", "_transport", "limit", "status", "streams")
 
@@ -817,7 +817,7 @@ class Transport:
         person: str = "",  # A large answer counts against the budget of this person.
         user: str = "",  # An e-mail address. Only programs of the runner get it.
     ) -> HttpResponse:
-        """Send one request to `url`. Callers must enter the response as a context.
+        """Send one request to `url`, and return the response. Callers must use the response in a `with` block.
 
         Raises an UpstreamError, which is BadAnswer if a header cannot be sent.
         """

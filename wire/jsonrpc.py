@@ -43,7 +43,7 @@ type Object = dict[str, Any]
 
 
 class MalformedMessage(Exception):
-    """The body is not one JSON-RPC message, or contradicts the headers. The error answer has `code` and `data`."""
+    """The body is not a single JSON-RPC message, or contradicts the headers. `code` and `data` are for the error."""
 
     def __init__(self, code: int, message: str, data: "Object | None" = None) -> None:
         super().__init__(message)
@@ -108,7 +108,7 @@ def _id(document: Object) -> Id | None:
 
 
 def method_in(body: bytes) -> str:
-    """Return the method named in an invalid message; for the log, never for a decision."""
+    """Return the method named in an invalid message. Use it only for the log, never for a decision."""
     try:
         document = loads(body)
     except ValueError:
@@ -200,9 +200,9 @@ def with_sole_id(text: bytes, own_id: object, request_id: Id | None) -> bytes | 
 def with_members(
     text: bytes, document: Object, request_id: Id | None, drop: Collection[str], add: Mapping[str, Any]
 ) -> bytes:
-    """Replace the id of an answer, and drop and add members of its result. No other value changes.
+    """Return the answer `text` with a new id. Its result loses the members in `drop` and gets those in `add`.
 
-    In a small answer, the JSON text of the other values does not change either.
+    No other value changes. If the answer is small, their JSON text does not change either.
     """
     changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
     if len(text) > LARGE:  # Parsing it twice is too slow.
@@ -289,7 +289,10 @@ def has_more_values(text: bytes, most: int) -> bool:
 
 
 def may_have_more_values(text: bytes, most: int) -> bool:
-    """Estimate whether the text has more than `most` values. False is certain; True may be due to text in strings."""
+    """Return whether the text may have more than `most` values.
+
+    False is always right. True may be wrong, because commas and brackets in strings are counted, too.
+    """
     return _structure(text) > most
 
 
@@ -317,7 +320,7 @@ def is_storable(text: str) -> bool:
 
 
 def storable(value: Any) -> Any:
-    """Replace NUL and lone surrogates. Servers send such characters, but PostgreSQL cannot store them."""
+    """Return the value with NUL and lone surrogates replaced, because PostgreSQL cannot store these characters."""
     match value:
         case str():
             return _unstorable.sub("\N{REPLACEMENT CHARACTER}", value)

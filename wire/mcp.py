@@ -30,7 +30,7 @@ SESSION, MODERN, BOTH = "session", "modern", "both"
 
 
 def era_for(eras: str, own: str) -> str:
-    """Return the era for calls to a server with these eras. `own` is the client's era, and is preferred."""
+    """Return the era for calls to a server: the client's era `own` if `eras` is BOTH, otherwise `eras`."""
     return own if eras == BOTH else eras
 
 
@@ -118,7 +118,7 @@ class SessionHandle(NamedTuple):
 def offered(capabilities: object) -> Object:
     """Return the part of the declared MCP `capabilities` that the gateway serves, including `extensions`.
 
-    An MCP capability keeps only its known members that are true, such as `listChanged`.
+    In each capability, only known members with the value `true` are kept, such as `listChanged`.
     """
     declared = capabilities if isinstance(capabilities, dict) else {}
     known: Object = {
@@ -146,7 +146,7 @@ def extensions_in(capabilities: object) -> Object:
 def tasks_in(capabilities: Object) -> Object:
     """Return the part of the `tasks` capability that the gateway serves in the session era.
 
-    The gateway serves tool calls as tasks, and requests to cancel tasks. Return {} if `tasks` has no tool calls.
+    This part is tool calls as tasks, and the cancelling of tasks. Return {} if `tasks` has no tool calls.
     """
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
@@ -294,7 +294,7 @@ class StreamPlace:
 
 
 class StreamBroke(Unreachable):
-    """A stream ended before the answer came. The stream can be resumed, because it has sent an event with an id."""
+    """A stream ended before the answer came. It can be resumed, because one of its events had an id."""
 
     def __init__(self, server: str, detail: str, place: StreamPlace) -> None:
         super().__init__(server, detail)
@@ -449,7 +449,7 @@ async def _read_large(
 
 
 async def _parse_alone(response: HttpResponse, text: bytes, target: Target, status: int) -> Object:
-    """Parse a large message, while no other large message is parsed.
+    """Return the parsed large message. Only one large message is parsed at a time.
 
     Raises BadAnswer, or TooLarge if the message has too many values.
     """
@@ -519,9 +519,9 @@ async def send_request(
     *,
     schema: object = None,
 ) -> RpcResponse:
-    """Send one request once and return its answer. `schema` is the called tool's schema, for Mcp-Param headers.
+    """Send one request, without a retry, and return its answer.
 
-    Raises an UpstreamError.
+    `schema` is the input schema of the called tool. It determines the Mcp-Param headers. Raises an UpstreamError.
     """
     meta = {
         versions.CLIENT_INFO_KEY: target.client_info,
@@ -559,7 +559,7 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 
 
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
-    """Return the server's ServerDescription, or a BadAnswer if it does not answer as MCP 2026-07-28 requires.
+    """Return the server's ServerDescription, or a BadAnswer if the server does not speak MCP 2026-07-28.
 
     Raises UnknownVersion if the server names only versions we do not know. Raises another UpstreamError, such as
     Unreachable or AccessRefused, if the request fails.
@@ -592,7 +592,7 @@ def _check_versions(target: Target, error: Object | None) -> None:
 
 
 def encoded_value(value: str) -> str:
-    """Encode a header value: verbatim if safe, otherwise in base64."""
+    """Return `value` for a header: unchanged if a header can carry it, otherwise in base64."""
     if _SAFE(value) and value == value.strip() and not _SENTINEL(value):
         return value
     return f"=?base64?{base64.b64encode(value.encode(errors='replace')).decode()}?="
@@ -626,7 +626,7 @@ def param_headers(schema: Any, arguments: Any) -> dict[str, str]:
 
 
 def has_sound_annotations(schema: Any) -> bool:
-    """Return whether all header annotations in the schema are valid. Tools with invalid annotations are hidden."""
+    """Return whether all `x-mcp-header` annotations in the schema are valid. Tools with invalid ones are hidden."""
     names = [annotated for _, annotated in _annotated(schema)]
     spelled = [each[ANNOTATION] for each in names]
     if len(names) != _count(schema) or not all(isinstance(name, str) and is_header_name(name) for name in spelled):

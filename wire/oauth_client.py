@@ -88,7 +88,7 @@ WITHOUT_RESOURCE = frozenset({"login.microsoftonline.com", "login.microsoftonlin
 
 
 class TokenRefused(Exception):
-    """The authorization server refused. `error` is its error code; `final` means that a retry cannot help."""
+    """The authorization server refused the request. `error` is its error code; if `final`, a retry cannot help."""
 
     def __init__(self, error: str, description: str = "", *, final: bool) -> None:
         super().__init__(f"{error}: {description}" if description else error)
@@ -164,7 +164,7 @@ def issuer_host(issuer: str) -> str:
 
 
 def covers(resource: str, url: str) -> bool:
-    """Return whether metadata of `resource` applies to `url`: same origin, and the path of `url` is equal or below."""
+    """Return whether metadata of `resource` applies to `url`: same origin, and the path of `resource` or one below."""
     try:
         if not resource.isprintable() or urlsplit(resource).fragment or place_of(resource) != place_of(url):
             return False
@@ -175,7 +175,7 @@ def covers(resource: str, url: str) -> bool:
 
 
 def is_https(url: object, *, like: str = "") -> bool:
-    """Return whether `url` is a valid https URL; http is allowed too if the server's own URL `like` is http."""
+    """Return whether `url` is a valid https URL. If the URL `like` is http, `url` may be http too."""
     if not isinstance(url, str) or len(url) > 2000 or not url.isascii() or not url.isprintable() or " " in url:
         return False
     try:
@@ -194,12 +194,12 @@ def scopes_of(text: object) -> tuple[str, ...]:
 
 
 def union(*scopes: str) -> str:
-    """Combine scopes, without duplicates."""
+    """Return the scopes in all these texts as one text, without duplicates."""
     return " ".join(scopes_of(" ".join(scopes)))
 
 
 def as_list(value: object) -> tuple[str, ...]:
-    """Return the strings in `value`, a member of a document; empty if `value` is not a list."""
+    """Return the strings in the list `value`; empty if `value` is not a list."""
     return tuple(each for each in value if isinstance(each, str)) if isinstance(value, list) else ()
 
 
@@ -267,9 +267,10 @@ def token_request(
     private: bool = False,
     entered: Iterable[str] = (),
 ) -> TokenRequest:
-    """Build a request to the token or revocation endpoint, with the registered client authentication.
+    """Return a request to the token or revocation endpoint, with the registered client authentication.
 
-    `entered` are the URLs that an administrator entered for the server.
+    `entered` has the URLs that an administrator entered for the server. The request is marked as `entered` if the
+    endpoint has the host name of one of these URLs.
     """
     headers = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
     # client_id is in the form even with an Authorization header: some servers read only the form.
@@ -300,7 +301,7 @@ def revocations(
 
 
 def replaces(new_refresh: str, new_access: str, old_refresh: str, old_access: str) -> bool:
-    """Return whether the old tokens can be revoked without revoking the new tokens too."""
+    """Return whether the new tokens stay valid when the old tokens are revoked."""
     # Revoking a token may end all tokens of its grant (RFC 7009 section 2.1). An issuer that returns the old refresh
     # token, or none, has continued the old grant.
     if old_refresh:
@@ -386,9 +387,9 @@ def _document(body: bytes) -> dict[str, Any]:
 
 
 def claims_of(id_token: str) -> dict[str, Any]:
-    """Return the unverified claims of an ID token, only for display; empty if the token is malformed.
+    """Return the claims of an ID token, only for display; empty if the token is malformed.
 
-    The token must be received directly from the token endpoint over TLS.
+    The signature is not verified, so the token must come directly from the token endpoint over TLS.
     """
     # OpenID Connect Core 3.1.3.7 allows the use of such a token without verification.
     try:

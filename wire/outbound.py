@@ -25,8 +25,8 @@ from wire.versions import NAME
 class HttpAnswer:
     """A decompressed answer.
 
-    `address` is the server's IP address, even behind a tunnel. If the outbound proxy resolved the host name, `address`
-    is this name.
+    `address` is the IP address of the server, never that of the outbound proxy. If the proxy resolved the host name,
+    the IP address is unknown, and `address` is the host name.
     """
 
     url: str
@@ -94,7 +94,10 @@ def raising_no_answer() -> Iterator[None]:
 
 
 class OutboundClient:
-    """An HTTP client with limits: `most_bytes` per answer, and `seconds` per request or `deadline` for all requests."""
+    """An HTTP client that accepts at most `most_bytes` per answer.
+
+    Each request may take `seconds`. If there is a `deadline`, it replaces `seconds` and limits all requests together.
+    """
 
     def __init__(self, guard: Guard, most_bytes: int, seconds: float = 0.0, deadline: Deadline | None = None) -> None:
         self._guard, self._most, self._seconds = guard, most_bytes, None if deadline else seconds

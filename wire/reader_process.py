@@ -43,7 +43,7 @@ class UnreadableAnswer(Exception):
 
 
 class ReaderProcess:
-    """Runs work in a child process for this worker, one piece at a time.
+    """A child process of this worker process. It does one piece of work at a time.
 
     If work for several people is waiting, the people take turns.
     """
@@ -72,7 +72,7 @@ class ReaderProcess:
         return (await self._order(order, text, person))[1]
 
     async def run(self, work: str, text: bytes, person: str, **given: Any) -> tuple[Object, bytes]:
-        """Run the function `work` ("module:name") on this text in the process.
+        """Return the result of the function `work` ("module:name") for `text`, computed in the process.
 
         Raises ValueError if `work` raises ValueError. Raises UnreadableAnswer for other failures.
         """

@@ -1,4 +1,4 @@
-"""Rewrite messages for the other side: resource URIs, task ids, and members of results. Needs no Django.
+"""Rewrite messages between clients and servers: resource URIs, task ids, and members of results. Needs no Django.
 
 A URI does not name its server. If the gateway has several servers, clients get
 `gateway://<alias>/<the URI, percent-encoded>`, or `ui://gateway/<alias>/...` for the scheme `ui`. In a template
@@ -102,12 +102,12 @@ def own_uri(value: Any, alias: str, level: int = 0) -> Any:
 
 
 def may_hold_exposed(body: bytes) -> bool:
-    """Return whether this JSON text may contain a URI that the gateway made. URIs with escaped letters are missed."""
+    """Return whether this JSON text may contain an exposed URI. A URI with JSON escapes for its letters is missed."""
     return b"gateway" in body
 
 
 def exposed_meta(meta: dict[str, Any], alias: str) -> dict[str, Any]:
-    """Return a copy of `meta` in which the URI of a tool's page (MCP Apps) is the exposed one.
+    """Return a copy of `meta` with the exposed URI of the tool's page (MCP Apps) instead of the server's own URI.
 
     If `meta` has no page, or `alias` is empty, return `meta` itself.
     """
@@ -143,8 +143,9 @@ class MatchBudget:
 def template_matches(template: str, uri: str, *, narrowly: bool, budget: MatchBudget | None = None) -> bool:
     """Return whether `uri` can be an expansion of `template`.
 
-    With `narrowly`, simple expressions match within one segment only. If the template has too many expressions, or if
-    the comparison exceeds the budget, the answer is unknown: return False with `narrowly`, and True without `narrowly`.
+    An expression matches any text; if `narrowly`, a simple expression such as `{id}` matches no `/` or other reserved
+    character. If the template has too many expressions, or if the comparison exceeds the budget, the answer is unknown.
+    Then return False if `narrowly`, otherwise True.
     """
     parts = _EXPRESSION.split(template)
     if len(parts) > 2 * MOST_EXPRESSIONS:
@@ -349,7 +350,7 @@ def changed(text: bytes, document: Object, request_id: Id | None, changes: Chang
 
 
 def _as_asked(shown: Object, result: Object, changes: Changes) -> Object:
-    """In a result of reading a resource, replace the URI of the read resource by the URI in the client's request."""
+    """In a result of `resources/read`, replace the URI of the requested resource by the URI that the client sent."""
     old, new = result.get("contents"), shown.get("contents")
     if not isinstance(old, list) or not isinstance(new, list):
         return shown

@@ -1,4 +1,4 @@
-"""MCP client for versions with sessions (up to 2025-11-25): one session for all targets with the same `_key`."""
+"""MCP client for versions with sessions (up to 2025-11-25). Targets with the same `_key` share one session."""
 
 import asyncio
 import hashlib
@@ -101,7 +101,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server seems to have lost the session: 404 without JSON-RPC, or a GET refused because of the session."""
+    """The server seems to have lost the session: it refused a GET because of the session, or a POST with 404."""
 
 
 class SessionStore(Protocol):
@@ -119,7 +119,7 @@ class SessionStore(Protocol):
     async def forget(self, target: Target, session: SessionHandle) -> None:
         """Delete this session from the store, unless the store already has a newer session for `target`.
 
-        If the client has its own session with the gateway, the client's session ends too.
+        If the client has its own session with the gateway, the deletion also ends the client's session.
         """
 
     def take_all(self) -> list[tuple[Target, SessionHandle]]:
@@ -153,7 +153,7 @@ class SessionsInMemory:
 
 
 class SessionWire:
-    """Sends requests in sessions stored in `store`. `introduced` is called with each server's ServerDescription."""
+    """Sends requests in sessions from `store`. For each new session, calls `introduced`."""
 
     def __init__(
         self, transport: Transport, store: SessionStore, introduced: Callable[[Target, ServerDescription], None]
@@ -331,7 +331,7 @@ class SessionWire:
     ) -> tuple[SessionHandle, ServerDescription]:
         """Open a session, proposing the version `proposed`. The server's answer decides the version.
 
-        Raises EraLeft if there is no version in common, or another UpstreamError.
+        Raises EraLeft if there is no version in common. Raises another UpstreamError for any other failure.
         """
         request_id = next_request_id()
         params = {
@@ -398,9 +398,9 @@ class SessionWire:
     ) -> bool:
         """Read the standing stream of the target's session until the stream ends.
 
-        Returns False if the server offers no stream. Calls `asked` when the request was sent, and `begun` when the
-        stream is open. Resumes from `place`, and updates `place`. If the server refuses to resume, resets `place` and
-        returns True. Raises an UpstreamError, or SessionLost.
+        Calls `asked` when the request has been sent, and `begun` when the stream is open. Resumes from `place`, and
+        updates `place`. Returns True when the stream ends, and False if the server offers no stream. If the server
+        refuses to resume, resets `place` and returns True. Raises an UpstreamError, or SessionLost.
         """
         place = place if place is not None else StreamPlace()
         session = target.session
@@ -466,8 +466,8 @@ class SessionWire:
 class IncomingMessages:
     """Handles the messages that a server sends during one of our requests, other than the response.
 
-    `on_request` answers each request of the server, except pings, in a separate task. `on_notification` gets all
-    notifications except `notifications/cancelled`, which cancels such a task.
+    `on_request` answers each request of the server, except pings, in a separate task. `notifications/cancelled` cancels
+    the task of the request that it names. `on_notification` gets all other notifications.
     """
 
     def __init__(
@@ -499,8 +499,8 @@ class IncomingMessages:
     def _answer(self, message: Object) -> None:
         """Answer a request of the server.
 
-        A ping succeeds. Any other request is answered by `on_request`. Such a request fails if there is no
-        `on_request`, or if too many requests run.
+        A ping succeeds. `on_request` answers any other request. Without `on_request`, or while too many requests run,
+        the gateway answers with an error. A request with an invalid id gets no answer.
         """
         if not _is_valid_id(message["id"]):
             return
@@ -587,7 +587,7 @@ def _is_valid_id(request_id: object) -> bool:
 async def _denies_session(response: HttpResponse) -> bool:
     """Return whether a server refused our GET because the server does not know the session.
 
-    Most servers then answer 404. Servers with some SDKs answer 400, with `session` in the body.
+    Most servers answer 404 in this case. Some SDKs answer 400, with the word `session` in the body.
     """
     return response.status == 404 or (response.status == 400 and b"session" in (await response.read()).lower())
 

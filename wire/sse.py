@@ -114,8 +114,7 @@ class EventParser:
     def _count(self, events: int, others: int) -> None:
         """Count new events, and new lines that are not data lines (`others`).
 
-        Raises TooManyEvents if there are too many events or too many such lines in a second. Also raises
-        TooManyEvents if there are too many events in total.
+        Raises TooManyEvents if there are too many events or `others` per second, or too many events in total.
         """
         now = time.monotonic()
         refill = PER_SECOND * (now - self._counted_at)

@@ -74,7 +74,7 @@ def digest(secret: str, key: bytes) -> bytes:
 
 @lru_cache(16)
 def _keyed(key: bytes) -> hmac.HMAC:
-    """Return an HMAC initialised with the key. It is cached, because the initialisation is half of the work."""
+    """Return an HMAC initialised with the key. It is cached, because initialising takes half the time of a digest."""
     return hmac.new(key, digestmod="sha256")
 
 

@@ -65,7 +65,7 @@ NONE: Trace = MappingProxyType(_hops_sent_on({}))
 
 
 def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
-    """Return the headers to forward for a request with these headers: trace context and hops."""
+    """Return the headers to forward for a request with `headers`: its trace context, and HOPS_HEADER."""
     parent, passed = headers.get(b"traceparent"), headers.get(HOPS_KEY)
     if parent is None and passed is None:
         return NONE
@@ -82,9 +82,9 @@ def forwarded_headers(headers: Mapping[bytes, bytes]) -> Trace:
 
 
 def in_meta(meta: Mapping[str, object], headers: Mapping[bytes, bytes]) -> Trace:
-    """Return the headers to forward: the trace context in `meta`, and HOPS_HEADER.
+    """Return the headers to forward, like `forwarded_headers`, but with the trace context in `meta`.
 
-    The number in HOPS_HEADER is the number in `headers` plus 1.
+    Only the number of gateways is taken from `headers`.
     """
     told = {name: value for name in FIELDS if isinstance(value := meta.get(name), str)}
     return forwarded_headers(

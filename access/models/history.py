@@ -1,7 +1,7 @@
 """The history of facts that decide who may use gateways: teams, roles, and the people a gateway is open to.
 
-Database triggers (migrations/0001_history.py) write the history, so changes made by an older release are in it too.
-The history has no grants, because grants store their own dates.
+Database triggers (migrations/0001_history.py) write the history. Therefore, it also has the changes that an older
+release makes in the same database. The history has no grants, because grants store their own dates.
 """
 
 from datetime import datetime
@@ -12,7 +12,11 @@ from django.db.models import Q
 
 
 class FactKind(models.TextChoices):
-    """A kind of fact; its label is a sentence about `subject` and `object`."""
+    """A kind of fact.
+
+    The label says what is true of the fact's `subject` and `object`. For MEMBER, for example, the subject is the
+    person, and the object is the team.
+    """
 
     MEMBER = "member", "The person is in the team."
     OPEN_TO = "open_to", "The gateway is open to the team."
@@ -26,7 +30,11 @@ class FactKind(models.TextChoices):
 
 
 def lasted(moment: datetime, began: str, *ends: str) -> Q:
-    """Match rows in force at `moment`. `began` is the name of the start column; `ends` are the names of end columns."""
+    """Return a condition that matches the rows in force at `moment`.
+
+    `began` names the column with the start of a row. `ends` name the columns with its ends, of which the earliest
+    counts.
+    """
     found = Q(**{f"{began}__lte": moment})
     for end in ends:
         found &= Q(**{end: None}) | Q(**{f"{end}__gt": moment})

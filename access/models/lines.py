@@ -1,4 +1,7 @@
-"""The lines of a review, and their digest, which an admin event records when the review is closed."""
+"""The lines of an access review, and the checksum of these lines.
+
+When the review is closed, an admin event records the checksum.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +49,18 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
     def answerable_by(self, reviewer: User) -> ReviewLineQuerySet:
         """Return the lines of open reviews that `reviewer` may answer, either as reviewer or as fallback reviewer.
 
-        Leaves out ended lines and, if the review does not allow self-review, lines about the reviewer's own access.
+        Lines whose access was ended are left out. If the review does not allow self-review, lines about the
+        reviewer's own access are left out, too.
         """
         theirs = Q(reviewer=reviewer) | Q(review__fallback=reviewer)
         own = Q(person=reviewer, review__self_review=False)
         return self.filter(theirs, review__closed_at=None).exclude(own).exclude(answer=Answer.END)
 
     def matching(self, words: str) -> ReviewLineQuerySet:
-        """Return lines with `words` in the person's address, the access or the gateways; all if `words` is empty."""
+        """Return the lines with `words` in the person's address, the access or the gateways' names.
+
+        If `words` is empty, return all lines.
+        """
         found = holds("person_email", words) | holds("what", words) | holds("gateways", words)
         return self.filter(found) if words else self
 
@@ -124,7 +131,7 @@ class ReviewLine(models.Model):
         return self.answer or self.suggested
 
     def checked(self) -> dict[str, Any]:
-        """Return the line's values that the digest covers, in the form in which an export writes them."""
+        """Return the values of this line that the checksum covers, written as in an export."""
         return {
             "id": str(self.pk),
             "person": self.person_email,
@@ -140,7 +147,7 @@ class ReviewLine(models.Model):
 
 
 def checksum_of(lines: Iterable[dict[str, Any]]) -> str:
-    """Return the SHA-256 of the digests of all lines, ordered by id."""
+    """Return the checksum of these lines: the SHA-256 of the SHA-256 digests of the lines, ordered by id."""
     # auditlog/checkpoints/verify_export.py computes the same from an export.
     leaves = []
     for line in sorted(lines, key=lambda line: str(line["id"])):

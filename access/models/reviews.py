@@ -1,4 +1,4 @@
-"""Access reviews: the answers, reassigning, reminding and closing."""
+"""Access reviews, with methods that answer and reassign lines, remind reviewers, and close a review."""
 
 from __future__ import annotations
 
@@ -41,7 +41,10 @@ from ui.pages import number_of
 
 
 class Answers(NamedTuple):
-    """The result of a change: `done` has the changed lines. `refused` has the other lines, each with the reason."""
+    """The result of answering or reassigning lines.
+
+    `done` has the changed lines. `refused` has the lines that were not changed, each with the reason.
+    """
 
     done: list[ReviewLine]
     refused: list[tuple[ReviewLine, str]]
@@ -142,7 +145,7 @@ class Review(Versioned, models.Model):
         return Answers(fitting, refused)
 
     def why_not(self, line: ReviewLine, answer: str, by: User) -> str:
-        """Return why the person `by` may not give this answer to the line; empty if the person may give it."""
+        """Return why the person `by` may not give this answer to the line, or "" if the person may give it."""
         if line.answer == Answer.END:
             return "This access has ended already."
         if line.person_id == by.pk and not self.self_review:
@@ -247,7 +250,11 @@ class Review(Versioned, models.Model):
     # Closing.
 
     def may_be_closed_by(self, person: User) -> bool:
-        """True if `person` may start reviews. If no line is open, also true for each reviewer that the review names."""
+        """Return True if `person` may close this review.
+
+        People who may start reviews may always close it. Once no line is open, its reviewers and its fallback
+        reviewer may close it, too, unless they have lost the right to review.
+        """
         if may_start(person):
             return True
         return may_review(person) and self.names_reviewer(person) and not self.lines.filter(answer="").exists()
@@ -267,8 +274,9 @@ class Review(Versioned, models.Model):
     def close_when_due(self) -> bool:
         """Close the review if its due date has passed. Return True if this call closed the review.
 
-        If the review has `ends_unanswered` and open lines, it is not closed until one day (GRACE) after its due date.
-        When this method closes such a review, it also ends the access in the open lines if possible.
+        If `ends_unanswered` is true and a line is open, the review is closed one day (GRACE) later. This method then
+        also ends the access in each open line, except where a review cannot end it or the person who started the
+        review may not.
         """
         with transaction.atomic():
             review: Review = self.lock()
@@ -284,7 +292,10 @@ class Review(Versioned, models.Model):
         return True
 
     def seal(self, by: User | None) -> None:
-        """Close the review and record an event with the digest of all lines. The caller must have locked the row."""
+        """Close the review, and record an admin event with the checksum of its lines.
+
+        The caller must have locked the row of the review.
+        """
         checksum = checksum_of(line.checked() for line in self.lines.all())
         self.closed_at, self.closed_by, self.checksum = timezone.now(), by, checksum
         self.save(update_fields=["closed_at", "closed_by", "checksum"])
@@ -300,7 +311,7 @@ class Review(Versioned, models.Model):
 def _parted(
     lines: Iterable[ReviewLine], why_not: Callable[[ReviewLine], str]
 ) -> tuple[list[ReviewLine], list[tuple[ReviewLine, str]]]:
-    """Return a pair: the lines for which `why_not` is empty, and the others with their reasons."""
+    """Return two lists: the lines for which `why_not` returns "", and the other lines, each with its reason."""
     fitting, refused = [], []
     for line in lines:
         reason = why_not(line)

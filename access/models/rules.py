@@ -35,7 +35,7 @@ class ReviewError(Exception):
 
 
 class BadScope(ReviewError):
-    """The scope does not fit the subjects, or the review would have no lines or too many lines."""
+    """The gateways, teams or people to review do not fit the scope, or there would be no lines or too many lines."""
 
 
 class NobodyReviews(ReviewError):

@@ -78,7 +78,11 @@ class ReviewQuerySet(models.QuerySet["Review"]):
         fallback: User | None = None,
         by: User,
     ) -> Review:
-        """Start a review of all present access, or of the access that concerns `subjects`.
+        """Start a review of the access that people have now, and return the review.
+
+        With the scope EVERYTHING, the review covers all access, and `subjects` is empty. Otherwise, `subjects` holds
+        gateways, teams or people. The review then covers the access to these gateways, or all access of these people or
+        of the members of these teams.
 
         Raises CapabilityRequired or ReviewError.
         """
@@ -113,7 +117,10 @@ class ReviewQuerySet(models.QuerySet["Review"]):
 
 
 def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
-    """Return a ReviewedThing for each access that exists now in the scope. Raises BadScope."""
+    """Return the grants, tokens and other things (ReviewedThing) that a review started now would ask about.
+
+    Raises BadScope if `subjects` do not fit the scope, or if there are no such things or too many.
+    """
     if (scope == ReviewScope.EVERYTHING) == bool(subjects):
         raise BadScope("Choose what to review.")
     pks = [row.pk for row in subjects]
@@ -133,9 +140,11 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
 
 
 def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[User]) -> list[ReviewLine]:
-    """Return a line for each thing. All lines about one person have the same reviewer. Raises NobodyReviews.
+    """Return a line for each thing, with its reviewer.
 
-    Reviewers take turns, person by person. Without self-review, nobody gets the lines about themselves.
+    All lines about one person have the same reviewer. The reviewers take turns: each new person goes to the next
+    reviewer. If the review does not allow self-review, lines about a reviewer go to another reviewer or to the fallback
+    reviewer. Raises NobodyReviews if there is nobody else.
     """
     dealt: dict[UUID, User] = {}
     for number, person in enumerate(dict.fromkeys(thing.person for thing in things)):

@@ -142,8 +142,9 @@ def _of_source(source: AccessSource) -> ThingRow:
 def end_thing(kind: ThingKind, pk: UUID | None, person: User, *, by: User) -> bool:
     """End a grant, token or other thing, with effect from the next request.
 
-    Return False if the thing had ended before. Raises CannotEnd, CapabilityRequired or PeopleError. Raises an exception
-    of ENDED_MEANWHILE if somebody else ends the thing at the same moment.
+    Return True if this call ended the thing, and False if the thing had ended before. Raises CannotEnd,
+    CapabilityRequired or PeopleError. If somebody else ends the thing at the same moment, one of the exceptions in
+    ENDED_MEANWHILE is raised.
     """
     actor: User = acting_now(by)
     if pk is None:

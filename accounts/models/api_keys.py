@@ -1,4 +1,4 @@
-"""API keys of people for the REST API. Key texts are generated and parsed in tokens.api_keys, a layer above."""
+"""API keys with which people call the REST API. The module tokens.api_keys generates and parses the text of a key."""
 
 from typing import Any
 from uuid import uuid4

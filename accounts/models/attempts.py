@@ -11,7 +11,11 @@ HOUR = timedelta(hours=1)  # The longest window; older rows are not needed.
 
 class AttemptQuerySet(models.QuerySet["Attempt"]):
     def note(self, key: str, *, window: timedelta = MINUTE) -> int:
-        """Count one attempt of `key`; return the number of attempts in the current window (aligned to the clock)."""
+        """Count one attempt under `key`, and return the number of its attempts in the current time window.
+
+        `key` stands for what is attempted, and by whom. Windows are aligned to the clock: a window of one minute starts
+        at a full minute.
+        """
         # A single statement, without a lock after it: requests with the same key do not wait for long.
         statement = """
             INSERT INTO oauth_attempt AS a (key, minute, count) VALUES (%s, %s, 1)
@@ -25,7 +29,7 @@ class AttemptQuerySet(models.QuerySet["Attempt"]):
             return int(cursor.fetchone()[0])
 
     def take_back(self, key: str) -> None:
-        """Subtract one from the number of attempts of `key`, because the attempt succeeded."""
+        """Subtract one from the number of attempts under `key`, so that an attempt that succeeded does not count."""
         self.filter(key=key, count__gt=0).update(count=models.F("count") - 1)
 
 

@@ -130,9 +130,10 @@ class Role(Versioned, models.Model):
         return frozenset(f"{permission.content_type.app_label}.{permission.codename}" for permission in rows)
 
     def lock(self) -> "Role":
-        """Return the current row, locked until the transaction ends. Until then, all other changes to people wait.
+        """Read this role's row again and return it, locked until the transaction ends.
 
-        Raises Http404 if somebody has removed the role.
+        Until then, other changes to people and roles wait (see `one_at_a_time`). Raises Http404 if somebody has removed
+        the role.
         """
         one_at_a_time()
         row: Role = super().lock()
@@ -159,9 +160,9 @@ class Role(Versioned, models.Model):
     ) -> None:
         """Change the fields that are not None. People with the role are affected from their next request on.
 
-        Of a locked role, only the required sign-in can be changed. Raises RoleLocked, NameTaken, LastManager,
+        A locked role permits only a change of `required_sign_in`. Raises RoleLocked, NameTaken, LastManager,
         NoOrganisation or ChangedMeanwhile. Raises Outranked if the actor `by` lacks a capability of the role. Raises
-        BeyondYours if the actor cannot give what the change adds (see `why_withheld`).
+        BeyondYours if the change adds something that the actor cannot give (see `why_withheld`).
         """
         try:
             with transaction.atomic():
@@ -196,9 +197,10 @@ class Role(Versioned, models.Model):
             raise NameTaken(NameTaken.__doc__) from None
 
     def remove(self, *, by: Grantor | None) -> None:
-        """Delete the role. Raises RoleLocked, RoleInUse or RoleGiven.
+        """Delete the role.
 
-        Raises Outranked if the actor `by` lacks a capability of the role.
+        Raises RoleLocked, RoleInUse if people have the role, or RoleGiven if a provisioning key or sign-in by the
+        organisation gives the role to people. Raises Outranked if the actor `by` lacks a capability of the role.
         """
         with transaction.atomic():
             one_at_a_time()

@@ -52,9 +52,10 @@ class HoldsPrevious(HoldsSecret):
         self.previous_digest = self.previous_ends_at = self.previous_last_used_at = None
 
     def keep_as_previous(self, row: HoldsSecret, lasting: timedelta, last_used_at: Any) -> None:
-        """Copy the secret of `row` to this row's PREVIOUS columns, without saving this row.
+        """Copy the current secret of `row` to this row's PREVIOUS columns, without saving this row.
 
-        The copy is valid for `lasting`. If `lasting` is zero, only clear the columns.
+        The copied secret stays valid for the time `lasting`. If `lasting` is zero, nothing is copied, and the PREVIOUS
+        columns are cleared.
         """
         self.forget_previous()
         if lasting:

@@ -63,10 +63,11 @@ class Team(Versioned, models.Model):
         by: Grantor | None,
         seen: Seen | None = None,
     ) -> bool:
-        """Rename the team and set its members; return True if anything changed. None keeps the present value.
+        """Rename the team and set its members; return True if anything changed.
 
-        Access changes from the members' next request on. Raises NameTaken or ChangedMeanwhile. Raises Outranked if the
-        actor `by` lacks a capability of an added or removed person.
+        If `name` or `users` is None, it stays as it is. Access changes from the members' next request on. Raises
+        NameTaken or ChangedMeanwhile. Raises Outranked if the actor `by` lacks a capability of an added or removed
+        person.
         """
         try:
             with transaction.atomic():

@@ -144,7 +144,8 @@ class UserManager(BaseUserManager["User"]):
     def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
         """Make a person an active Super admin; return the person, and their previous role and status as text.
 
-        For operators with shell access. Raises User.DoesNotExist, unless `create` is set.
+        The command `rescue` calls this, for operators with shell access. If nobody has this e-mail, `create` makes a
+        new person. Without `create`, raises User.DoesNotExist.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -278,12 +279,17 @@ class User(Versioned, AbstractBaseUser):
 
     @contextmanager
     def changed_by(self, by: Grantor | None, *, gives_access: bool = False) -> Iterator["User"]:
-        """Yield this person's current row, locked for a change in the block.
+        """Lock this person's row, and yield it to a `with` block that changes the person.
 
-        Callers must set `gives_access` if the change lets somebody act as this person. The actor is `by`; None means
-        the system. Raises NotByDirectory. Raises Outranked if the actor, or the actor's API key, lacks a capability of
-        this person. With `gives_access`, also raises Outranked if this person can use gateways but the actor cannot
-        (`uses_gateways`). After the block, raises LastOwner, LastManager or LastBreakGlass.
+        The actor is `by`; None means the system. Callers must set `gives_access` if the change lets somebody act as
+        this person.
+
+        Before the block, raises Outranked if the actor, or the actor's API key, lacks a capability of this person. With
+        `gives_access`, raises Outranked also if this person can use gateways but the actor cannot (`uses_gateways`).
+        Raises NotByDirectory if the actor is a directory and this person is the last owner.
+
+        After the block, raises LastOwner if no owner would remain, LastManager if nobody could manage people any more,
+        or LastBreakGlass if no break-glass owner would remain although one is required.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -313,9 +319,10 @@ class User(Versioned, AbstractBaseUser):
         return self.status == "active" and self.role is not None and self.role.is_owners
 
     def give_role(self, role: Role, *, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Set this person's role, from their next request on. A person who is no longer an owner loses break-glass.
+        """Set this person's role. The new role applies from the person's next request on.
 
-        Raises BeyondYours, ChangedMeanwhile, or an error of `changed_by`.
+        If the person is then no longer an owner, their break-glass flag is cleared (see `set_break_glass`). Raises
+        BeyondYours, ChangedMeanwhile, or an error of `changed_by`.
         """
         with self.changed_by(by) as present:
             before = present.role
@@ -380,7 +387,7 @@ class User(Versioned, AbstractBaseUser):
         return self.is_owner and self.has_usable_password() and factors.exists()
 
     def renew_invitation(self, *, by: Grantor | None) -> None:
-        """Invalidate the invitation's links, so that a new link can be sent. Also renews a revoked invitation.
+        """Renew the invitation, even a revoked one: earlier links stop working, and a new link can be made.
 
         Raises AlreadyJoined or an error of `changed_by`. Raises NotActive for a deactivated person managed by a
         directory.
@@ -411,9 +418,10 @@ class User(Versioned, AbstractBaseUser):
             Event.objects.record(action, self, by=by)
 
     def join(self, *, display_name: str, encoded: str, epoch: int) -> None:
-        """Accept the invitation of this `epoch`: set the name, and the password hash `encoded`.
+        """Accept the invitation: set the person's name, and use `encoded` as the hash of their password.
 
-        Raises NotInvited if this invitation is no longer valid.
+        `epoch` is the `session_epoch` of the person for whom the form was shown. Raises NotInvited if it is no longer
+        the person's `session_epoch`, or if the invitation is not valid.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -514,7 +522,7 @@ class User(Versioned, AbstractBaseUser):
             but[HASH_SESSION_KEY] = self.get_session_auth_hash()
 
     def keep_log_look(self, look: dict[str, Any]) -> None:
-        """Save the display options of this person's list of calls, as query values."""
+        """Save how this person's list of calls is displayed: `look` has its columns, time zone and chart."""
         self.log_look = look
         self.save(update_fields=["log_look"])
 
@@ -526,8 +534,8 @@ class User(Versioned, AbstractBaseUser):
     def ask_for(self, capability: Capability) -> bool:
         """Record a request for a capability. People with PEOPLE_MANAGE are notified.
 
-        Return False, and record nothing, if this person has the capability, asked for it in the last day, or asked for
-        MOST_REQUESTS capabilities in that time.
+        Return False, and record nothing, if this person has the capability, or asked for it in the last day, or asked
+        for MOST_REQUESTS capabilities in the last day.
         """
         with transaction.atomic():
             self.lock()
@@ -551,16 +559,16 @@ class User(Versioned, AbstractBaseUser):
     def open_requests(self) -> list[tuple[Capability, datetime]]:
         """Return the capabilities that this person requested in the last week and still lacks, with the time of each.
 
-        A declined request is left out. So is a request granted by a change of role, even if the person lost the
-        capability later.
+        Declined requests are left out. Requests that were granted by a change of role are left out too, even if the
+        person lost the capability later.
         """
         asked = still_open(requests(of=self))
         return [(capability, at) for _, capability, at in asked if not self.has_perm(capability)]
 
     def request_state(self, capability: Capability) -> tuple[bool, datetime | None]:
-        """Return whether `capability` was requested in the last day, and when the request was declined.
+        """Return whether `capability` was requested in the last day, and when the newest request was declined.
 
-        The time is None unless the newest request was declined.
+        The time is None if the newest request was not declined. A request that was granted does not count.
         """
         return state_of(capability, requests(of=self))
 
@@ -577,7 +585,10 @@ class User(Versioned, AbstractBaseUser):
         return {"email": self.email, "display_name": self.display_name, "role": role, "is_active": self.is_active}
 
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
-        """Change name and e-mail. Ends password sessions if people of the new domain must sign in at the provider.
+        """Change name and e-mail.
+
+        With a new e-mail, the person may have to sign in at the organisation, because this can depend on the domain of
+        the e-mail. The person's password sessions then end.
 
         Raises EmailTaken, ChangedMeanwhile or an error of `changed_by`.
         """
@@ -600,7 +611,10 @@ class User(Versioned, AbstractBaseUser):
         self.refresh_from_db(fields=["email", "display_name"])
 
     def lock(self) -> "User":
-        """Return the current row, locked until the transaction ends. Calls `one_at_a_time` first."""
+        """Read this person's row again and return it, locked until the transaction ends.
+
+        Until then, other changes to people wait (see `one_at_a_time`).
+        """
         one_at_a_time()
         row: User = super().lock()
         return row

@@ -26,7 +26,7 @@ def check_zone(name: str) -> None:
 
 
 class Dropping(NamedTuple):
-    """A shortened retention that has not taken effect yet."""
+    """A requested shorter log retention that has not taken effect yet."""
 
     days: int
     at: datetime  # When it takes effect.
@@ -92,8 +92,8 @@ class WorkspaceSettings(Versioned, models.Model):
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
         """Change settings, from the next request on. Raises ChangedMeanwhile or NoOrganisation.
 
-        A shorter log retention takes effect a day later. Until then, it can be revoked: by `keep_logs`,
-        or by an edit that sets a longer retention than the current one.
+        A shorter log retention takes effect after one day. Until then, `keep_logs` can revoke it. An edit that makes
+        the retention longer than it is now also revokes it.
         """
         with transaction.atomic():
             if "required_sign_in" in fields:

@@ -59,10 +59,10 @@ class Received:
         return received
 
     def first_required_ids(self, log: str) -> dict[int, int]:
-        """Return a dictionary from the number of a checkpoint to an id of a row of `log`.
+        """Return, by checkpoint number, the id of a row of `log` after which no row of the checkpoint may be missing.
 
-        The file must contain the checkpoint's rows with higher ids. Other rows of the checkpoint may be missing. If a
-        checkpoint is not in the result, any of its rows may be missing.
+        The file must contain all rows of the checkpoint that have a higher id. Rows of the checkpoint with this id or a
+        lower id may be missing. If the result has no id for a checkpoint, any row of the checkpoint may be missing.
         """
         # A checkpoint is left out if the file may start, or resume after a gap, in the middle of the checkpoint's rows.
         kinds, state = STATES[log]
@@ -83,7 +83,7 @@ class Received:
     def is_same(self, log: str, row: Mapping[str, Any]) -> bool | None:
         """Return whether the received copy of `row` equals `row`, or None if the sink did not receive the row.
 
-        Remove the received copy from `self.rows`.
+        The received copy is then removed from `self.rows`.
         """
         line = self.rows[log].pop(row["uid"], None)
         return None if line is None else line.digest == _digest(_told(row, FIELDS[log], line.fields))
@@ -93,10 +93,10 @@ class Received:
         return max(self.checkpoints.values(), default=None)
 
     def may_come(self, row: Mapping[str, Any]) -> bool:
-        """True if the sink may receive this row later, because the call was long and ended recently.
+        """Return True if the sink may still receive this row, because the row is a long call that ended recently.
 
-        The call was long if it took more than NEAR. It ended recently if it ended after the time `newest() - LATE`.
-        If the file has no checkpoint, every call ended recently.
+        A call is long if it took more than NEAR. A call ended recently if it ended after the time `newest() - LATE`, or
+        if the file has no checkpoint.
         """
         ended = row.get("recorded_at")
         if ended is None or ended - row["created_at"] <= NEAR:
@@ -134,7 +134,7 @@ def _told(row: Mapping[str, Any], columns: Mapping[str, str], names: Iterable[st
 
 
 def _plain(column: str, value: Any) -> Any:
-    """Convert a database value to its form in sink lines."""
+    """Return a database value in the form that it has in the lines sent to sinks."""
     if isinstance(value, datetime):
         return stamp(value)
     if isinstance(value, UUID):

@@ -84,7 +84,7 @@ def leaf_of(row: Mapping[str, Any]) -> Leaf:
 
 
 def unpacked(leaves: bytes) -> list[Leaf]:
-    """Split concatenated packed leaves."""
+    """Return the leaves in `leaves`, which is a concatenation of values of `Leaf.packed`."""
     size = UID + DIGEST
     parts = (leaves[at : at + size] for at in range(0, len(leaves), size))
     return [Leaf(UUID(bytes=part[:UID]), part[UID:]) for part in parts]
@@ -143,7 +143,7 @@ type Body = dict[str, Any]
 
 
 class _Leaves(NamedTuple):
-    """The packed leaves of some rows, and the times of the oldest and newest row."""
+    """The packed leaves of some rows, the times of the oldest and newest row, and the id of the last row."""
 
     packed: list[bytes]
     oldest: datetime | None
@@ -154,7 +154,8 @@ class _Leaves(NamedTuple):
 def keep_up(most: int = 100) -> int:
     """Make up to `most` checkpoints that are due, and return the number of rows that they cover.
 
-    Stops early if another process makes checkpoints, or a writer does not finish within WRITERS_S.
+    Stops early if another process is making checkpoints, or if a transaction that writes to the log does not finish
+    within WRITERS_S.
     """
     covered = 0
     for _ in range(most):
@@ -185,7 +186,7 @@ def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> i
 def _seal_drop(limit: date) -> datetime | None:
     """Record in a checkpoint which partitions will be dropped.
 
-    Returns the start of the remaining rows, or None if there is no checkpoint yet.
+    Returns the time before which all calls are dropped, or None if there is no checkpoint yet.
     """
     expired = Call.partitions.expired(limit)
     with connection.cursor() as cursor:
@@ -257,7 +258,10 @@ def _make_first(cursor: Any) -> Body | None:
 
 
 def _after(before: Body, kind: str) -> Body:
-    """Return the body of the checkpoint that follows `before`. It covers no rows until the caller adds its range."""
+    """Return the body of the checkpoint that follows `before`.
+
+    The new checkpoint covers no rows, unless the caller adds a range of rows to the body.
+    """
     covers = {"from": None, "before": None, "after_id": before["near_to"], "upto_id": before["near_to"]}
     state = {name: before[name] for name in STATE}
     return {"number": before["number"] + 1, "kind": kind, "previous": before["digest"], **covers, **state}

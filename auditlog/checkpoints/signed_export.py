@@ -154,13 +154,19 @@ def _line(one: Checkpoint) -> dict[str, Any]:
 
 
 def number_at(moment: datetime) -> int:
-    """Return the number of the first checkpoint made at or after this time. If none exists, return the next number."""
+    """Return the number of the first checkpoint made at or after this time.
+
+    If all checkpoints are older, return the number that the next checkpoint will get.
+    """
     first, last = Checkpoint.objects.first(), Checkpoint.objects.last()
     numbers = range(first.number, last.number + 1) if first and last else range(1, 1)
     return numbers.start + bisect_left(numbers, moment, key=_made_at)
 
 
 def _made_at(number: int) -> datetime:
-    """Return when the checkpoint with this number was made. If this checkpoint is missing, use the next one."""
+    """Return the time at which the checkpoint with this number was made.
+
+    If this checkpoint is missing, return the time of the next checkpoint that exists.
+    """
     body = Checkpoint.objects.filter(pk__gte=number).order_by("pk").values_list("body", flat=True)[0]
     return datetime.fromisoformat(orjson.loads(body)["sealed_at"])

@@ -1,17 +1,19 @@
 #!/usr/bin/env python3
 """Verify a signed export of the log offline: python3 -I verify_export.py export.jsonl --public-key checkpoint-key.pem
 
-Needs only Python 3.11 or newer: no network, no installation, no code of the gateway. It checks that
+The script needs Python 3.11 or newer. It needs no network, no installation and no other code of the gateway.
+The script checks that
 
 - each checkpoint is signed with the key, and none is missing between the first and the last,
 - no row was changed, added or removed after its checkpoint was made (except rows that retention removed, and rows of a
   log that was not exported),
 - the file was not changed or cut short after it was downloaded.
 
-With `--review FILE`, it also checks that an export of an access review (JSON lines, with all lines of the review)
-matches the event in the log that records the end of the review.
+With `--review FILE`, the script also checks that an export of an access review (JSON lines, with all lines of the
+review) matches the event in the log that records the end of the review.
 
-Do not take the public key from the person who gave you the file. If possible, use a copy stored when the log was new.
+Do not take the public key from the person who gave you the file. If possible, use a copy of the key that was stored
+before the exported rows were logged.
 Exit codes: 0 if everything matches, 1 with findings, 2 if a file cannot be read or is not a signed export.
 docs/how-to/answer-an-auditor.md explains what a match proves.
 """
@@ -57,9 +59,9 @@ def added(a: Point, b: Point) -> Point:
 
 @lru_cache(8)
 def table(encoded: bytes) -> list[list[Point]] | None:
-    """Return 64 rows for the encoded point A, or None if the encoding is invalid.
+    """Return a table of multiples of the encoded point A, or None if the encoding is invalid.
 
-    Row n has the multiples 0 to 15 of the point 16^n * A.
+    The table has 64 rows. Row n has the multiples 0 to 15 of the point 16^n * A.
     """
     point, rows = decoded(encoded), []
     for _ in range(64 if point else 0):
@@ -117,7 +119,7 @@ def is_signed(message: bytes, signature: bytes, key: bytes) -> bool:
 
 
 def root_of(leaves: list[bytes]) -> bytes:
-    """Return the root of the tree over these leaves."""
+    """Return the root of the Merkle tree of these leaves."""
     if not leaves:
         return sha256().digest()
     level = [sha256(b"\x00" + leaf).digest() for leaf in leaves]
@@ -154,16 +156,16 @@ def merged(spans: Iterable[LogPeriod]) -> list[LogPeriod]:
 
 
 def is_late(kind: str, sealed_at: datetime, recorded: datetime) -> bool:
-    """Return whether a row waited longer than UNSEALED for its checkpoint; always False for kind `late`.
+    """Return True if a row waited too long for its checkpoint: longer than UNSEALED.
 
-    While the gateway runs, rows wait that long only for checkpoints of kind `late`.
+    Rows of a `late` checkpoint may wait that long even while the gateway runs, so the result for them is always False.
     """
     return kind != "late" and sealed_at - recorded > UNSEALED
 
 
 def late_lines(spans: Iterable[LogPeriod]) -> list[str]:
     """Return a sentence for each period in which rows waited long for a checkpoint."""
-    said = "Sealed late: rows of the period from {}. Changes made before sealing cannot be found."
+    said = "Sealed late: rows of the period from {}. Changes to these rows before their checkpoint cannot be found."
     return [said.format(span.in_words) for span in merged(spans)]
 
 
@@ -175,7 +177,10 @@ def in_words(at: datetime) -> str:
 
 
 def review_checksum(lines: list[dict[str, Any]], fields: list[str]) -> str:
-    """Return the SHA-256 of the digests of all lines, sorted by id. A line's digest covers its `fields` as JSON."""
+    """Return the SHA-256 of the joined digests of all lines, in the order of the lines' ids.
+
+    The digest of a line is the SHA-256 of the line's `fields` as JSON.
+    """
     leaves = []
     for line in sorted(lines, key=lambda line: str(line["id"])):
         told = {name: line[name] for name in fields}
@@ -192,7 +197,7 @@ class NotAnExport(Exception):
 
 
 class CheckpointLine:
-    """A checkpoint. `open` has the rows that were not read from the file yet: their digests by uid."""
+    """A checkpoint. `open` has the digests, by uid, of the checkpoint's rows that were not read from the file yet."""
 
     def __init__(self, line: dict[str, Any]) -> None:
         self.text = str(line["body"])
@@ -215,7 +220,10 @@ class CheckpointLine:
         return moment(self.body["sealed_at"]).astimezone(UTC)
 
     def note_wait(self, row: dict[str, Any]) -> None:
-        """If this row waited too long, note it: `waited_since` is the time when the oldest such row was recorded."""
+        """Update `waited_since` if this row waited too long for the checkpoint (see `is_late`).
+
+        `waited_since` is the time at which the oldest row that waited too long was recorded.
+        """
         recorded = moment(row.get("recorded_at") or row["created_at"]).astimezone(UTC)
         if recorded >= BEGINNING and is_late(self.body["kind"], self.sealed_at, recorded):
             self.waited_since = min(recorded, self.waited_since or recorded)
@@ -398,7 +406,7 @@ class Verification:
         last = told.pop() if told else {}
         end = last.get("export") if isinstance(last, dict) else None
         if not (isinstance(end, dict) and end.get("complete")):
-            self.found("The review is cut: its last line does not say that it is complete.")
+            self.found("The review file is cut: its last line does not say that the file is complete.")
             return
         for event in self.closed_reviews:
             changes = event["changes"]
@@ -409,7 +417,7 @@ class Verification:
                 is_same = False
             if is_same:
                 name, at = event["target_label"], event["created_at"][:19]
-                self.reviewed = f"{len(told)} lines and answers are those of the review {name}, closed {at}Z."
+                self.reviewed = f"{len(told)} lines and their answers match the review {name}, closed {at}Z."
                 return
         if not self.matched["event"]:
             self.found(
@@ -435,7 +443,7 @@ class Verification:
         if self.present:
             said.append(
                 f"{self.present} calls have recorded payloads, which exports leave out. Checkpoints prove that these "
-                "calls were logged; the signature of the file proves their values."
+                "calls were logged. The signature of the file proves the values in their rows."
             )
         if self.dropped:
             said.append(f"{self.dropped} calls were removed by retention.")
@@ -461,7 +469,7 @@ def fingerprint(key: bytes) -> str:
 
 
 def public_key(path: str) -> bytes:
-    """Read an Ed25519 public key in PEM. Raises ValueError."""
+    """Return the Ed25519 public key in a PEM file, as 32 bytes. Raises ValueError if the file has no such key."""
     with open(path, encoding="ascii") as file:  # noqa: PTH123  (one file that runs anywhere)
         lines = [line for line in file.read().splitlines() if line and not line.startswith("-----")]
     data = base64.b64decode("".join(lines))

@@ -1,6 +1,7 @@
-"""Compare calls and admin events with their checkpoints, and with a sink's copy, and report every difference.
+"""Compare the logs of calls and of admin events with their checkpoints, and report every difference.
 
-Needs only read access to a database and the public key.
+The logs can also be compared with the copy that a sink received. The comparison only reads the database. It needs no
+private key, only the public key.
 """
 
 from __future__ import annotations
@@ -30,7 +31,11 @@ CHUNK = 2000
 
 
 class Finding(NamedTuple):
-    """A difference, and the period that it leaves unproved. `uid` is set if the difference is in a single row."""
+    """A difference that the comparison found.
+
+    Because of the difference, the checkpoints do not prove that the logs of the period `unproved` are unchanged.
+    If the difference is in a single row, `uid` is the id of this row.
+    """
 
     what: str
     uid: UUID | None
@@ -98,7 +103,7 @@ class SignedCheckpoint:
         return LogPeriod(datetime.fromisoformat(oldest) if oldest else self.after, self.sealed_at)
 
     def covers(self, at: datetime) -> bool:
-        """True if the checkpoint covers calls of this date."""
+        """True if the checkpoint covers calls that arrived at the time `at`."""
         before = self.body["before"]
         since = datetime.fromisoformat(self.body["from"])
         return since <= at < (datetime.fromisoformat(before) if before else END)
@@ -115,7 +120,10 @@ class SignedCheckpoint:
         return self.leaves
 
     def _must_have_leaves(self, kept_from: datetime) -> bool:
-        """True if the checkpoint must still have its digests, because its last row has not been dropped yet."""
+        """True if the checkpoint must still have its digests.
+
+        Digests may be missing only if retention has dropped all calls of the checkpoint. Events are never dropped.
+        """
         newest = self.body["newest_at"]
         return newest is not None and (self.kind == "events" or datetime.fromisoformat(newest) >= kept_from)
 
@@ -259,7 +267,10 @@ def _break(
     expected: int,
     keys: Sequence[bytes] | None,
 ) -> str | None:
-    """Return a sentence on the fault of this checkpoint or of its link to the previous one; None if there is none."""
+    """Return a sentence about the fault in this checkpoint, or in its link to the previous checkpoint.
+
+    Return None if there is no fault.
+    """
     name = f"Checkpoint {one.number}"
     if body is None:
         if keys is None or bytes(one.public_key) in keys:
@@ -294,9 +305,10 @@ def _signed(one: Checkpoint, keys: Sequence[bytes] | None) -> dict[str, Any] | N
 
 
 def _kept_from(sealed: Sequence[SignedCheckpoint]) -> datetime:
-    """Return the time from which calls must exist.
+    """Return the time from which on no call may be missing. Retention may have dropped older calls.
 
-    This is the latest `kept_from` of the checkpoints. If they have none, it is the start of the oldest partition.
+    The time is the latest `kept_from` in the checkpoints. If no checkpoint has a `kept_from`, the time is the start of
+    the oldest partition.
     """
     # Checkpoints of earlier releases do not state this time.
     said = [datetime.fromisoformat(one.body["kept_from"]) for one in sealed if "kept_from" in one.body]
@@ -322,7 +334,7 @@ class _Comparison:
         for (number, body), at in sorted(received.items()):
             unproved = LogPeriod(min(afters.get(number, last), at), at)
             if number not in bodies:
-                said = f"Checkpoint {number} was received by the sink, but is not here."
+                said = f"Checkpoint {number} was received by the sink, but is not in the database."
                 self._report.add("checkpoint", said, unproved)
             elif bodies[number] != body:
                 said = f"Checkpoint {number} was rewritten: the sink received another one."
@@ -367,7 +379,7 @@ class _Comparison:
             for uid, line in lines.items():
                 is_dropped = log == "call" and line.at < self._report.kept_from
                 if not is_dropped and uid not in named and self._span.since <= line.at and line.ended < last:
-                    said = f"{_name(log, uid, line.at)} was received by the sink, but is not here."
+                    said = f"{_name(log, uid, line.at)} was received by the sink, but is not in the database."
                     self._report.add("removed", said, LogPeriod(line.at, line.at), uid)
 
     def _judge(self, log: str, place: SignedCheckpoint | bool, row: dict[str, Any]) -> None:

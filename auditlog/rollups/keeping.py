@@ -63,9 +63,10 @@ def keep_up(seconds: float, *, even_if_fresh: bool = True) -> int:
 
 
 def drop_before(limit: date) -> int:
-    """Delete the roll-ups of the calls that retention will drop with this `limit`; return the number of deleted rows.
+    """Delete outdated roll-ups, and return the number of deleted rows.
 
-    Call this before the partitions are dropped.
+    A roll-up is outdated if `Partitions.drop_before(limit)` drops its calls, or if it is older than the retention of
+    its grain. Call this function before `Partitions.drop_before`. Does nothing while another process counts.
     """
     begin = Call.partitions.kept_from(limit)
     with transaction.atomic(), _state() as state:
@@ -132,7 +133,7 @@ def _begin() -> None:
 
 
 def _floors(now: datetime) -> dict[str, datetime]:
-    """Return the time at which each grain's roll-ups begin, by RollupState field.
+    """Return the earliest time for which each grain's roll-ups are retained. The keys are fields of RollupState.
 
     Grains without a retention of their own are left out.
     """
@@ -147,7 +148,10 @@ def _last_id() -> int | None:
 
 @transaction.atomic
 def _count_new() -> tuple[int, bool]:
-    """Count the newest rows. Return a pair: the number of counted rows, and whether there are more to count."""
+    """Count rows written since the last count, at most about STEP rows. Rows of late calls are left out.
+
+    Return a pair: the number of counted rows, and whether there are more to count.
+    """
     with _state() as state:
         last = None if state is None else _last_id()
         if state is None or last is None or last <= state.counted_to:
@@ -165,10 +169,13 @@ def _count_new() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_late() -> tuple[int, bool]:
-    """Count the calls that were written more than NEAR after their start, and advance `near_from`.
+    """Count late calls, and advance `near_from`.
 
-    Do nothing if the last such count was less than LATE_EVERY ago. Return a pair: the number of counted calls, and
-    whether more are left to count. The second value is always False, because one run counts all late calls.
+    A call is late if its row was written more than NEAR after the call began. `_count_new` leaves out these calls,
+    because they began before `near_from`. Does nothing if late calls were counted less than LATE_EVERY ago.
+
+    Return a pair: the number of counted calls, and whether more are left to count. The second value is always False,
+    because one run counts all late calls.
     """
     with _state() as state:
         now = databases.database_now()
@@ -188,7 +195,10 @@ def _count_late() -> tuple[int, bool]:
 
 @transaction.atomic
 def _count_old() -> tuple[int, bool]:
-    """Add the next batch of older calls to the roll-ups. Return the size of the batch, and whether more calls exist."""
+    """Count the next batch of the calls that were in the log before counting began.
+
+    Return a pair: the number of counted calls, and whether more are left to count.
+    """
     with _state() as state:
         if state is None or state.counted_from <= BEGINNING:
             return 0, False

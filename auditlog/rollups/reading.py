@@ -1,8 +1,8 @@
 """Count calls from the roll-ups, and from the log for periods without roll-ups.
 
-Both are read in one database snapshot. The numbers equal those of the log, except that a call longer than an hour may
-be missing for 15 minutes after it ends. Whole weeks, days, hours and minutes come from the roll-ups; the rest, and
-calls recorded since the last count, come from the log.
+Whole weeks, days, hours and minutes are read from the roll-ups. The rest of a period, and calls that are not in the
+roll-ups yet, are read from the log. The roll-ups and the log are read in one database snapshot. So the numbers are the
+numbers of the log, with one exception: a call longer than an hour may be missing for 15 minutes after it ends.
 """
 
 from __future__ import annotations
@@ -185,10 +185,10 @@ class Book:
     def busiest(
         self, where: Where, since: datetime, until: datetime, by: str, most: int, *, named: bool = False
     ) -> dict[Any, Numbers] | None:
-        """Count the calls between two times for the most frequent values of the column `by`.
+        """Return the counts of calls between two times, for the values of the column `by` that have the most calls.
 
-        `most` is the maximum number of values. The empty value is left out; `named` also leaves out calls of unknown
-        tools. Returns None in the same cases as `read`.
+        `most` is the maximum number of values. The empty value is left out. With `named`, calls of unknown tools are
+        left out, too. Returns None in the same cases as `read`.
         """
         query = self.query_of(where, since, until, by=(by,), named=named)
         if query is None:
@@ -298,9 +298,9 @@ class Book:
         return max(self._state.floor(grain), self._state.days_from, self._state.counted_from)
 
     def _rows_of_log(self, pieces: Sequence[SourcePeriod], filters: SQL) -> list[SQL]:
-        """Return a SQL condition for each piece that needs rows of the log.
+        """Return SQL conditions for the rows of the log that must be counted for these pieces of a period.
 
-        A piece with roll-ups needs only the rows not counted yet.
+        For a piece with roll-ups, these are only the rows that are not in the roll-ups yet.
         """
         assert self._state is not None
         rows = []
@@ -399,7 +399,7 @@ def array(values: Iterable[Any]) -> str:
 
 
 def _union(rows: Sequence[SQL], columns: str) -> SQL:
-    """Return SQL that selects `columns` of calls in the log: the calls that meet one of the conditions `rows`."""
+    """Return SQL that selects `columns` of the calls in the log that meet one of the conditions `rows`."""
     statements = [_ROWS_OF_LOG.format(columns=columns, where=condition) for condition, _ in rows]
     return " UNION ALL ".join(statements), [value for _, bounds in rows for value in bounds]
 
@@ -415,7 +415,10 @@ def _keys(by: Sequence[str], bars: Bars | None, at: str) -> SQL:
 
 @contextmanager
 def book() -> Iterator[Book]:
-    """Yield the roll-ups and the log in one database snapshot: a new one, or that of the current transaction."""
+    """Yield the roll-ups and the log in one database snapshot.
+
+    Inside a transaction, that transaction is used. Otherwise, a new one with its own snapshot begins.
+    """
     if connection.in_atomic_block:
         yield Book(RollupState.objects.first())
         return

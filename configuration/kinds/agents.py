@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 class AgentKind(Kind):
     name, noun = "agents", "agent"
-    about = "Agents, which have API access tokens. Their tokens are not in files."
+    about = "Agents. Files do not contain their API access tokens."
     sees = frozenset({Capability.HOSTS_READ})
     manages, toggles = Capability.API_TOKENS_MANAGE, Capability.HOSTS_TOGGLE
     fields = (

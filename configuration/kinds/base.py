@@ -91,7 +91,7 @@ class Change:
         return {name: value for name, value in changed.items() if not names or name in names}
 
     def gives(self, *names: str) -> bool:
-        """True if the file changes one of these fields, or gives one of these fields to a new object."""
+        """True if one of these fields changes. All fields that the file gives to a new object count as changed."""
         return any(name in self.fields for name in names)
 
 
@@ -132,7 +132,7 @@ class Kind:
         return next((one for one in self.fields if one.name == name), None)
 
     def key_of(self, given: Mapping[str, Any]) -> str:
-        """Return the last part of the key of the object with the values `given`."""
+        """Return the last part of an object's key. `given` has the object's values."""
         return str(given.get(self.key, ""))
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
@@ -144,7 +144,7 @@ class Kind:
         return found.values
 
     def complete(self, values: dict[str, Any], world: World) -> dict[str, Any]:
-        """Return the values of a new object with its defaults, which may depend on other objects."""
+        """Return the values of a new object, completed with defaults. Defaults may depend on other objects."""
         return values
 
     def check(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
@@ -161,7 +161,10 @@ class Kind:
         return needed | ({self.manages} if change.fields.keys() - {"enabled"} or not needed else set())
 
     def places(self, entries: Iterable[Entry], world: World) -> dict[Key, tuple[int, int]]:
-        """Return the old and new position of each object that moves, by its old key; {} if order does not matter."""
+        """Return the old and the new position of each object that moves, by its old key.
+
+        Return {} if the order does not matter.
+        """
         return {}
 
     def secret_of(self, row: Any, name: str) -> str:
@@ -169,11 +172,11 @@ class Kind:
         raise NotImplementedError
 
     def add(self, change: Change, world: World, by: User) -> Any:
-        """Create the object, enabled, and return its row."""
+        """Create the object and return its row. The new object is enabled."""
         raise NotImplementedError
 
     def edit(self, change: Change, world: World, by: User) -> None:
-        """Change the object, except whether it is enabled."""
+        """Change the object, but do not enable or disable it."""
         raise NotImplementedError
 
     def remove(self, change: Change, world: World, by: User) -> None:
@@ -243,7 +246,7 @@ class World:
         return (found.values if found else {}) | (entry.given if entry else {})
 
     def renamed(self, field: Field, value: Any) -> Any:
-        """Return `value`, with the new names of objects that the document renames."""
+        """Return `value`. If the document renames objects in it, the result has their new names."""
         if not field.refers_to:
             return value
         if isinstance(value, list):

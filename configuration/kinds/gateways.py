@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 ALIAS = {"type": "string", "maxLength": 16, "pattern": r"^(?:[a-z0-9](?:-?[a-z0-9])*)?" + END}
 INSTEAD_OF_ALIAS = (
-    "Write at most 16 lower-case letters, digits and single hyphens. Write “” only for the sole server of a gateway."
+    "Write an alias of at most 16 lower-case letters, digits and single hyphens. "
+    "Write “” only for the sole server of a gateway."
 )
 MOST_TOOL_NAME = 1000
 LISTS = {"enabled_tools": True, "disabled_tools": False}
@@ -53,7 +54,7 @@ class GatewayKind(Kind):
     manages, toggles = Capability.GATEWAYS_MANAGE, Capability.GATEWAYS_TOGGLE
     fields = (
         slug("slug", "Last part of its URL; never changes.", 40),
-        text("name", "Name on the pages.", 80),
+        text("name", "Name that pages show.", 80),
         long_text("description", "Text for people.", 1000),
         flag("enabled", "Whether it is enabled.", True),
         choice("reach", "Who may use it.", Reach, Reach.EVERYONE),
@@ -61,11 +62,21 @@ class GatewayKind(Kind):
         choice("hosts_allowed", "Which apps and agents may use it.", HostsAllowed, HostsAllowed.ALL),
         choice("tools_given", "Which tools people can use on the gateway.", ToolsGiven, ToolsGiven.ALL),
         flag("takes_requests", "Whether everybody sees it and may request access.", False),
-        number("request_days", "Usual period of requested access, in days.", 1, MOST_DAYS, 30),
-        number("most_request_days", "Longest period of requested access, in days.", 1, MOST_DAYS, 90),
+        number("request_days", "Days that the form for requesting access proposes.", 1, MOST_DAYS, 30),
+        number("most_request_days", "Most days for which people can request access.", 1, MOST_DAYS, 90),
         limit("calls_per_minute", "Maximum calls per minute of all its connections together.", MOST_CALLS),
-        choice("new_definitions", "Treatment of new definitions.", OnArrival, OnArrival.APPROVE),
-        choice("changed_definitions", "Treatment of changed definitions.", OnChange, OnChange.HOLD),
+        choice(
+            "new_definitions",
+            "Whether new tools, prompts and resources can be used at once.",
+            OnArrival,
+            OnArrival.APPROVE,
+        ),
+        choice(
+            "changed_definitions",
+            "What happens if a server changes a tool, prompt or resource.",
+            OnChange,
+            OnChange.HOLD,
+        ),
     )
 
     def read(self, world: World) -> Iterator[tuple[Key, Any, dict[str, Any]]]:
@@ -133,7 +144,7 @@ class AssignmentKind(Kind):
             INSTEAD_OF_ALIAS,
             None,
         ),
-        flag("enabled", "Whether it is enabled at this gateway.", True),
+        flag("enabled", "Whether the server is enabled on this gateway.", True),
         choice(
             "identity_scheme",
             "Kind of credential that calls use. The default is `shared` if there is a `shared_identity`. Without a "
@@ -141,7 +152,7 @@ class AssignmentKind(Kind):
             IdentityScheme,
             None,
         ),
-        text("shared_identity", "Label of the shared credential, for `identity_scheme` `shared`.", 80, ""),
+        text("shared_identity", "Label of the shared credential, if `identity_scheme` is `shared`.", 80, ""),
         choice("tool_policy", "Which tools may be called.", ToolPolicy, ToolPolicy.ALLOW_ALL),
         names("enabled_tools", "All enabled tools, by their name at the server.", MOST_TOOL_NAME, default=None),
         names(
@@ -202,7 +213,7 @@ class AssignmentKind(Kind):
             yield from self._check_credential(values["identity_scheme"], values["shared_identity"], values, world)
 
     def _check_rename(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
-        """Yield an error if the document changes a server's alias on the gateway, but has no `moved` for the alias."""
+        """Yield an error if the document changes a server's alias on the gateway, but has no `moved`."""
         if change.act is not Act.ADD:
             return
         gateway, alias = change.key

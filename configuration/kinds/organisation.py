@@ -65,8 +65,8 @@ class OrganisationKind(Kind):
         text("groups_claim", "Claim with a person's groups.", 100, "groups"),
         text(
             "default_role",
-            "Role of people who get no role from a rule. If empty, these people cannot sign in. Without rules that "
-            "name a role, only new people get it, and people with an account keep theirs.",
+            "Role of people who get no role from a rule. If empty, these people cannot sign in. If no rule names a "
+            "role, only new people get the default role, and people with an account keep their role.",
             80,
             "",
             refers_to="roles",
@@ -119,7 +119,9 @@ class OrganisationKind(Kind):
     def cuts(self, change: Change, world: World, viewer: User) -> str:
         if change.after().get("mode") != Mode.ENFORCED:
             return ""
-        return "Signs out everyone in the organisation's domains who used a password, except break-glass owners."
+        return (
+            "Signs out everyone in the organisation's domains who signed in with a password, except break-glass owners."
+        )
 
 
 def _written(rule: GroupRule) -> dict[str, str]:

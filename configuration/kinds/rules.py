@@ -78,12 +78,12 @@ class RuleKind(Kind):
         text("note", "Note for administrators.", 500, ""),
         choice(
             "approvers",
-            f"Who decides first, {FOR_HOLD}. After half of `hold_minutes`, also everybody with `approvals:decide`.",
+            f"Who decides first, {FOR_HOLD}. After half of `hold_minutes`, all with `approvals:decide` can decide.",
             Approvers,
             Approvers.ANYBODY,
         ),
         text("approver_team", "Team that decides, if the field `approvers` is `team`.", 80, "", refers_to="teams"),
-        flag("somebody_else", "If true, a person cannot decide on calls that an agent makes for this person.", False),
+        flag("somebody_else", "If true, people cannot decide on calls that agents make for them.", False),
         number("hold_minutes", f"Minutes for which a call waits, {FOR_HOLD}.", 1, LONGEST_HOLD, USUAL_HOLD),
     )
 

@@ -32,8 +32,8 @@ class ServerKind(Kind):
     sees = frozenset({Capability.SERVERS_READ})
     manages, toggles = Capability.SERVERS_MANAGE, Capability.SERVERS_TOGGLE
     fields = (
-        slug("slug", "Name in URLs, and default alias at gateways; never changes.", 16),
-        text("name", "Name on the pages.", 80),
+        slug("slug", "Name in URLs. Also the default alias on gateways. It never changes.", 16),
+        text("name", "Name that pages show.", 80),
         text("url", "Address of its MCP endpoint.", 500),
         flag("enabled", "Whether it is enabled.", True),
         choice("auth_type", "Kind of its credential.", AuthType, AuthType.NONE),
@@ -43,13 +43,13 @@ class ServerKind(Kind):
         number("max_concurrent", "Maximum concurrent calls.", 1, 1000, 64),
         flag(
             "lists_live",
-            "Whether its lists, such as the list of tools, differ by session. If true, the gateway asks the server "
-            "whenever a client requests a list.",
+            "Whether its lists, such as the list of tools, differ by session. The gateway then asks the server for a "
+            "list each time a client requests the list.",
             False,
         ),
         text("key_help", "How people get a credential, in your words.", 300, ""),
         text("key_url", "Page where people get a credential.", 500, ""),
-        text("expected_issuer", "The name that the issuer gives itself, if it differs from the issuer's URL.", 500, ""),
+        text("expected_issuer", "The `issuer` in the issuer's metadata, if it differs from the issuer's URL.", 500, ""),
         choice("resource_sent", "`resource` (RFC 8707) sent to the issuer.", ResourceSent, ResourceSent.SERVER),
         text("fixed_resource", "The `resource` to send, if `resource_sent` is `fixed`.", 500, ""),
         text("fixed_scopes", "Scopes to request instead of those that the server names.", 1000, ""),

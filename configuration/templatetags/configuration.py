@@ -1,4 +1,4 @@
-"""The template tag for a line on an object's page: the configuration file that governs the object."""
+"""The template tag `managed_by`. On an object's page, it names the configuration file that governs the object."""
 
 from typing import Any
 
@@ -14,7 +14,9 @@ register = template.Library()
 
 @register.inclusion_tag("configuration/managed_by.html", takes_context=True)
 def managed_by(context: Context, row: Model, yaml_url: str = "") -> dict[str, Any]:
-    """Render the file and source that govern `row`, and a link to the object as YAML; nothing if no file governs it.
+    """Render a line with the file and source that govern `row`. Without such a file, render nothing.
+
+    With `yaml_url`, the line also has a link to the page that shows the object as YAML.
 
     If somebody changed the object by hand after the file was applied, the line shows the time of the change. Viewers
     who may see admin events also see the person who changed the object.

@@ -1,6 +1,6 @@
-"""The Django admin: all models, changed through the same model methods as on the pages.
+"""The Django admin pages of all apps. They change rows by the model methods that the product's pages use.
 
-It is one package, because counting the impact of an action needs the models of several apps.
+The admin pages are in one package, not in their apps, because an action's impact depends on models of several apps.
 """
 
 from gatewayadmin.admin import logs, people, traffic

@@ -55,7 +55,10 @@ else:
 
 
 class StaffSite(AdminSite):
-    """The gateway's Django admin. It is not the default site, where other packages register models with secrets."""
+    """The Django admin site of the product.
+
+    Django's default site is not used, because other packages register models with secrets there.
+    """
 
     site_header = "Gateway Admin"
     site_title = "Gateway Admin"
@@ -117,7 +120,10 @@ def any_of(*capabilities: Capability) -> Rule:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityAction:
-    """An admin action on the selected rows that match `on`, for users who satisfy `is_open_to`."""
+    """An admin action, offered to users for whom `is_open_to` returns True.
+
+    It changes the selected rows that match the condition `on`. It skips the other selected rows.
+    """
 
     name: str
     is_open_to: Rule
@@ -202,7 +208,11 @@ class CapabilityAction:
             pages.message_user(request, f"“{self.one}” was done for {count} {noun}.", messages.SUCCESS)
 
     def _act(self, row: Any, user: Any) -> tuple[bool, str]:
-        """Act on one row. Return the pair that `tests` returns, or (True, "") if the action has no `tests`."""
+        """Act on one row. Return whether this succeeded, and an explanation.
+
+        An action with `tests` returns the result of `tests`. Any other action returns True and an empty explanation,
+        or raises one of REFUSALS.
+        """
         if self.tests:
             return self.tests(row, user)
         with transaction.atomic():
@@ -310,7 +320,7 @@ class CapabilityAdmin(ModelPages):
 
     @property
     def _shown(self) -> set[str]:
-        """The columns and relations that these pages show, or use for the search and the filters."""
+        """The columns and relations that these pages show, search or filter by."""
         offered: list[Any] = [item for item in self.list_filter if not isinstance(item, type)]
         filters = [item if isinstance(item, str) else item[0] for item in offered]
         names = [*(self.fields or ()), *self.list_display, *filters, *self.search_fields]

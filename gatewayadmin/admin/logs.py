@@ -52,7 +52,10 @@ class LogList(ChangeList):
 
 
 class LogPages(CapabilityAdmin):
-    """Base of the log pages, without forms and actions. Subclasses define the search in `where`, on indexed columns."""
+    """Base of the admin pages for calls and events. They have no forms and no actions.
+
+    A subclass implements `where`, which searches indexed columns only.
+    """
 
     change_list_template = "admin/log.html"
     list_display_links = None
@@ -168,7 +171,7 @@ class ArchivedPartitionPages(CapabilityAdmin):
 
 @register(Channel, site=site)
 class ChannelPages(CapabilityAdmin):
-    """Notification channels of the workspace, and the viewer's own."""
+    """Admin pages of notification channels: those of the workspace, and the viewer's own channels."""
 
     seen_by = (Capability.WORKSPACE_READ,)
     acts = (

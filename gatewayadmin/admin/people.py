@@ -39,7 +39,7 @@ class UserPages(CapabilityAdmin):
             "deactivate",
             PEOPLE,
             Q(is_active=True),
-            "Nothing is revoked: after reactivation, everything works as before.",
+            "No token, API key or connection is revoked: after reactivation, all of them work again.",
         ),
         CapabilityAction("reactivate", PEOPLE, Q(is_active=False), asks=False),
         CapabilityAction(
@@ -264,7 +264,7 @@ class ProviderPages(CapabilityAdmin):
 
 @register(Account, site=site)
 class AccountPages(CapabilityAdmin):
-    """Read-only: people link and unlink their own account."""
+    """Read-only: people link and unlink their own account at the identity provider."""
 
     seen_by = (Capability.PEOPLE_READ,)
     list_display = fields = words("user issuer subject created_at")

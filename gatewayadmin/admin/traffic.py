@@ -247,7 +247,12 @@ class HoldPages(CapabilityAdmin):
 class AllowancePages(CapabilityAdmin):
     seen_by = (Capability.APPROVALS_DECIDE,)
     acts = (
-        CapabilityAction("end", any_of(Capability.APPROVALS_DECIDE), Q(ended_at=None), "The next call is held again."),
+        CapabilityAction(
+            "end",
+            any_of(Capability.APPROVALS_DECIDE),
+            Q(ended_at=None),
+            "The agent's next call of the tool is held for approval again.",
+        ),
     )
     list_display = words("tool connection calls given_by given_at ends_at ended_at")
     list_filter = ("given_at",)
@@ -350,7 +355,7 @@ class AssignmentPages(CapabilityAdmin):
         return super().get_queryset(request).select_related("server", "gateway")
 
     def status(self, obj: Assignment) -> str:
-        """Return the state; *blocked* while the server or the gateway is disabled."""
+        """Return the assignment's own state, or *blocked* if only its server or its gateway is disabled."""
         own = super().status(obj)
         above = {"server": obj.server.enabled, "gateway": obj.gateway.enabled}
         off = next((name for name, enabled in above.items() if not enabled), "")
@@ -489,7 +494,10 @@ class IdentityPages(CapabilityAdmin):
             "enable", any_of(*seen_by), NOT_REVOKED, does=lambda row, by: _checked(row, by).enable(by=by), asks=False
         ),
         CapabilityAction(
-            "confirm", any_of(*seen_by), NOT_REVOKED, "Calls then send the secret to the server's current address."
+            "confirm",
+            any_of(*seen_by),
+            NOT_REVOKED,
+            "After you confirm a credential, calls send its secret to the server's current address.",
         ),
         CapabilityAction(
             "revoke",
@@ -521,8 +529,8 @@ class ClientRegistrationPages(CapabilityAdmin):
             "end",
             any_of(Capability.SERVERS_MANAGE),
             Q(ended_at=None),
-            "New sign-ins no longer use an ended registration: the next sign-in registers this gateway again. Existing"
-            " sign-ins are still renewed with the old registration.",
+            "New sign-ins do not use an ended registration. If no other registration fits, the next sign-in tries to"
+            " create one. Existing sign-ins are still renewed with the old registration.",
         ),
     )
     list_display = words("issuer client_id kind server created_at ended_at")
@@ -632,7 +640,11 @@ class TokenPages(CapabilityAdmin):
     )
 
     def get_queryset(self, request: Any) -> Any:
-        """Prefetch the connections, annotated with whether user and host may use the gateway: `status` needs this."""
+        """Return the tokens with prefetched connections.
+
+        Each connection is annotated with two answers that `status` needs: whether the person may use the gateway, and
+        whether the app or agent may.
+        """
         connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
         return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))
 
@@ -640,7 +652,7 @@ class TokenPages(CapabilityAdmin):
         return f"blocked: {in_short(obj.blocked_reason)}" if obj.blocked_reason else super().status(obj)
 
     def reaches(self, obj: Token) -> str:
-        """List the servers the token is limited to."""
+        """Return the names of the servers that the token may use."""
         if obj.scope_all:
             return "every server of its gateway"
         return ", ".join(str(scope.assignment.server) for scope in obj.scopes.select_related("assignment__server"))

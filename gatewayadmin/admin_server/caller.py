@@ -27,7 +27,7 @@ from gatewayadmin.serving.builtin import ToolFailed
 from ui.rest import Resource
 from wire.jsonrpc import Object
 
-NOBODY = "This connection acts for no active person, so it may see nothing."
+NOBODY = "The person you act for is not active, or does not exist. You may see nothing."
 ROWS = 50
 
 
@@ -68,7 +68,10 @@ class Caller:
         return cls(person)
 
     def must_hold(self, needed: Held) -> None:
-        """Raise ToolFailed unless the person has the capabilities that `needed` requires; the error names one."""
+        """Raise ToolFailed unless the person has the capabilities that `needed` requires.
+
+        The error names one of the missing capabilities.
+        """
         try:
             must_hold(self.person, needed)
         except CapabilityRequired as missing:

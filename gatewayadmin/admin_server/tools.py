@@ -1,4 +1,7 @@
-"""The tools of Gateway Admin. Each uses a REST operation, or the function behind a page if REST has none."""
+"""The tools of the built-in server Gateway Admin.
+
+The tools call REST operations. Where REST has no operation, they call the functions that pages use.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +81,7 @@ class Tool:
         }
 
     def check(self, arguments: object) -> None:
-        """Raise ToolFailed, with all mistakes, if the arguments do not fit the schema."""
+        """Raise ToolFailed if the arguments do not fit the input schema. The error lists all mistakes."""
         from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # noqa: PLC0415  (slow to import)
 
         found = sorted(Draft202012Validator(self.input_schema).iter_errors(arguments), key=lambda one: [*one.path])
@@ -215,13 +218,13 @@ def _plan_change(caller: Caller, arguments: Object) -> tuple[str, Object]:
         "apply": f"gateway-admin apply change.yaml --user EMAIL --plan {made['digest']}",
         "link": _plan_link(arguments["yaml"]),
     }
-    return f"Plan: {made['summary']}. Nothing was changed; a person applies it.", content
+    return f"Plan: {made['summary']}. Nothing was changed. A person can apply the plan.", content
 
 
 def _plan_link(text: str) -> str:
-    """Return the URL of the page that plans and applies this file.
+    """Return the URL of the page on which people plan and apply a configuration file.
 
-    The URL contains the file's text, unless the text is long or contains another URL.
+    The URL contains `text`, the text of the file, unless the text is long or contains another URL.
     """
     query = urlencode({"text": text})
     # The path of a URL in the text may be a secret.
@@ -285,8 +288,8 @@ def _tools() -> Iterator[Tool]:
     yield Tool(
         "explain_refusal",
         "Explain a refusal",
-        "Say why a call was refused or failed, who caused the obstacle and when, who can remove it, and whether the "
-        f"call would be allowed now. Nothing is called. Needs logs:read. {UNTRUSTED}",
+        "Say why a call was refused or failed, who made the change that caused this and when, who can remove the "
+        f"cause, and whether the call would be allowed now. The call is not repeated. Needs logs:read. {UNTRUSTED}",
         _explain_refusal,
         {
             "call": _text("Id of the call, from search_calls or X-Request-Id.", format="uuid", pattern=_UUID),
@@ -313,7 +316,7 @@ def _tools() -> Iterator[Tool]:
                 "about one tool.",
                 "delete",
             ),
-            "on": _text("A past day. The answer has the access at the end of this day (UTC).", "2026-10-31"),
+            "on": _text("A past day. The answer lists who had access at the end of this day (UTC).", "2026-10-31"),
             **_PAGE,
         },
         answers={"access": _ROWS, "cursor": _CURSOR},
@@ -342,8 +345,9 @@ def _tools() -> Iterator[Tool]:
     yield Tool(
         "plan_change",
         "Plan a change",
-        "Compare a configuration file (YAML) with the workspace: what would change, which access each change ends, "
-        "and which capabilities it requires. The tool changes nothing. A person then applies the plan, by its digest. "
+        "Compare a configuration file (YAML) with the workspace. The answer says what would change, which access each "
+        "change ends, and which required capabilities the person you act for lacks. The tool changes nothing. A "
+        "person can apply the plan with the digest in the answer. "
         f"Lists that are not in the file stay as they are. {UNTRUSTED}",
         _plan_change,
         {

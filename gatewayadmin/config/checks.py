@@ -46,7 +46,10 @@ def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("mail", deploy=True)
 def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
-    """Warn if the mail sender is unset or local, because other mail servers refuse its mail or treat it as spam."""
+    """Warn if the sender's address of mails is unset, or belongs to a domain that exists only on this machine.
+
+    Other mail servers refuse mail from such an address, or treat the mail as spam.
+    """
     if not settings.MAIL_SERVER:
         return []
     hint = "Set GATEWAY_EMAIL_FROM to an address your mail server accepts as sender."
@@ -65,7 +68,8 @@ def the_database_urls_lead_where_they_should(
 ) -> list[CheckMessage]:
     """Report how the database URLs are used, and problems with them.
 
-    Does nothing if `databases` is empty or None. `manage.py check` names a database only if run with `--database`.
+    If `databases` is empty or None, the check does nothing. Django passes databases to this check only if people run
+    `manage.py check --database`.
     """
     if not databases:
         return []
@@ -108,7 +112,7 @@ _TIME_LIMIT = "SELECT setting::int FROM pg_settings WHERE name = 'statement_time
 
 @dataclass
 class DatabaseReport:
-    """Findings as sentences: the connections in use, and warnings."""
+    """The result of `survey`: sentences about the use of the database URLs, and warnings."""
 
     uses: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -116,7 +120,11 @@ class DatabaseReport:
 
 @dataclass(frozen=True)
 class Budget:
-    """Maximum numbers of database connections that one `serve`, including its chores process, opens to each target."""
+    """Maximum numbers of database connections that one `serve`, including its chores process, opens.
+
+    `direct` counts the connections of calls and chores. `pages` counts those of pages. `replica` counts those to the
+    replica.
+    """
 
     workers: int
     direct: int
@@ -150,7 +158,7 @@ def default_workers() -> int:
 
 
 def budget(workers: int, *, pooled: bool) -> Budget:
-    """Return the maximum numbers of database connections of these workers and the chores process.
+    """Return the maximum numbers of database connections for this number of workers and the chores process.
 
     Connections of exports and sinks are not included.
     """
@@ -251,14 +259,14 @@ def _look_at_budget(report: DatabaseReport, direct: psycopg.Connection[Any], pla
     row = direct.execute(_LIMITS).fetchone() or ()
     most = min(limit for limit in row if limit is not None and limit >= 0)
     report.uses.append(
-        f"{planned}, and temporarily {READERS} for exports in each process and {SINKS} for sinks; "
-        f"the server grants {most}."
+        f"{planned}. Exports temporarily open up to {READERS} more in each process, and sinks up to {SINKS} more. "
+        f"PostgreSQL allows {most}."
     )
     if planned.to_server + SPARE > most:
         takes = f"{_number_of(planned.workers)} up to {planned.to_server} connections to the database"
         report.warnings.append(
-            f"{takes}, which grants {most}, and {SPARE} more are needed temporarily: raise "
-            "max_connections or the limit of the role or database, or start fewer workers."
+            f"{takes}. Starts, commands and administrators temporarily need {SPARE} more, but PostgreSQL allows {most}."
+            " Raise max_connections or the limit of the role or database, or start fewer workers."
         )
 
 

@@ -100,7 +100,7 @@ def configuration(url: str, data_dir: Path, *, web_connections: int, direct_url:
 
 
 def require_url(url: str, direct_url: str, read_url: str) -> None:
-    """Refuse a direct or replica URL without DATABASE_URL."""
+    """Raise Refused if the direct URL or the replica's URL is set, but DATABASE_URL is not."""
     for name, value in ((DIRECT, direct_url), (READ, read_url)):
         if value and not url:
             refuse(name, "is set, so DATABASE_URL must be set too.")
@@ -199,8 +199,10 @@ def ensure() -> None:
 def require(*, tables: bool = True) -> None:
     """Raise UnusableDatabase if the database does not answer, or if this version cannot use the database or its tables.
 
-    Also raises UnusableDatabase for a pooler in transaction mode. With `tables`, a database without tables is refused,
-    and so is a missing embedded database. Without `tables`, a missing embedded database is created.
+    Also raises UnusableDatabase if the connection goes through a pooler in transaction mode.
+
+    If `tables` is True, the database must exist and have tables. If `tables` is False, it may be empty, and a missing
+    embedded database is created.
     """
     if tables and is_embedded() and not (settings.DATA_DIR / "postgres" / "PG_VERSION").exists():
         raise UnusableDatabase(
@@ -237,7 +239,10 @@ def direct_name() -> str:
 
 
 def missing() -> list[str]:
-    """Return what `manage.py migrate` would add: migrations as `app.0001_name`, the cache table and the version."""
+    """Return the names of everything that `manage.py migrate` would add.
+
+    These are migrations (such as `app.0001_name`), the cache table, and the recorded version of the tables.
+    """
     executor = MigrationExecutor(connection)
     plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
     names = [f"{migration.app_label}.{migration.name}" for migration, _ in plan]

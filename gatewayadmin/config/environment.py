@@ -207,7 +207,8 @@ def forget_libpq() -> None:
 def misspelled() -> str | None:
     """Return a sentence about a variable with a wrong name; None if all names are right.
 
-    A name is wrong if it is misspelled, or if it ends in FROM_FILE but the setting is not a secret.
+    A name is wrong if it is misspelled. It is also wrong if it ends in `_FILE`, but the setting before this suffix is
+    not a secret.
     """
     for name in sorted(os.environ):
         if name.startswith("GATEWAY_") and name not in _seen:

@@ -27,7 +27,7 @@ class Keys:
 
 
 def from_environment() -> Keys:
-    """Read the keys from the environment. Raises Refused, naming each missing variable."""
+    """Return the keys from the environment. Raises Refused if variables are missing; the message names all of them."""
     given = {name: secret(name) for name in NAMES}
     missing = [name for name, value in given.items() if not value]
     if missing:
@@ -36,10 +36,10 @@ def from_environment() -> Keys:
 
 
 def kept_in(folder: Path, *, begun: bool = False) -> Keys:
-    """Read each key from the environment, otherwise from its file in `folder`.
+    """Return the keys. Each key is read from the environment or, if it is not set there, from its file in `folder`.
 
-    The first start generates each missing file. Raises Refused for a file with wrong owner, permissions or content.
-    If the installation has `begun`, also raises Refused for a missing file.
+    Raises Refused for a file with wrong owner, permissions or content. If `begun` is False, missing files are
+    generated. If `begun` is True, stored data may need the lost keys, so a missing file raises Refused, too.
     """
     try:
         if not begun:
@@ -63,9 +63,10 @@ def runner_secret(folder: Path) -> str:
 
 
 def not_of(folder: Path) -> list[str]:
-    """Return the names of the environment variables that lack a key of their key file in `folder`.
+    """Compare the key files in `folder` with the environment, and return the names of variables that lack keys.
 
-    Files that do not exist are skipped. Raises Refused for unreadable files.
+    A variable lacks keys if its file has a key that the variable does not have. Variables without a file are skipped.
+    Raises Refused for unreadable files.
     """
     strange = []
     for name in NAMES:
@@ -128,8 +129,8 @@ def _kept(folder: Path, name: str, *, begun: bool) -> str:
     if not path.exists():
         if begun:  # A new key could not decrypt existing data.
             raise Refused(
-                f"{path} is missing, and stored data needs it. Restore it from a backup; if it is lost, put"
-                " a new key there: docs/how-to/back-up.md."
+                f"{path} is missing, and stored data needs it. Restore it from a backup. If it is lost, create it again"
+                " with a new key, as docs/how-to/back-up.md explains."
             )
         _write_once(path, _fresh(name))
     about = path.stat()

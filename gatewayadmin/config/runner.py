@@ -39,7 +39,10 @@ def of_clone(file: Path, keys: Path) -> Runner:
 
 
 def url_of(file: Path) -> str:
-    """Return the URL at which this machine reaches the runner of this `runner.yaml`. Raises OSError."""
+    """Return the URL at which this machine reaches the runner. Raises OSError if `file` cannot be read.
+
+    `file` is the runner's `runner.yaml`. If it sets no address, the URL has the default address.
+    """
     found = _listen(file.read_text(errors="replace"))
     host, port = (found["host"], found["port"]) if found else USUAL
     host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)  # noqa: S104  (compared, not bound)

@@ -43,8 +43,8 @@ def fault(probe: psycopg.Connection[Any]) -> str:
         )
     if numbers(made_by) < numbers(UPGRADES_FROM):
         return (
-            f"The tables were made by version {made_by}, and version {VERSION} upgrades from {UPGRADES_FROM} or newer: "
-            f"upgrade to {UPGRADES_FROM} first."
+            f"The tables were made by version {made_by}. Version {VERSION} can upgrade only tables of version "
+            f"{UPGRADES_FROM} or newer: upgrade to {UPGRADES_FROM} first."
         )
     return ""
 

@@ -1,4 +1,4 @@
-"""HTTP client of the doctor: sends requests as a client would, and reports responses without secrets."""
+"""HTTP client of the OAuth doctor: sends requests as an MCP client would, and reports responses without secrets."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def document_of(answer: HttpAnswer) -> dict[str, Any]:
         content_type = answer.headers.get("content-type", "no content type")
         raise StepFailed(
             f"{answer.status} with {content_type} where JSON was expected.",
-            f"A proxy in front answers {answer.url} itself. Let it forward this URL to the gateway, and return "
-            "the gateway's answer.",
+            f"A proxy in front of the gateway answers {answer.url} itself. Let it forward this URL to the gateway, and "
+            "return the gateway's answer.",
         )
     return value
 
@@ -115,7 +115,7 @@ class HttpProbe:
         except TooSlow:
             raise StepFailed(f"No answer within {self._seconds:g} s.", _unreachable(url)) from None
         except NoAnswer as error:
-            raise StepFailed(f"No answer: it {error}.", _unreachable(url)) from None
+            raise StepFailed(f"No answer: this address {error}.", _unreachable(url)) from None
         self.note(self.asked, _response_text(answer.status, answer.headers))
         return answer
 
@@ -128,8 +128,8 @@ def _response_text(status: int, headers: Mapping[str, str]) -> str:
 def _unreachable(url: str) -> str:
     base = url.partition("/mcp/")[0]
     return (
-        f"Does {base} lead to this installation, with a certificate that clients trust? If only this machine cannot "
-        "reach it, run `manage.py doctor --url` where clients are."
+        f"Does {base} lead to this installation, and do clients trust its certificate? If only this machine cannot "
+        "reach that address, run `manage.py doctor --url` on a machine in the clients' network."
     )
 
 
@@ -140,7 +140,10 @@ UNAVAILABLE = {502, 503, 504}
 
 
 def belongs(url: str, base: str, source: str) -> str:
-    """Return `url` if it is under `base`, the URL clients use. Raises StepFailed otherwise, naming the `source`."""
+    """Return `url` if it has the same origin as `base`, the URL that clients use. Otherwise, raise StepFailed.
+
+    Also raise StepFailed if `base` has a path. The error names `source`, the place where `url` was found.
+    """
     if _place(url) == _place(base) and not urlsplit(base).path:
         return url
     raise StepFailed(f"{source} leads to {url}, but clients use {base}.", _public_url_advice(url, base))
@@ -161,21 +164,22 @@ def _public_url_advice(url: str, base: str) -> str:
         )
     if _place(settings.PUBLIC_URL) == _place(base):
         return (
-            f"GATEWAY_PUBLIC_URL is {base}, which is right: a proxy in front rewrites this answer, or caches an old "
-            "one. Look for rewriting of bodies and headers (sub_filter, proxy_redirect), and for a cache."
+            f"GATEWAY_PUBLIC_URL is correct ({base}). Therefore a proxy in front of the gateway rewrites this answer, "
+            "or returns an old answer from a cache. Look in the proxy's configuration for a cache, and for rewriting "
+            "of bodies and headers (sub_filter, proxy_redirect)."
         )
     scheme = "TLS ends at the proxy: " if urlsplit(url).scheme != urlsplit(base).scheme else ""
     return f"{scheme}set GATEWAY_PUBLIC_URL={base} and restart, or give clients the address {settings.PUBLIC_URL}."
 
 
 def unexpected(answer: HttpAnswer, expected: int) -> StepFailed:
-    """Return the fault that explains an unexpected status."""
+    """Return a StepFailed that explains why the answer does not have the status `expected`."""
     path = urlsplit(answer.url).path
     if 300 <= answer.status < 400:
         return _redirected(answer)
     if answer.status in (400, 421) and (WRONG_HOST in answer.text or not answer.text):
         return StepFailed(
-            f"{answer.status}: the request arrives with another Host than {urlsplit(settings.PUBLIC_URL).netloc}.",
+            f"{answer.status}: the gateway received another Host header than {urlsplit(settings.PUBLIC_URL).netloc}.",
             "Let the proxy pass the Host header on unchanged (nginx: proxy_set_header Host $host), or set "
             "GATEWAY_PUBLIC_URL to the address clients use.",
         )
@@ -208,7 +212,7 @@ def _redirected(answer: HttpAnswer) -> StepFailed:
         )
     return StepFailed(
         f"{answer.status}: a redirect to {to or 'no address'}.",
-        "Clients do not follow redirects here. Let the proxy forward this URL unchanged.",
+        "Clients do not follow redirects from this URL. Let the proxy forward requests for the URL unchanged.",
     )
 
 

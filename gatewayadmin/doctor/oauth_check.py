@@ -68,7 +68,10 @@ def registered(client_id: str, *, name: str, redirect: str, after: int) -> Appli
 
 
 def allow(user: User, gateway: Gateway, application: Application, parameters: dict[str, str]) -> Allowed:
-    """Start the flow and allow it as `user`, as the pages do. Raises StepFailed if the pages would refuse."""
+    """Connect the application to the gateway as `user`, as the Allow button of the consent page does.
+
+    Raises StepFailed if the consent page would refuse.
+    """
     request = _request(user)
     flow = flows.begin_app(request, application, gateway, {**parameters})
     try:
@@ -102,13 +105,13 @@ def _what_to_do(reason: str) -> str:
     if "gateway does not allow" in reason:
         return (
             "Allow the app “OAuth doctor” in this gateway's list of apps and agents, under “Others”. If the app is not "
-            "there, first run the doctor for another gateway: this registers the app."
+            "in the list, first run the doctor for another gateway. That run adds the app to the list."
         )
     if "app" in reason:
         return "Enable the app “OAuth doctor” in Apps & Agents, then run the doctor again."
     return (
-        "The consent page would show this reason. The person whose consent is simulated must be allowed to connect "
-        "apps."
+        "The consent page would refuse for this reason. The doctor simulates the consent of a person. This person must "
+        "be allowed to connect apps."
     )
 
 
@@ -130,7 +133,10 @@ ELSEWHERE = (
     "Another installation answers here, or a proxy in front answers in the gateway's place. Check which machine the "
     "host name leads to."
 )
-FILTERED = "A proxy in front changes or filters this answer. Let it forward requests and answers unchanged."
+FILTERED = (
+    "A proxy in front of the gateway changes or filters this answer. Let the proxy forward requests and answers "
+    "unchanged."
+)
 
 
 class OAuthCheck:
@@ -182,7 +188,10 @@ class OAuthCheck:
         return CheckStep(title, StepState.OK, self.wire.asked, self.wire.answered, finding)
 
     def refusal(self) -> str:
-        """Check that a request without a token gets the URL of the resource metadata (RFC 9728 section 5.1)."""
+        """Check that a request without a token is refused, and that the refusal has the URL of the resource metadata.
+
+        See RFC 9728, section 5.1.
+        """
         answer = self.wire.ask("POST", self.url, json=LIST, headers=ACCEPT)
         if answer.status != 401:
             raise unexpected(answer, 401)
@@ -196,8 +205,8 @@ class OAuthCheck:
         if match is None:
             raise StepFailed(
                 f"The header WWW-Authenticate names no resource_metadata: {challenge}",
-                "This 401 is not the gateway's: a proxy in front has its own sign-in. Exempt /mcp/, "
-                "/oauth/ and /.well-known/oauth-* from it.",
+                "This 401 does not come from the gateway. A proxy in front of the gateway has its own sign-in. "
+                "Exempt /mcp/, /oauth/ and /.well-known/oauth-* from that sign-in.",
             )
         self.metadata_url = belongs(match[1], self.base, "The header WWW-Authenticate")
         return "The refusal names the metadata document."
@@ -215,7 +224,10 @@ class OAuthCheck:
         return f"The metadata name the gateway {self.url} and its authorization server {issuer}."
 
     def server_metadata(self) -> str:
-        """Check the endpoints, PKCE and refresh tokens in the metadata. The issuer must match exactly (RFC 8414)."""
+        """Check that the metadata of the authorization server name its endpoints, PKCE with S256 and refresh tokens.
+
+        The field `issuer` must be exactly the URL that clients use (RFC 8414).
+        """
         self.server = self._document(f"{self.base}/.well-known/oauth-authorization-server")
         if self.server.get("issuer") != self.base:
             belongs(str(self.server.get("issuer")), self.base, "The field issuer")
@@ -262,7 +274,7 @@ class OAuthCheck:
         ours = public_url()
         if ours != self.base:
             raise StepFailed(
-                f"All answers named {self.base}, but the address of this installation is {ours}.",
+                f"All answers so far name {self.base}, but the address of this installation is {ours}.",
                 ELSEWHERE,
             )
 
@@ -284,7 +296,7 @@ class OAuthCheck:
         }
 
     def authorize_page(self) -> str:
-        """Open the authorize page as a signed-out browser: it must redirect to our sign-in page."""
+        """Open the authorize page as a signed-out browser, and check that the page redirects to our sign-in page."""
         parameters = {**self.question, "resource": self.url}
         telling = f"response_type=code code_challenge=… code_challenge_method=S256 resource={self.url}"
         address = f"{self.server['authorization_endpoint']}?{urlencode(parameters)}"
@@ -310,7 +322,7 @@ class OAuthCheck:
 
     def consent(self) -> str:
         """Call the functions behind the Allow button, since no person presses it."""
-        self.wire.note(f"Not over HTTP: the functions behind the consent page, as {self.person.email}")
+        self.wire.note(f"Not sent over HTTP: calls the functions behind the consent page as {self.person.email}")
         allowed = allow(self.person, self.gateway, self.application, self.question)
         self.code, self.connection = allowed.code, allowed.connection
         self.wire.note(self.wire.asked, "A single-use code, valid for a minute")
@@ -333,7 +345,7 @@ class OAuthCheck:
         self.access_token = str(document_of(answer).get("access_token", ""))
         if not self.access_token:
             raise StepFailed("The answer has no access_token.", FILTERED)
-        return "An access token and a refresh token for this gateway."
+        return "The answer has an access token for this gateway."
 
     def call(self) -> str:
         """Use the access token to list the tools of the gateway. Return their number as text."""

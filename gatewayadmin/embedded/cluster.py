@@ -78,7 +78,10 @@ def binaries() -> Path:
 
 @cache
 def account() -> pwd.struct_passwd:
-    """Return PostgreSQL's system user for a gateway that runs as root. Create it if needed. Raises ClusterError."""
+    """Return the system user that runs PostgreSQL if the gateway runs as root. Create the user if needed.
+
+    Raises ClusterError if the user cannot be created.
+    """
     with suppress(KeyError):
         return pwd.getpwnam(ACCOUNT)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]
@@ -127,7 +130,10 @@ class Cluster:
         os.register_at_fork(after_in_child=self._forget)
 
     def ensure(self) -> None:
-        """Start PostgreSQL unless it runs, and wait until it answers. Raises ClusterError."""
+        """Start PostgreSQL unless it runs, and wait until it answers.
+
+        Raises ClusterError if PostgreSQL cannot be started.
+        """
         if self._server is not None and _alive(self._server):
             return
         with self._guard:
@@ -222,10 +228,10 @@ class Cluster:
         return result.returncode == 0 and self._ready()
 
     def _drop_stale_status(self) -> None:
-        """Remove postmaster.pid if the file names a zombie or a process of another program.
+        """Remove postmaster.pid if the process that the file names is not the PostgreSQL of this cluster.
 
-        PostgreSQL would take the named process for a running PostgreSQL. Before the removal, processes that remain of
-        the previous PostgreSQL are killed.
+        The process is then a zombie or another program, but PostgreSQL would take it for a running PostgreSQL and not
+        start. Before the file is removed, remaining processes of the previous PostgreSQL are killed.
         """
         status = self._status()
         if not status or not psutil.pid_exists(int(status[0])):
@@ -270,8 +276,8 @@ class Cluster:
     def _open_path(self) -> None:
         """Give PostgreSQL's system user access to PostgreSQL's data folder, socket and programs.
 
-        If the gateway runs as root, all system users may then pass through the folders above these. Opened folders are
-        logged, except the data directory.
+        If the gateway runs as root, all system users may then pass through the parent folders. A warning in the log
+        lists the folders whose permissions were changed, except the data directory.
         """
         if self.socket_folder != self.folder:
             self._own_socket_folder()

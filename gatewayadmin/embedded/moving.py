@@ -74,7 +74,8 @@ def refuse_unless_empty(target: Connection) -> None:
 def move(data_dir: Path, say: Say) -> int:
     """Move all rows to the configured database and return their number. `migrate` must have created the tables there.
 
-    `say` is called with a line for each table. Raises Immovable; the target is then unchanged.
+    `say` is called with a line for each table that has rows. If the rows cannot be moved, raise Immovable and leave the
+    target unchanged.
     """
     with source(data_dir) as old, _connected(database.conninfo()) as new:
         new.execute("LOCK TABLE accounts_user IN ACCESS EXCLUSIVE MODE")  # A gateway that starts now waits.
@@ -121,7 +122,10 @@ def _compare(old: Connection, new: Connection) -> None:
 
 @contextmanager
 def _prepared(old: Connection, new: Connection, tables: list[str]) -> Iterator[None]:
-    """Empty the target, create the source's partitions in it, and disable the target's triggers for the block."""
+    """Empty the target, and create the source's partitions in it.
+
+    The target's triggers are disabled inside the `with` block.
+    """
     names = sql.SQL(", ").join(sql.Identifier(name) for name in tables if name != "django_migrations")
     new.execute(sql.SQL("TRUNCATE {}").format(names))
     for name in _names(new, _PARTITIONS, LOG):

@@ -1,4 +1,4 @@
-"""The pages of the help: the files of docs/ and two files beside it, with titles, HTML and a search.
+"""The pages at /help/, and the search in them. The pages are the files of docs/, CHANGELOG.md and SECURITY.md.
 
 The order and the summaries of the pages come from docs/index.md.
 """
@@ -38,7 +38,11 @@ _WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "CHANGELOG": 0.
 
 @dataclass(frozen=True)
 class HelpPage:
-    """One page of the documentation. `path` is the path of its file below docs/ (or beside it), without `.md`."""
+    """One page of the documentation.
+
+    `path` is the path of its file without `.md`, relative to docs/. The pages in BESIDE are not below docs/: for them,
+    `path` is relative to the folder that contains docs/.
+    """
 
     path: str
     summary: str = ""
@@ -165,9 +169,11 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def search(words: str, limit: int = FOUND) -> list[FoundPage]:
-    """Return the best section of each page. The best page comes first.
+    """Return the pages that match, each with its best section. The best page comes first.
 
-    A section is found only if each word is in the section, or in the title or summary of the section's page.
+    At most `limit` pages are returned.
+
+    A section matches only if each word is in the section, or in the title or summary of the section's page.
     """
     wanted = _wanted(words)
     if not wanted:
@@ -178,9 +184,9 @@ def search(words: str, limit: int = FOUND) -> list[FoundPage]:
 
 
 def _wanted(words: str) -> list[str]:
-    """Return the stems of the words, except fillers and single characters.
+    """Return the stems of the words without filler words, such as "the", and without single characters.
 
-    If this leaves no stem, return all stems.
+    If no other stem is left, return all stems.
     """
     stems = [_stem(word) for word in words.lower().replace("-", " ").split()]
     return [stem for stem in stems if len(stem) > 1 and stem not in FILLERS] or stems

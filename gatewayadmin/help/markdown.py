@@ -79,9 +79,9 @@ def _change(token: Token, following: Sequence[Token], path: str, url_of: UrlOf) 
 
 
 def _anchor_reasons(cell: Sequence[Token]) -> None:
-    """Give an id to each reason for refusal in this cell, so that links can point to the reason.
+    """Give an id to each key of REASONS in this table cell, so that links can point to the key.
 
-    The id is the reason itself.
+    A key of REASONS is a reason for which calls are refused. The id is the key itself.
     """
     for child in cell:
         if child.type == "code_inline" and child.content in REASONS:
@@ -133,7 +133,10 @@ _EMPHASIS = re.compile(r"\*(\w[^*]*)\*")
 
 
 def plain(markdown: str) -> str:
-    """Return the text of Markdown without tags, link targets and marks; the cells of a table row become a sentence."""
+    """Return the text of Markdown without allowed HTML tags, comments, link targets and formatting characters.
+
+    The cells of a table row become a sentence.
+    """
     rows = _ROW.sub(_sentence, _RULE.sub("", _LINK.sub(r"\1", _LEFT_OUT.sub("", markdown))))
     text = rows.replace("\\|", "|").replace("**", "").replace("`", "")
     return " ".join(_EMPHASIS.sub(r"\1", text).split())

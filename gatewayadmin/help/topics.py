@@ -93,7 +93,7 @@ class Guide(NamedTuple):
 
 
 def topic_of(view: str) -> HelpPage | None:
-    """Return the page of the documentation about the view of this name; None if there is none."""
+    """Return the documentation page about the view with the name `view`; None if there is no such page."""
     app, colon, _ = view.rpartition(":")
     path = _TOPICS.get(view) or _TOPICS.get(f"{app}{colon}")
     return documents()[path] if path else None

@@ -1,8 +1,10 @@
-"""The calls of a subject in the last 24 hours, compared with a usual day.
+"""The calls of an incident's subject in the last 24 hours, compared with a usual day.
 
-A usual day is the average of at most 28 days before these 24 hours.
+The subject is a host, person, connection, token or server. A usual day is the average of at most 28 days before these
+24 hours.
 
-At most the newest MOST_READ calls are read. If there are more calls, the totals come from roll-ups if possible.
+At most the newest MOST_READ calls are read. If there are more calls, the totals come from the roll-ups, unless the
+roll-ups lack them.
 """
 
 from __future__ import annotations
@@ -56,10 +58,9 @@ class CallTally(NamedTuple):
 
 @dataclass
 class Count:
-    """Two numbers of calls, `now` and `before`.
+    """The number of calls in the last 24 hours (`now`), and in the period before these 24 hours (`before`).
 
-    `now` counts the last 24 hours. `before` counts the `days` days before these 24 hours. If `days` is 0, `per_day` is
-    None.
+    That period is `days` days long. If `days` is 0, `per_day` is None.
     """
 
     now: int = 0

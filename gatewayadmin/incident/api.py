@@ -1,4 +1,4 @@
-"""/api/{hosts,users,connections,tokens,servers}/{id}/stop: the operations that stop subjects of incidents."""
+"""/api/{hosts,users,connections,tokens,servers}/{id}/stop: operations that stop an object during an incident."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def needed(kind: type[Subject]) -> Held:
 
 
 class Stops(Resource):
-    """Stop an app or agent, a person, a connection, a token or a server with one act, and say why.
+    """Stop an app or agent, a person, a connection, a token or a server with one request, and give a reason.
 
     Revoking cannot be undone. `GET /api/admin-events` returns the reason in the field `because`.
     """

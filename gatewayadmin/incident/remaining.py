@@ -42,8 +42,8 @@ class Reached(NamedTuple):
 def remaining(subject: Subject, most: int | None = None) -> list[Reached]:
     """Return the remaining access: an item for each live connection of `subject`, at most `most` items.
 
-    Blocked connections are included, without tools. For a server, return instead an item for each gateway
-    that still offers the server; `most` does not apply.
+    The item of a blocked connection has no tools. If the subject is a server, return an item for each gateway that
+    still offers the server, and ignore `most`.
     """
     if subject.kind == "server":
         assignments = list(subject.assignments)
@@ -86,7 +86,7 @@ def _of_connections(subject: Subject, connections: Sequence[Connection]) -> list
 
 @dataclass(frozen=True)
 class Grants:
-    """The grants and limits of some connections, read for all of them at once."""
+    """The grants and tool limits that apply to some connections. `of` reads them for all these connections at once."""
 
     gateways: dict[tuple[UUID, UUID], GatewayGrant]  # By gateway and user.
     tools: list[ToolGrant]

@@ -45,7 +45,7 @@ class Stopped(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """One row as the subject of an incident, as `viewer` sees it."""
+    """A row that is the subject of an incident. `connections` and `identities` have only what `viewer` may see."""
 
     row: Any
     viewer: User
@@ -99,7 +99,7 @@ class Subject:
 
     @property
     def calls(self) -> dict[str, UUID]:
-        """The values that select the subject's calls in the log, by column."""
+        """The filter that selects the subject's calls in the log: each column with its value."""
         return {f"{self.kind}_id": self.row.pk}
 
     @property
@@ -173,12 +173,12 @@ class Subject:
         return would_refuse(where, self.viewer, what=f"went through this {self.noun}")
 
     def stop(self) -> Stopped:
-        """Stop the subject. Raises one of `faults`."""
+        """Stop the subject. Raises one of `faults` if the subject cannot be stopped."""
         raise NotImplementedError
 
     @property
     def key(self) -> Any:
-        """The object's key in the URLs of its own pages."""
+        """The key that identifies the row in URLs outside the *Incident* pages: the slug of a server, or the id."""
         return self.row.pk
 
     @property
@@ -255,7 +255,7 @@ class HostSubject(Subject):
     @property
     def effect(self) -> str:
         if not self.live_count:
-            return f"Every further request of this {self.noun} is refused. Undo at any time."
+            return f"Every further request of this {self.noun} is refused. You can undo this at any time."
         again = f" The {self.noun} can be enabled again; people then have to connect again." if self.row.enabled else ""
         return f"{self.ending} {NO_WAY_BACK}.{again}"
 
@@ -419,7 +419,7 @@ class TokenSubject(Subject):
 
     @property
     def effect(self) -> str:
-        return f"Ends the token {NEXT_REQUEST}. {NO_WAY_BACK}; its owner may create another."
+        return f"Ends the token {NEXT_REQUEST}. {NO_WAY_BACK}, but the token's owner may create another token."
 
     def stop(self) -> Stopped:
         self.row.revoke(by=self.viewer)
@@ -469,7 +469,10 @@ class ServerSubject(Subject):
     @property
     def effect(self) -> str:
         gateways = self.placed.order_by().values("gateway").distinct().count()
-        return f"Refuses its calls on {number_of(gateways, 'gateway')} {NEXT_REQUEST}. Undo at any time."
+        return (
+            f"Refuses calls to this server on {number_of(gateways, 'gateway')}, starting {NEXT_REQUEST}. "
+            "You can undo this at any time."
+        )
 
     def stop(self) -> Stopped:
         changed = self.row.disable(by=self.viewer)

@@ -1,4 +1,8 @@
-"""Two base classes: for commands that use the workspace's database, and for Django's commands that are refused."""
+"""Base classes of commands, and functions for their arguments.
+
+WorkspaceCommand is for commands that use the workspace's database. RefusedCommand replaces a command of Django that
+people must not use.
+"""
 
 import argparse
 from argparse import ArgumentParser
@@ -14,7 +18,10 @@ from gateways.models import Gateway
 
 
 class WorkspaceCommand(BaseCommand):
-    """A command that needs the tables of a workspace. Exceptions in `refusals` become errors of one line."""
+    """A command that needs the tables of a workspace.
+
+    An exception of a type in `refusals` is printed as one line, without a traceback.
+    """
 
     requires_system_checks = ()  # `make check` runs the checks, which take longer than most commands.
     refusals: tuple[type[Exception], ...] = ()
@@ -56,9 +63,9 @@ def gateway_named(slug: str) -> Gateway:
 
 
 def moment(text: str) -> datetime:
-    """Parse a date, or a date and time, for argparse (`type=moment`), and return it in UTC.
+    """Return the time in UTC that a text names: a date, or a date and time. Use it with argparse as `type=moment`.
 
-    Values without a zone are in UTC.
+    A text without a time zone is read as UTC.
     """
     try:
         at = datetime.fromisoformat(text)

@@ -64,7 +64,7 @@ def remote(url: str, key_file: Path | None) -> Remote:
 
 
 def acting(email: str | None) -> User:
-    """Return the active person with this address, or the first Super admin."""
+    """Return the active person with this address; without an address, the active Super admin who joined first."""
     people = User.objects.filter(is_active=True).order_by("date_joined")
     if email is None:
         found = people.filter(role__name=SUPER_ADMIN.name, role__locked=True).first()

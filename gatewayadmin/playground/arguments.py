@@ -1,4 +1,4 @@
-"""The arguments of a run: a form made from their JSON schema, or one field with all of them as JSON.
+"""The form for the arguments of a run: one field per argument of the JSON schema, or one JSON field for all arguments.
 
 Schemas come from servers and are untrusted. Values other than strings, numbers, choices and lists of strings are
 entered as JSON.
@@ -33,7 +33,7 @@ class TextArgument(forms.CharField):
         return text and text.replace("\r\n", "\n")
 
     def text_of(self, value: Any) -> str:
-        """Return the text that this field parses as `value`."""
+        """Return the text that a person would enter into this field for `value`."""
         return value if isinstance(value, str) else json.dumps(value)
 
 

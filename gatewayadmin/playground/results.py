@@ -1,7 +1,8 @@
 """Renders the result of a run. The result is untrusted: nothing in it is interpreted as markup.
 
-Invisible characters are marked, and links lead only to our own pages. Only pictures of four types with matching first
-bytes are shown. All texts share one size limit, so that a server cannot make the page expensive.
+Invisible characters are marked, and links lead only to our own pages. A picture is shown only if it has one of four
+types and its first bytes match the type. All texts share one size limit, so that a server cannot make the page
+expensive.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Result:
     def _take(self, text: str, longest: int = LONGEST_TEXT) -> str:
         """Return the part of `text` to show.
 
-        Its length as HTML counts towards the size limit that all texts of the answer share.
+        The HTML length of the returned part counts towards the size limit that all texts of the answer share.
         """
         longest = min(longest, self._left)
         self.is_cut = self.is_cut or len(text) > longest
@@ -132,7 +133,7 @@ def _contents(contents: Object) -> ResultPart:
 
 
 def _picture(mime_type: Any, data: Any) -> ResultPart:
-    """Return a picture if its type is safe to show, otherwise a description."""
+    """Return the picture, or a description if its type is not safe, it is too large, or it cannot be read."""
     kind = _short(mime_type)
     about = f"Picture of type {kind}, {_bytes(data)}"
     if kind not in PICTURES or not isinstance(data, str) or len(data) > LARGEST_PICTURE * 4 // 3 + 4:
@@ -160,7 +161,10 @@ def _short(value: Any, longest: int = 100) -> str:
 
 
 def _indented(value: Any, longest: int) -> str:
-    """Return indented JSON, up to slightly more than `longest` characters; one line if it is nested too deeply."""
+    """Return `value` as indented JSON, cut soon after `longest` characters.
+
+    If `value` is nested too deeply for indentation, return all its JSON on one line.
+    """
     written, length = [], 0
     try:
         for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):

@@ -117,7 +117,10 @@ def _others(user: User, gateway: Gateway | None) -> list[Connection]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The selection in the URL or form: a reachable gateway, a kind, and a feature name, each optional."""
+    """The selected gateway, kind and feature name, from the URL or form.
+
+    By default, the gateway is the first one that the user can reach, and the kind is "tool".
+    """
 
     user: User
     gateway: Gateway | None
@@ -181,7 +184,10 @@ class Chosen:
 
     @cached_property
     def feature(self) -> Feature | None:
-        """The selected feature; None if its name is not stored. Users can call names that are not stored."""
+        """The selected feature; None if the database has no feature with the selected name.
+
+        Users can also call names that are not in the database.
+        """
         if self.gateway is None or not self.name:
             return None
         rows = Feature.objects.placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)
@@ -200,7 +206,8 @@ class Chosen:
     def schema(self) -> Any:
         """The schema of the arguments; None if the feature is unknown.
 
-        Its members are in the server's order if the definition was approved, otherwise in the order of the database.
+        If the definition was approved, the members of the schema are in the order in which the server sent them.
+        Otherwise, they are in the order in which PostgreSQL stores JSON.
         """
         if self.feature is None:
             return None
@@ -294,7 +301,7 @@ def _turned(chosen: Chosen, form: ArgumentsForm, to: str) -> ArgumentsForm:
 
 
 def _form_again(chosen: Chosen, uid: str) -> ArgumentsForm | None:
-    """Return the form with an earlier run's arguments; None if the log does not show these arguments to the user."""
+    """Return the form with an earlier run's arguments; None if the log lacks them or the user may not see them."""
     call = _row(uid)
     if call is None or call.user_id != chosen.user.pk or not chosen.user.has_perm(Capability.LOGS_PAYLOADS):
         return None

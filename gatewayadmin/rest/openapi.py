@@ -108,12 +108,18 @@ PATH = {
 }
 # Headers of requests.
 HEADERS: dict[str, dict[str, Any]] = {
-    "If-Match": {"description": "The `ETag` that the object must still have."},
-    "If-None-Match": {"description": "The `ETag` of an earlier answer. If it is still current, the answer is 304."},
+    "If-Match": {
+        "description": "The `ETag` of the object as you read it. If the object was changed since, the answer is 412, "
+        "and nothing is written."
+    },
+    "If-None-Match": {
+        "description": "The `ETag` of an earlier answer. If this `ETag` is still current, the answer is 304."
+    },
     HEADER: {
         "type": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": f"^{FORM.pattern}$"},
-        "description": "A new text, such as a UUID, for each object to create. If you repeat a request with this text "
-        "within an hour, nothing is created again. You get the first answer, with `Idempotency-Replayed: true`.",
+        "description": "A string that you choose, such as a UUID: a new one for each object to create. If you repeat "
+        "the request with the same string within an hour, no second object is created. You get the first answer "
+        "again, with the header `Idempotency-Replayed: true`.",
     },
 }
 
@@ -210,7 +216,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter("ordering", description=note, enum=[*names, *(f"-{name}" for name in names)])]
 
     def _headers(self) -> list[OpenApiParameter]:
-        """Return the headers of a request, except the headers of its credential."""
+        """Return the request headers that the operation reads, except the headers for authentication."""
         taken = {
             "If-Match": self.operation.if_match,
             "If-None-Match": self.action == "retrieve",
@@ -219,7 +225,10 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter(name, location="header", **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
-        """Return the ETag header of responses that contain the object or have status 304 or 412."""
+        """Return the response header `ETag` if the operation has responses with it, otherwise an empty list.
+
+        These are the responses that contain the object, and those with status 304 or 412.
+        """
         looks = self.action == "retrieve"
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}
@@ -244,7 +253,7 @@ class OperationSchema(AutoSchema):
         }
 
     def _errors(self, status: int) -> list[OpenApiExample]:
-        """Return examples of the errors with this status, by code."""
+        """Return one example for each error code that is possible with this status."""
         errors = {code: {"detail": detail, "code": code, **more} for code, detail, more in ERRORS.get(status, ())}
         for kind, problem in self.view.problems.items():
             if problem.status == status and problem.code != "invalid":
@@ -322,7 +331,7 @@ class OperationSchema(AutoSchema):
         return schema
 
     def _help_text(self, field: Any, direction: Any) -> str | None:
-        """Derive the help text of a field that declares none. Returns None if that is not possible."""
+        """Return a help text for a field that declares none, or None if no text can be derived."""
         declared: Any = self.operation.answer
         answer = declared if isinstance(declared, type) else self.view.serializer_class
         # A request field has the help text of the response field of the same name.
@@ -356,7 +365,7 @@ class SessionScheme(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-
 
 
 class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
-    """Authentication by an API key or an API access token. With a token, callers can only rotate this token."""
+    """Authentication by an API key or an API access token. An access token only permits its own rotation."""
 
     target_class = "tokens.authentication.BearerAuthentication"
     name = ["apiKey", "accessToken"]  # noqa: RUF012
@@ -373,7 +382,10 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 
 
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """Forbid unknown members in request bodies; responses may get more members in later releases."""
+    """Return the OpenAPI description `result`, changed to forbid unknown members in request bodies.
+
+    The schemas of responses stay open, because later releases may add members to responses.
+    """
     for name, schema in result["components"]["schemas"].items():
         schema.setdefault("description", "One of these objects.")  # Only schemas for a choice of objects have none.
         if "properties" in schema and name.endswith("Request"):

@@ -1,4 +1,7 @@
-"""The routes under /api/: the REST API, without trailing slashes except `schema/`, and its documentation pages."""
+"""The routes under /api/: the REST API and its documentation pages.
+
+The paths of the API have no trailing slash, except `schema/`.
+"""
 
 import sys
 from http import HTTPStatus
@@ -74,7 +77,7 @@ router.register("users", UserResource, "user")
 
 
 def at(route: str, name: str, view: type[Resource], **actions: Any) -> URLPattern:
-    """Route HTTP methods to `actions` of `view`, at a path that the router does not generate."""
+    """Return a path that the router does not generate. `actions` maps HTTP methods to names of methods of `view`."""
     return path(route, view.as_view(actions), name=name)
 
 
@@ -180,7 +183,7 @@ RETRY_S = 2
 
 
 def failed(request: HttpRequest, **kwargs: Any) -> HttpResponse:
-    """Answer 503 if the database is slow, busy or unreachable, otherwise 500.
+    """Answer a request that failed: with 503 if the database is slow, busy or unreachable, otherwise with 500.
 
     The answer is JSON below /api/, and a page elsewhere.
     """

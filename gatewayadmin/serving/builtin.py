@@ -1,7 +1,8 @@
-"""MCP servers that are part of this process, such as Quickstart.
+"""MCP servers that run inside the gateway's own process, such as Quickstart.
 
-They are stateless and speak both eras of MCP: the session era and 2026-07-28. The gateway calls them over the network.
-Each request must have a secret, which is generated at each start and which only our own proxy has.
+They are stateless and speak both eras of MCP: the session era and 2026-07-28. The gateway calls them over the network,
+as it calls other servers. Each request must contain a secret. The gateway generates the secret at each start, and only
+its proxy knows the secret.
 """
 
 import hmac
@@ -62,8 +63,9 @@ def introduction(capabilities: Object, instructions: str) -> dict[str, Object]:
 async def answer(message: Message, info: Object, fixed: Mapping[str, Object], handlers: Mapping[str, Handler]) -> bytes:
     """Return the JSON-RPC response to `message`. `info` is the name and version of the server.
 
-    The keys of `fixed` and `handlers` are method names. `fixed` has constant results, including those of
-    `introduction`. A function in `handlers` gets the params, and returns a result or raises NotFound.
+    `fixed` maps names of methods to constant results. It must contain the results that `introduction` returns.
+    `handlers` maps names of methods to functions. Each function gets the params, and returns a result or raises
+    NotFound.
     """
     try:
         if message.method == "initialize":

@@ -64,14 +64,18 @@ _told: dict[str, int] = {}
 
 
 class Readiness:
-    """Readiness of this process, based on the proxy's own database connections."""
+    """Readiness of this process to serve MCP calls.
+
+    The process is not ready while it drains, while a part of the proxy has a fault, or while a background loop that
+    guards access fails.
+    """
 
     def __init__(self) -> None:
         self._faults: Callable[[], Mapping[str, str]] = lambda: {"proxy": "not started yet"}
         self._is_draining = False
 
     def watch(self, faults: Callable[[], Mapping[str, str]]) -> None:
-        """Set the function that returns this process's faults by component. With a fault, the process is not ready."""
+        """Set the function that returns the faults of the proxy, with the faulty components as keys."""
         self._faults = faults
 
     def drain(self) -> None:
@@ -95,15 +99,16 @@ async def livez(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """Answer 200 and the version while calls can be authorized and logged, otherwise 503 and the reason."""
+    """Answer 200 with details if this process can authorize and log calls. Otherwise, answer 503 with the reasons."""
     problem = readiness.problem()
     return PlainTextResponse(problem or f"ok\n{_details()}", 503 if problem else 200)
 
 
 def _details() -> str:
-    """Return lines with the version, the failing loops, and the databases from which pages and logs are read.
+    """Return the details of a ready process as lines: the version, the failing loops, `pages` and `logs`.
 
-    The line `pages` is left out if pages use the direct connection. The line `logs` is left out if there is no replica.
+    The line `pages` names the database connection of pages. It is left out if pages use the direct connection. The line
+    `logs` tells whether the log is read from the primary or the replica. It is left out if there is no replica.
     """
     standing = replica.gauging.standing
     used = f"primary, {standing.fault}" if standing.fault else f"replica, {standing.lag:.0f} s behind"
@@ -137,7 +142,7 @@ def _sample_replica() -> None:
 
 
 class _Counters(MultiProcessCollector):
-    """Collects the counters of all workers, skipping empty files."""
+    """Collects the metrics of all workers from their files. Empty files are left out."""
 
     def collect(self) -> Iterable[Metric]:
         # The Prometheus client creates a file empty, and cannot read it if the worker was killed before writing to it.
@@ -154,7 +159,10 @@ def _size(path: Path) -> int:
 
 
 class _OfReplica:
-    """Adds the label `replica` to the metrics, so that replicas scraped at one address have separate series."""
+    """Adds the label `replica` to the metrics, so that each replica of the gateway has series of its own.
+
+    Without the label, replicas behind one address would share their series.
+    """
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:
         self._registry = registry
@@ -167,11 +175,15 @@ class _OfReplica:
 
 
 async def metrics(request: Request) -> Response:
-    """Return the metrics of all workers to programs on this machine, or to requests with GATEWAY_METRICS_TOKEN."""
+    """Answer with the metrics of all workers, or with 403.
+
+    The request must come from a program on this machine, or have GATEWAY_METRICS_TOKEN.
+    """
     if not (_is_local(request) or _has_token(request)):
         return PlainTextResponse(
-            "Send GATEWAY_METRICS_TOKEN as bearer token. A request from loopback without a proxy needs no token. "
-            "If GATEWAY_TRUSTED_PROXIES contains loopback, every request needs the token.\n",
+            "Send GATEWAY_METRICS_TOKEN as a bearer token. Programs on this machine need no token if they connect to "
+            "loopback directly, not through a proxy. If GATEWAY_TRUSTED_PROXIES contains loopback, every request needs "
+            "the token.\n",
             403,
         )
     registry = CollectorRegistry()
@@ -183,7 +195,10 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    """Return whether a local program sent the request. The Host header must be ours, to prevent DNS rebinding."""
+    """Return whether a program on this machine sent the request.
+
+    To prevent DNS rebinding, requests count as local only if their Host header is loopback or an allowed host.
+    """
     named = request.headers.getlist("host")
     if len(named) != 1 or of_header(named[0]) not in LOOPBACK.union(settings.ALLOWED_HOSTS):
         return False
@@ -214,7 +229,7 @@ _reading = threading.Lock()
 
 
 class Stored:
-    """Collector of metrics that were read in advance."""
+    """Prometheus collector of metrics that have already been read from the database."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = families
@@ -224,7 +239,7 @@ class Stored:
 
 
 async def stored() -> Stored:
-    """Return a collector with the current metrics; it is empty if the database does not answer in time."""
+    """Return a collector of the metrics in the database. It is empty if they cannot be read in time."""
     try:
         return Stored(await asyncio.wait_for(asyncio.to_thread(_read), PATIENCE_S))
     except TimeoutError:
@@ -247,7 +262,7 @@ def _read() -> list[Metric]:
 
 
 class HeldCalls(NamedTuple):
-    """Held calls of the last day by state, and the median time to their decisions in seconds."""
+    """Held calls of the last day: the number in each state, and the median number of seconds until a decision."""
 
     numbers: Mapping[str, int]
     decision_seconds: float = 0.0
@@ -260,7 +275,11 @@ def families(
     apart: float = 0.0,
     held: HeldCalls = HeldCalls({}),  # noqa: B008  never changed
 ) -> list[Metric]:
-    """Build the metric families."""
+    """Return these values as metric families of Prometheus.
+
+    `unindexed` is the number of partitions that lack an index. `apart` is the difference between our clock and the
+    database's clock in seconds.
+    """
     lag = GaugeMetricFamily("gateway_sink_lag_seconds", "Age of the oldest row that the sink lacks", labels=["sink"])
     status = GaugeMetricFamily("gateway_sink_status", "1 for the current status of the sink", labels=["sink", "status"])
     delivered = CounterMetricFamily("gateway_sink_rows", "Rows that the sink has acknowledged", labels=["sink"])
@@ -292,7 +311,10 @@ def _held_calls() -> HeldCalls:
 
 
 def unsealed() -> float:
-    """Return the seconds since the newest checkpoint; 0 if it covers all calls, or if there is no checkpoint."""
+    """Return the seconds since the newest checkpoint.
+
+    Return 0 if there is no checkpoint, or if the newest checkpoint covers all calls.
+    """
     newest = Checkpoint.objects.order_by("-number").values_list("body", flat=True).first()
     if newest is None:
         return 0.0
@@ -304,9 +326,9 @@ def unsealed() -> float:
 
 
 def busiest() -> tuple[list[str], list[str]]:
-    """Return the names of the most called gateways and servers of the last seven days, most called first.
+    """Return the names of the gateways, and of the servers, with the most calls in the last seven days.
 
-    Both lists are empty if the database cannot be read.
+    The names with most calls are first. Both lists are empty if the database cannot be read.
     """
     try:
         most = settings.METRICS_NAMES

@@ -94,7 +94,7 @@ async def _pause(least: float, most: float) -> None:
 
 
 def start_alone(background: Background) -> None:
-    """Start the loops in the chores process."""
+    """Start the loops in a process that does nothing else, and set its statement timeout."""
     database.limit_statements()
     start(background)
 
@@ -140,7 +140,10 @@ def _index() -> None:
 
 
 def _tell() -> None:
-    """Queue immediate notifications (one process at a time), and deliver all notifications that are due."""
+    """Queue the notifications that are not sent daily but at once. Then deliver all notifications that are due.
+
+    If another process is queueing notifications, this process only delivers.
+    """
     try:
         with databases.direct(), database.held_if_free(Lock.TELLING) as free:
             if free:
@@ -179,9 +182,10 @@ STEADY: dict[str, tuple[float, float, Callable[[], object]]] = {
 
 
 def _chores(now: datetime) -> dict[str, int]:
-    """Run each chore, even if others fail.
+    """Run the chores in CHORES, and return the number of changes by chore. If a chore fails, the others still run.
 
-    `now` is the database's time. If our clock differs, nothing is deleted.
+    `now` is the database's time. If our clock differs from the database's clock, only the chores in
+    SAFE_WHEN_CLOCKS_DIFFER run. They delete nothing.
     """
     counts, failed = {}, 0
     are_apart = not _clocks_agree()
@@ -214,7 +218,7 @@ def _kept_since(now: datetime) -> datetime:
 
 @lru_cache(maxsize=1)  # Cached per run: looking for newer rows reads whole partitions.
 def _drop_limit(now: datetime) -> date:
-    """Return the limit for dropping partitions: all days of a dropped partition must be before this date."""
+    """Return the first day that this run keeps. The run drops only partitions that end before this day."""
     # If archiving is on, partitions must be archived first.
     limit = archive.keep_from(_kept_since(now).date())
     for number, (name, span) in enumerate(Call.partitions.expired(limit)):
@@ -235,9 +239,9 @@ def _note_dropped(name: str, span: PartitionDays, rows: int) -> None:
 
 
 def _beyond_retention(act: Callable[[date], int]) -> Callable[[datetime], int]:
-    """Return a chore that calls `act` with the date from `_drop_limit`.
+    """Return a chore that drops old data: it calls `act` with the date from `_drop_limit`.
 
-    If the database role may not drop partitions, the chore does nothing.
+    The chore does nothing if our database role may not drop partitions.
     """
     return lambda now: act(_drop_limit(now)) if Call.partitions.is_owner() else 0
 
@@ -253,7 +257,10 @@ def _make_indexes(now: datetime) -> int:
 
 
 def _note_addresses() -> int:
-    """Look up and store whether servers have private addresses, for servers where this is unknown."""
+    """Store whether a server has a private address, for each server without this information.
+
+    Return the number of servers for which the information was stored.
+    """
     found = 0
     for server in Server.objects.live().filter(private=None).exclude(url__in=BUILT_IN_URLS):
         inside = leads_inside(server.url)

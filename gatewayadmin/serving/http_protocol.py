@@ -1,8 +1,8 @@
-"""The HTTP protocols of `serve`: uvicorn's with limits, and a faster one for MCP calls (GATEWAY_FAST_HTTP).
+"""The HTTP protocols of `serve`: uvicorn's protocol with limits, and a faster protocol for MCP calls.
 
-The faster protocol serves POST requests to `/mcp/<slug>`. It writes answers itself, because writing them with
-uvicorn takes as long as a whole access check. It does not parse a header block that repeats the block of the previous
-request on the connection.
+GATEWAY_FAST_HTTP selects the faster protocol. This protocol is faster for POST requests to `/mcp/<slug>`. It writes
+their answers itself, because uvicorn takes as long to write an answer as a whole access check takes. If a request has
+the same headers as the previous request on its connection, the headers are not parsed again.
 """
 
 import asyncio
@@ -48,7 +48,7 @@ def _file_number(transport: Transport) -> int:
 
 
 class Clock:
-    """A timer of a connection."""
+    """A timer that calls a function once, unless the timer is stopped or started again before."""
 
     __slots__ = ("_handle", "_loop")
 
@@ -75,7 +75,11 @@ class Clock:
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """Closes connections with slow requests or large headers, and limits unauthenticated connections."""
+    """uvicorn's protocol with limits.
+
+    Closes connections of clients that send or read too slowly, or that send large headers. Limits the number of
+    connections on which no call was accepted yet.
+    """
 
     # Slots, because these attributes and uvicorn's are too many for a compact instance dictionary.
     __slots__ = (
@@ -279,7 +283,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def close_in_time(self) -> None:
-        """Close the connection when the client has read the answer, or reads it too slowly."""
+        """Close the connection after the client has read the answer, or earlier if the client reads too slowly."""
         self.transport.close()
         if self.transport.get_write_buffer_size():
             self._watch_reader()
@@ -331,7 +335,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class AnswerTransport:
-    """Transport for uvicorn's request cycle: closes connections properly, and notes when a call is accepted."""
+    """Transport for uvicorn's request cycle.
+
+    Closes connections with `close_after_answer`. If `notes_success` is set, a successful answer marks the connection as
+    authenticated.
+    """
 
     __slots__ = ("_protocol", "close", "is_closing", "write")
 
@@ -350,9 +358,9 @@ class AnswerTransport:
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> int:
-    """Return the Content-Length, which the parser has checked.
+    """Return the length of the body according to Content-Length, which the parser has checked.
 
-    Return 0 for a request without a body, and more than MOST for a chunked body.
+    Return 0 if there is no body. The length of a chunked body is unknown; return a number above MOST for it.
     """
     for name, value in headers:
         if name == b"content-length":
@@ -367,7 +375,7 @@ def _size(url: bytes, headers: list[tuple[bytes, bytes]]) -> int:
 
 
 class McpHttpProtocol(LimitedHttpProtocol):
-    """Serves calls in fewer steps than uvicorn."""
+    """The faster protocol: calls are answered by McpCycle, and repeated headers are not parsed again."""
 
     __slots__ = ("_between_requests", "_header_cache")
 
@@ -416,7 +424,10 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return a cache of the parsed headers, for later calls with the same headers; None if not reusable."""
+        """Return a cache of the parsed headers for later calls with the same headers.
+
+        Return None if later calls cannot use the parsed headers.
+        """
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None
@@ -452,7 +463,11 @@ class McpCycle(RequestResponseCycle):
     _head = b""
 
     async def send(self, message: Any) -> None:
-        """Write the head together with the first part of the body, in one system call."""
+        """Send a message of the application to the client.
+
+        The head is kept until the first part of the body is there. Unless this part is large, one system call then
+        writes both.
+        """
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:

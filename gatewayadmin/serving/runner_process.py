@@ -1,4 +1,7 @@
-"""The runner that `serve` starts in a repository clone if runner.yaml is beside manage.py. It ends with `serve`."""
+"""Starts the runner together with `serve`, in a repository clone that has a runner.yaml beside manage.py.
+
+The runner ends when `serve` ends.
+"""
 
 import logging
 import re
@@ -28,7 +31,7 @@ RESTART_S = 30  # A file with mistakes and a taken port are reported this often.
 
 
 class RunnerProcess:
-    """The runner as a process of `serve`. The process prints its own errors."""
+    """The runner as a child process of `serve`. The runner prints its own errors."""
 
     def __init__(self, runner: Runner) -> None:
         environment.set_for_children(RUNNER_URL, runner.url)
@@ -37,7 +40,10 @@ class RunnerProcess:
         self.process = _started()
 
     def keep_running(self) -> None:
-        """Start the runner again if it has ended, at least RESTART_S after its last start. Call this every second."""
+        """Start the runner again if it has ended and its last start was at least RESTART_S seconds ago.
+
+        Call this every second.
+        """
         if self.process.poll() is None or time.monotonic() < self._restart_at:
             return
         self._restart_at = time.monotonic() + RESTART_S

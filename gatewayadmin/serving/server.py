@@ -250,7 +250,10 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
 
 class OrderlyArbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's main process. Records for its workers that gunicorn is stopping, and restarts an ended runner."""
+    """gunicorn's main process. It starts the runner again if the runner has ended.
+
+    When gunicorn is asked to stop, the main process records this for the workers.
+    """
 
     def manage_workers(self) -> None:  # Called every second.
         super().manage_workers()
@@ -271,7 +274,7 @@ class PlainLogger(Logger):  # type: ignore[misc]
 
 
 class GunicornServer(BaseApplication):  # type: ignore[misc]
-    """gunicorn on a bound socket. It calls `say_hello` when it listens, and ends `runner` when it ends."""
+    """gunicorn on a bound socket. gunicorn calls `say_hello` once it listens, and ends `runner` when gunicorn ends."""
 
     def __init__(
         self,
@@ -311,7 +314,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
         self._stops[0] = 1
 
     def is_stopping(self) -> bool:
-        """Return whether gunicorn is stopping, not just this worker."""
+        """Return whether gunicorn is stopping. False if only this worker stops."""
         return bool(self._stops[0])
 
     def load_config(self) -> None:
@@ -330,9 +333,10 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 
 
 def load_application() -> Any:
-    """Return the ASGI application. Called before workers are forked, so that they share the imported code.
+    """Return the ASGI application. Call this before workers are forked, so that they share the imported code.
 
-    The application is imported only here, because its import reads the environment that `serve` sets.
+    This module must not import the application at its top: the application reads environment variables when it is
+    imported, and `serve` must set them before.
     """
     from gatewayadmin import urls  # noqa: F401, PLC0415  Otherwise each worker imports all views at its first page.
     from gatewayadmin.asgi import application  # noqa: PLC0415

@@ -75,7 +75,10 @@ def _welcome() -> Welcome:
 
 
 def _make_quickstart() -> None:
-    """Create the bundled server and its gateway, unless the name Quickstart is or was in use."""
+    """Create the Quickstart server and its gateway.
+
+    Do nothing if a server or gateway, even an archived one, already has this name or slug, or a server has the URL.
+    """
     about = "Harmless tools to try things out. Part of this installation."
     with suppress(NameInUse):
         add_built_in(BUILT_IN_URL, name="Quickstart", slug=QUICKSTART, about=about, tools=TOOLS, by=None)

@@ -1,4 +1,4 @@
-"""Requests of people to use a gateway, or one of its tool sets, for a number of days."""
+"""Access requests: a person asks to use a gateway, or one of its tool sets, for a number of days."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -61,7 +61,7 @@ def _approvers(**where: Any) -> models.QuerySet[Any]:
 
 
 def _approvable_by(viewer: User) -> Q:
-    """Match the requests for gateways with `viewer` as an approver.
+    """Match the requests for gateways that name `viewer` as an approver.
 
     If `viewer` uses an API key without GATEWAYS_MANAGE, match none.
     """
@@ -76,7 +76,7 @@ class AccessRequestQuerySet(models.QuerySet["AccessRequest"]):
         return self.filter(state=RequestState.OPEN, user__is_active=True, gateway__archived_at=None)
 
     def with_details(self) -> "AccessRequestQuerySet":
-        """Load everything that a page or answer shows of a request."""
+        """Return the requests, with their gateways, tool sets and people loaded by the same query."""
         return self.select_related("gateway", "tool_set", "user", "decided_by")
 
     def visible_to(self, viewer: User) -> "AccessRequestQuerySet":
@@ -142,11 +142,13 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused if the role of `by` cannot use gateways: an approval would then give nothing.
+    """Raise RequestRefused or AlreadyGiven if an approval of the request would give `by` nothing.
 
-    Also raise it if `tool_set` is archived, belongs to another gateway, or is not needed. No tool set is needed if
-    everybody who may use the gateway can use all its tools. Raise AlreadyGiven if `by` has the requested access without
-    an end date.
+    RequestRefused is raised if the role of `by` cannot use gateways. For a request with a `tool_set`, it is also raised
+    if the set is archived or belongs to another gateway, or if people need no tool set because everybody who may use
+    the gateway can use all its tools.
+
+    AlreadyGiven is raised if `by` already has the requested access, and this access has no end date.
     """
     if not by.uses_gateways:
         raise RequestRefused(ONLY_LOOKS)
@@ -219,7 +221,7 @@ class AccessRequest(Versioned, models.Model):
         return {"state": self.state}
 
     def described(self) -> dict[str, Any]:
-        """Return the requested access, in the form of an event's `changes`."""
+        """Return the requested days and the tool set, if any, for the `changes` of an event."""
         told: dict[str, Any] = {"days": self.days}
         return told | ({"tool_set": self.tool_set.name} if self.tool_set else {})
 
@@ -249,9 +251,10 @@ class AccessRequest(Versioned, models.Model):
         return person.narrowed_to is None and self.gateway.approvers.filter(pk=person.pk, is_active=True).exists()
 
     def approve(self, *, days: int | None = None, answer: str = "", by: User) -> None:
-        """Give the requested access for `days` days from now; if `days` is None, for the requested number of days.
+        """Approve the request, and give the requested access for `days` days from now.
 
-        Extends a grant that ends earlier. Raises RequestRefused.
+        If `days` is None, the access lasts the requested number of days. If the person has a grant for this access that
+        ends earlier, the grant is extended. Raises RequestRefused.
         """
         with transaction.atomic():
             row = self._locked_for(by)
@@ -286,9 +289,9 @@ class AccessRequest(Versioned, models.Model):
             self._close(self._locked_for(by), RequestState.DECLINED, Action.ACCESS_REQUEST_DECLINED, answer, by)
 
     def withdraw(self, *, by: Actor) -> None:
-        """Withdraw the request. Raises RequestRefused, for example if another person made the request.
+        """Withdraw the request. Raises RequestRefused if it is decided already, or if another person made it.
 
-        If a directory deletes a person, it also withdraws the person's requests.
+        `by` may also be a directory. A directory that deletes a person withdraws the person's open requests.
         """
         with transaction.atomic():
             row = self._locked_open()

@@ -212,7 +212,10 @@ class Assignment(Versioned, Switchable):
         return names
 
     def widen(self, *, by: User) -> list[str]:
-        """Undo the last `narrow`, but no later change. Return the names of the tools that are enabled again."""
+        """Undo the last `narrow`, and return the names of the tools that are enabled again.
+
+        Changes that were made after that `narrow` stay.
+        """
         with transaction.atomic():
             policy = self.lock().tool_policy
             done = self.last_narrowed()

@@ -1,7 +1,8 @@
-"""Features of an assigned server: tools, prompts, resources and templates, and the definitions clients see.
+"""Features of an assigned server (tools, prompts, resources and templates), and the definitions that clients see.
 
-Clients see only approved definitions. Settings of the gateway decide whether first and changed definitions are approved
-on arrival (docs/concepts.md). The database function `gateways_learn` stores a server's list.
+Clients see only approved definitions. One setting of the gateway decides whether the first definition of a feature is
+approved on arrival. Another setting decides this for changed definitions (docs/concepts.md). The database function
+`gateways_learn` stores a server's list.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -62,7 +63,10 @@ class Effect(models.TextChoices):
 
     @classmethod
     def of(cls, annotations: Any) -> "Effect":
-        """Return the effect that `annotations` (any JSON) claim. The database computes it for stored features."""
+        """Return the effect that a server's `annotations` claim. They may be any JSON value.
+
+        For stored features, the database computes the effect by the same rules.
+        """
         hints = annotations if isinstance(annotations, dict) else {}
         if hints.get("readOnlyHint") is True:
             return cls.READ_ONLY
@@ -159,9 +163,12 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
         kind: str = FeatureKind.TOOL,
         identity: Identity | None = None,
     ) -> None:
-        """Store the server's complete list for `identity`, and note new, changed and missing features.
+        """Store the server's complete list of one kind of feature, and record new, changed and missing features.
 
-        Under the policy `selected`, new features start disabled. Unusable definitions are not stored.
+        The list was requested with `identity`. If people do not have their own identities at the server, `identity` is
+        ignored, because all connections share one list.
+
+        Under the tool policy `selected`, new features start disabled. Unusable definitions are not stored.
         """
         read = [one if isinstance(one, Definition) else Definition.of(one) for one in listed]
         said = definitions.rows(kind, assignment.alias, read)
@@ -201,9 +208,14 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 class Feature(Versioned, Switchable):
     """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
-    If a tool or prompt has no row, its calls are refused. Under `allow_all`, however, the proxy first requests the
-    server's list; if the list has the tool or prompt, the row is added and the call continues. A resource without a
-    row is allowed under `allow_all`, unless access is limited to tool sets.
+    A call may name a feature that has no row yet. The tool policy of the assignment then decides:
+
+    - Under `selected` and `block_all`, the call of a tool or prompt is refused.
+    - Under `allow_all`, the proxy requests the server's list. If the list has the tool or prompt, its row is added and
+      the call continues. Otherwise the call is refused.
+
+    For a resource without a row, the row of a template that matches its URI decides. If no template matches, the
+    resource is allowed under `allow_all`, unless access is limited to tool sets.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
@@ -423,7 +435,10 @@ class Feature(Versioned, Switchable):
 
     @classmethod
     def lock_all(cls, rows: Iterable[Self]) -> list[Self]:
-        """Lock assignments, then features, as the SQL function `gateways_learn` does; return the current features."""
+        """Return the current features. They and their assignments are locked until the transaction ends.
+
+        Assignments are locked before features. The SQL function `gateways_learn` locks in this order, too.
+        """
         rows = list(rows)
         places = Assignment.objects.select_related("gateway").select_for_update(of=("self",)).order_by("pk")
         by_key = places.in_bulk({row.assignment_id for row in rows})

@@ -36,7 +36,7 @@ class HostsAllowed(models.TextChoices):
 
 
 class ToolsGiven(models.TextChoices):
-    """Setting of a gateway: people who may use it get all its tools, or only granted tools."""
+    """The tools that people get on a gateway they may use: all its tools, or only granted tools."""
 
     ALL = "all", "All tools"
     GRANTED = "granted", "Only granted tools"
@@ -62,7 +62,10 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.filter(archived_at=None)
 
     def reachable_by(self, user: User, *, by_grant: bool = True) -> "GatewayQuerySet":
-        """Return live gateways that `user` may use. If `by_grant` is False, grants do not count."""
+        """Return live gateways that `user` may use.
+
+        If `by_grant` is False, leave out those that `user` may use only because of a gateway grant.
+        """
         if not user.uses_gateways:
             return self.none()
         if user.has_perm(Capability.GATEWAYS_USE):
@@ -73,7 +76,10 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live().filter(reached)
 
     def open_to_all_of(self, team: Team | None) -> "GatewayQuerySet":
-        """Return live gateways that all people of `team` may use. Without `team`, return gateways open to everyone."""
+        """Return live gateways that are open to `team` or to everyone.
+
+        If `team` is None, return only gateways that are open to everyone.
+        """
         return self.live().filter(_open_to([team] if team else []))
 
     def usable_by(self, user: User) -> "GatewayQuerySet":
@@ -95,10 +101,7 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
         return self.live().filter(Q(takes_requests=True) | Q(pk__in=self.visible_to(user).order_by().values("pk")))
 
     def demo_last(self, *order: str) -> "GatewayQuerySet":
-        """Order by `order`, but with some gateways at the end.
-
-        These gateways have no servers, or only built-in servers.
-        """
+        """Sort by `order`, but put gateways at the end that have no servers, or only built-in servers."""
         real = Gateway.objects.filter(
             pk=OuterRef("pk"),
             assignments__removed_at=None,
@@ -128,9 +131,9 @@ class GatewayQuerySet(models.QuerySet["Gateway"]):
     def open_to(self, team: Team, wanted: Iterable["Gateway"], *, by: User, seen: Seen | None = None) -> None:
         """Open the gateways in `wanted` to `team`, and close all other gateways to `team`.
 
-        Only gateways whose reach is `teams` are changed.
+        Gateways that are open to everyone are not changed.
 
-        Raises ChangedMeanwhile if the team's gateways are not those in `seen`.
+        Raises ChangedMeanwhile if the list of the team's gateways has changed since the version `seen`.
         """
         pks = {gateway.pk for gateway in wanted}
         with transaction.atomic():
@@ -151,7 +154,10 @@ def _open_to(teams: Iterable[Team]) -> Q:
 
 
 class TeamGateways(Versioned):
-    """The gateways open to a team, versioned for the form on the team's page."""
+    """The gateways that are open to a team, but not to everyone, as a list with a version.
+
+    A form on the team's page that was opened with an older version cannot save the list.
+    """
 
     def __init__(self, team: Team) -> None:
         self.pk, self._meta, self._team = team.pk, team._meta, team
@@ -183,8 +189,9 @@ def allow_identity(
 ) -> None:
     """Let exactly the gateways in `wanted` use the shared `identity`, from the next request on.
 
-    `by` is None for the system. Raises CapabilityRequired if the person `by` may not manage identities. Raises
-    ChangedMeanwhile if the present gateways of the identity differ from those in `seen`.
+    `by` is the person who makes the change, or None if the system makes it. Raises CapabilityRequired if this person
+    may not manage identities. Raises ChangedMeanwhile if the identity's list of gateways has changed since the version
+    `seen`.
     """
     if by is not None and not by.has_perm(Capability.IDENTITIES_MANAGE):
         raise CapabilityRequired(Capability.IDENTITIES_MANAGE)
@@ -301,9 +308,10 @@ class Gateway(Versioned, Switchable):
         seen: Seen | None = None,
         **fields: Any,
     ) -> None:
-        """Change the gateway's settings, teams or approvers, and record an event of the changes.
+        """Change the gateway's settings, teams or approvers, and record an event with the changes.
 
-        Raises ChangedMeanwhile.
+        Raises ChangedMeanwhile if the gateway has changed since the version `seen`. If `seen` is a FormSeen, only
+        changes of the fields that this call would change count.
         """
         related = {name: [*rows] for name, rows in (("teams", teams), ("approvers", approvers)) if rows is not None}
         with transaction.atomic():
@@ -326,7 +334,7 @@ class Gateway(Versioned, Switchable):
         return "Everyone" if self.reach == Reach.EVERYONE else ", ".join(self.team_names()) or "No team"
 
     def team_names(self) -> list[str]:
-        """Return the sorted names of the teams that the gateway is open to, as events store them."""
+        """Return the names of the teams that the gateway is open to, sorted. Events store this list."""
         return sorted(team.name for team in self.teams.all())
 
     def _names(self) -> dict[str, list[str]]:

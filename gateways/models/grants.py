@@ -1,8 +1,9 @@
 """Grants of two kinds: tool grants and gateway grants.
 
 A tool grant gives a set of tools to everybody, to a team or to a person. A gateway grant opens a gateway to a person.
-A grant stops at its end date, which the SQL of each request checks (gateways/migrations/0005_access_requests.py). The
-chores later record the end of the grant. After that, each open session gets a new list of tools.
+A grant stops working at its end date: the SQL of each request checks the date
+(gateways/migrations/0005_access_requests.py). The background process for chores records the end of the grant later.
+If it is a tool grant, clients with an open stream are then notified that the gateway's lists have changed.
 """
 
 from datetime import datetime
@@ -39,11 +40,12 @@ class GrantQuerySet(models.QuerySet[Any]):
         return sum(grant.end(by=None) for grant in due)
 
     def _give(self, action: Action, *, by: User, ends_at: datetime | None, **values: Any) -> Any:
-        """Create a grant. The new grant replaces a live grant that ends earlier. Raises AlreadyGiven or BadEnd.
+        """Create and return a grant that ends at `ends_at`. The other fields are `values`.
 
-        Records the end of an earlier grant whose date has come, if the chores have not recorded it yet.
+        If the recipient has a live grant of the same access that ends sooner, the new grant replaces it. If an earlier
+        grant of the same access has passed its end date, but its end is not recorded yet, the end is recorded first.
 
-        `values` are the other fields. The caller must have locked the row of the gateway or tool set.
+        The caller must have locked the row of the gateway or tool set. Raises AlreadyGiven or BadEnd.
         """
         if ends_at is not None and ends_at <= timezone.now():
             raise BadEnd(BadEnd.__doc__)
@@ -62,7 +64,10 @@ class GrantQuerySet(models.QuerySet[Any]):
 
 
 class DatedGrant(Versioned, models.Model):
-    """Base of all grants. Rows are only added and ended."""
+    """Base of all grants.
+
+    A grant can be ended, but it is not edited or deleted. To change the end date, a new grant replaces the old one.
+    """
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     given_by = models.ForeignKey(User, models.PROTECT, related_name="+")
@@ -83,7 +88,7 @@ class DatedGrant(Versioned, models.Model):
     def end(self, *, by: Actor | None) -> bool:
         """End the grant from the next request on. Return False if it had ended already.
 
-        `by` is None if the end date has come.
+        `by` is None if the grant ends because its end date has passed.
         """
         with transaction.atomic():
             row = self.lock()
@@ -115,9 +120,11 @@ class ToolGrantQuerySet(GrantQuerySet):
         request: Any = None,
         by: User,
     ) -> "ToolGrant":
-        """Give a set to a team or a person, or to everybody if both are None. Extends a grant that ends earlier.
+        """Give a set to a team or a person, or to everybody if both are None. Return the new grant.
 
-        Raises AlreadyGiven, BadEnd or GatewayError.
+        The new grant replaces a live grant of the set to the same recipient that ends sooner.
+
+        Raises AlreadyGiven or BadEnd, or GatewayError if the set is archived.
         """
         with transaction.atomic():
             row: ToolSet = tool_set.lock()
@@ -205,9 +212,11 @@ class GatewayGrantQuerySet(GrantQuerySet):
     def give(
         self, gateway: Gateway, user: User, *, ends_at: datetime | None = None, request: Any = None, by: User
     ) -> "GatewayGrant":
-        """Open a gateway to a person, regardless of their teams. Extends a grant that ends earlier.
+        """Open a gateway to a person, regardless of their teams. Return the new grant.
 
-        Raises AlreadyGiven, BadEnd or GatewayError.
+        The new grant replaces a live grant of the gateway to this person that ends sooner.
+
+        Raises AlreadyGiven or BadEnd, or GatewayError if the gateway is archived.
         """
         with transaction.atomic():
             row: Gateway = gateway.lock()

@@ -26,7 +26,7 @@ from ui.forms import holds
 
 
 class StillInUse(GatewayError):
-    """The set is still in a grant, or in the limit of an app or agent. End these grants and limits first."""
+    """The set is still granted, or an app or agent is limited to it. End these grants and limits first."""
 
 
 def like(pattern: str) -> str:
@@ -36,9 +36,10 @@ def like(pattern: str) -> str:
 
 
 def fitting(patterns: Iterable[str], effects: Iterable[str]) -> Q:
-    """Match the features that fit one of the patterns and one of the effects.
+    """Match the features that fit at least one of the patterns and have one of the effects.
 
-    If one of the two lists is empty, it restricts nothing. If both lists are empty, no feature matches.
+    If `patterns` is empty, only the effects decide. If `effects` is empty, only the patterns decide. If both are empty,
+    no feature matches. Only tools have effects, and an unknown effect counts as destructive.
     """
     likes = models.Value([*map(like, patterns)], ArrayField(models.TextField()))
     asked = models.Value([*effects], ArrayField(models.TextField()))

@@ -65,9 +65,10 @@ class Conditions:
         return program.matches(values)
 
     def _unmet_together(self) -> Collection[str]:
-        """Evaluate one program that combines all conditions whose arguments are given.
+        """Return the conditions that are false, if one evaluation can show this for all of them together.
 
-        If all these conditions are false, return them. In all other cases, return an empty collection.
+        A program combines the conditions that `_with_arguments` returns. If all of them are false, return them. If one
+        is true or has no result, or if they are not evaluated together, return an empty collection.
         """
         chosen = self._with_arguments()
         if len(chosen) < FEWEST_TOGETHER or self._for_all is None:
@@ -81,7 +82,7 @@ class Conditions:
     def _with_arguments(self) -> tuple[str, ...]:
         """Return the valid conditions that name only arguments present in the call.
 
-        A condition that names an absent argument may leave the combined program without a result.
+        Other conditions are left out: an absent argument may leave the combined program without a result.
         """
         programs, given = self._programs, self._arguments.keys()
         if self._names is not None and given >= self._names and None not in programs.values():
@@ -107,7 +108,10 @@ class Conditions:
 
     @cached_property
     def _for_all(self) -> tuple[Any, Size] | None:
-        """The values for all conditions, and the size of the arguments; None if the arguments are too large."""
+        """The values that all conditions together can read, and the size of the arguments among these values.
+
+        None if these arguments are too large, or if CEL cannot represent one of them.
+        """
         try:
             return self._values(self._names)
         except NotEvaluated:

@@ -1,6 +1,7 @@
-"""The grant of a request as the database returns it, and the decision about token, connection, host and gateway.
+"""Read the grant of a request from the database, and decide whether token, connection, host and gateway allow it.
 
-`decide` makes the checks in rows 4 to 10 of docs/reference/decision-order.md.
+The grant of a request is an AccessRow: the data by which the gateway decides about the request. `decide` makes the
+checks in rows 4 to 10 of docs/reference/decision-order.md.
 """
 
 import hashlib
@@ -168,7 +169,7 @@ class SessionGrant(NamedTuple):
 
 
 class AccessRow(NamedTuple):
-    """The row that `query.sql` returns for the token of one request; the fields are its columns, by name."""
+    """The row that `query.sql` returns for the token of one request. Each field has the name of its column."""
 
     token_id: str
     token_name: str
@@ -213,9 +214,9 @@ class AccessRow(NamedTuple):
 
     @property
     def owner_id(self) -> str:
-        """The id of the owner of sessions at servers.
+        """The id of the owner of the sessions that the gateway opens at servers for this client.
 
-        The owner is the client's session. If the client has no session, the owner is the connection.
+        The owner is the client's own session. If the client has no session, the owner is the connection.
         """
         return self.session.id if self.session is not None else self.connection_id
 
@@ -390,8 +391,8 @@ FOR_CALLS = (ServersNeeded.NONE, ServersNeeded.OF_FEATURE)
 class TokenDigests(NamedTuple):
     """The values by which a token is looked up: its digests or, for an OAuth token, its checksum.
 
-    For an OAuth token, `digests` has only None. For any other token, `checksums` has only None. Both tuples have the
-    same length.
+    Both tuples have the same length. For an OAuth token, all elements of `digests` are None. For any other token, all
+    elements of `checksums` are None.
     """
 
     digests: tuple[bytes | None, ...]  # One for each token key.
@@ -445,8 +446,8 @@ class Access(GroupCommit[AccessQuery, AccessRow | None]):
     ) -> AccessRow | None:
         """Return the current grant of this token, or None for an unknown token. Raises DatabaseUnavailable.
 
-        `session` is the digest of the session id. Without a session, `declared` has the client capabilities to send to
-        servers, comma-separated.
+        `session` is the digest of the id of the client's session. If the request names no session, `declared` lists the
+        names of the client's capabilities that are sent to servers, comma-separated.
         """
         return await self.put(access_query(token, slug, wanted, session, declared))
 
@@ -475,10 +476,11 @@ def statement_for(queries: Iterable[AccessQuery]) -> bytes:
 async def find_again(
     query: Callable[[bytes, Sequence[bytes]], Awaitable[PGresult]], queries: Sequence[AccessQuery]
 ) -> list[AccessRow | DatabaseUnavailable | None]:
-    """Return the current grant for each of `queries`, read by one statement, which `query` runs.
+    """Return the current grant for each of `queries`. All grants are read by one statement.
 
-    An entry is None for an unknown token, and DatabaseUnavailable for a row that cannot be read. Raises
-    DatabaseUnavailable or StatementRejected if the statement fails.
+    `query` is the function that runs the statement. An entry of the returned list is None for an unknown token, and a
+    DatabaseUnavailable for a row that cannot be read. Raises DatabaseUnavailable or StatementRejected if the statement
+    fails.
     """
     numbers = {each: number for number, each in enumerate(dict.fromkeys(queries))}
     grants = read_grants(await query(b"decide", parameters([*numbers])))
@@ -486,7 +488,10 @@ async def find_again(
 
 
 def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
-    """Return each query's grant, by the number of the query; a DatabaseUnavailable if its row cannot be read."""
+    """Return the grant of each query, by the query's number.
+
+    If the row of a query cannot be read, its value is a DatabaseUnavailable. A query without a row has no entry.
+    """
     number, columns = _places(tuple(map(result.fname, range(result.nfields))))
     transformer = Transformer()
     transformer.set_pgresult(result)
@@ -507,9 +512,11 @@ def read_grants(result: PGresult) -> dict[int, AccessRow | DatabaseUnavailable]:
 
 @cache
 def _places(names: tuple[bytes, ...]) -> tuple[int, Callable[[Any], tuple[Any, ...]]]:
-    """Return the position of the column `n` in a result, and a function that picks AccessRow's fields from a row."""
+    """Return the position of the column `n` in a result, and a function that picks AccessRow's fields from a row.
+
+    The column `n` has the number of the query that a row answers. `names` are the names of all columns, in order.
+    """
     place = {name.decode(): number for number, name in enumerate(names)}
-    # `n` is the number of the query that a row answers.
     return place["n"], itemgetter(*map(place.__getitem__, AccessRow._fields))
 
 

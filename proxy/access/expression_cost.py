@@ -46,7 +46,10 @@ class Cost(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The cost of an expression, and the size of its result as a multiple of the arguments' size (0: small result)."""
+    """The cost of an expression, and the size of its result as a multiple of the arguments' size.
+
+    A size of 0 means that the result is small, however large the arguments are.
+    """
 
     size: float
     cost: Cost
@@ -73,7 +76,7 @@ class _Scope(NamedTuple):
     def size_of(self, name: Node) -> float:
         size = self.sizes.get(str(name.value), 1 if name.value == ARGUMENTS else 0)
         if size and self.large is not None and name.value not in self.large:
-            raise BadExpression(f"Inside a macro, only its variable can be used, not {name.value}.", name.at)
+            raise BadExpression(f"Inside this macro, use the macro's own variable, not {name.value}.", name.at)
         return size
 
     def inside(self, variable: str, size: float, *, over_arguments: bool) -> "_Scope":
@@ -170,7 +173,10 @@ def _collects(loop: Node) -> bool:
 
 
 def _cost_of_pattern(pattern: str) -> Cost:
-    """Return the highest cost of a pattern: to compile it (`once`), and for each character of a text (`text`)."""
+    """Return the highest cost of a pattern.
+
+    `once` is the cost of compiling the pattern. `text` is the cost of matching it against one character of a text.
+    """
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):
         number = max(int(least or 1), int(most or 1), 1)

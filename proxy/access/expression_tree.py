@@ -1,6 +1,6 @@
-"""The syntax tree of a compiled condition, with constants as CEL reads them.
+"""The syntax tree of a compiled condition. In its text constants, escape sequences are already replaced.
 
-CEL serialises it as protobuf (`CheckedExpr` in cel/expr/checked.proto, `Expr` in cel/expr/syntax.proto).
+CEL serialises the tree as protobuf (`CheckedExpr` in cel/expr/checked.proto, `Expr` in cel/expr/syntax.proto).
 """
 
 from collections.abc import Iterator, Mapping
@@ -52,7 +52,7 @@ def _node(data: bytes, places: Mapping[int, int]) -> Node:
         return Node(CONSTANT, None if text is None else text.decode(errors="replace"), (), at)
     if number == 8:
         if 1 in inner:
-            raise BadExpression("Messages of protobuf cannot be used in conditions.", at)
+            raise BadExpression("Protobuf messages cannot be used in conditions.", at)
         entries = [_message(each) for each in inner.get(2, ())]
         return Node(MAP, None, tuple(_node(entry[part][0], places) for entry in entries for part in (3, 4)), at)
     kind, name, parts = _KINDS[number]
@@ -63,7 +63,7 @@ def _node(data: bytes, places: Mapping[int, int]) -> Node:
 
 
 def _message(data: bytes) -> dict[int, list[Any]]:
-    """Return the fields of a protobuf message by number. A value is an integer or, for any other type, bytes."""
+    """Return the values of a protobuf message, listed by field number. Varints are integers; all others are bytes."""
     fields: dict[int, list[Any]] = {}
     at = 0
     while at < len(data):
@@ -91,7 +91,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def arguments_in(tree: Node) -> dict[str, int] | None:
     """Return the arguments that a condition names (`args.name`, `args['name']`), each with its position.
 
-    Return None if the condition may use any argument.
+    Return None if the condition may also use arguments that it does not name, as in `args[tool.name]`.
     """
     found: dict[str, int] = {}
     for name, at in _arguments(tree):

@@ -147,7 +147,7 @@ class OutOfScope(Exception):
 
 
 class Resolved(NamedTuple):
-    """The server a request goes to, and the feature's own name there."""
+    """The server that a request goes to, and the name or URI by which this server knows the feature."""
 
     assigned: AssignedServer
     name: str
@@ -304,9 +304,12 @@ def _owner_of_uri(
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
     """Return the server that has the resource `uri`, which contains no alias.
 
-    Servers that list the URI precede servers with a template for it, and rows shown in lists precede hidden rows. Of
-    several servers left, return the one without an alias; if each has an alias, raise UnknownFeature. If no server has
-    the resource, return the server without an alias, or None if there is no such server.
+    Candidates are the usable servers that list the URI. If there are none, candidates are the usable servers with a
+    template for the URI. A candidate whose row is hidden from clients counts only if the rows of all candidates are
+    hidden. If several candidates are left, return the one without an alias. Raise UnknownFeature if all of them have an
+    alias.
+
+    If no usable server has the resource, return the gateway's server without an alias; None if all have an alias.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     # Servers that list the URI come first, then servers with a template for it. Of several, the one without an alias is
@@ -382,7 +385,10 @@ def _hidden_because(assigned: AssignedServer, row: FeatureRow | None) -> str:
 
 
 def refusal_now(grant: AccessRow, feature: Named | None) -> UpstreamError | None:
-    """Return the error that ends a running call of `feature` under the current `grant`; None if no error ends it."""
+    """Return the error with which a running call of `feature` must end; None if the call may go on.
+
+    `grant` is the current grant, read while the call runs.
+    """
     if feature is None:
         return None
     try:

@@ -47,7 +47,7 @@ class DecidingRule(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The enabled rules for a call, in order, and the facts that only rules need."""
+    """The enabled rules for a call, in order, and the values that are read only for their conditions."""
 
     rules: Sequence[DecidingRule]
     teams: Sequence[str]
@@ -117,9 +117,10 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 
 
 def _labels(match: Match) -> bool:
-    """Return whether this match adds the label that `_label` returns.
+    """Return whether the call gets the label that `_label` returns for this match.
 
-    For the rule that refuses or holds the call, `decide_by_rules` adds the label of `_decided`.
+    True for a rule that only labels, if its condition has a result. Also true for a rule in watch mode. The rule that
+    refuses or holds the call gets another label, which `decide_by_rules` adds.
     """
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 
@@ -214,7 +215,7 @@ def facts_of(claims: ToolClaims | None) -> dict[str, Any]:
 
 
 def moment_of(at: float, zone: str) -> dict[str, Any]:
-    """Return the fields of a time in this zone; an unknown zone counts as UTC."""
+    """Return the `now.` fields of conditions for a time in this time zone. An unknown zone counts as UTC."""
     moment = datetime.fromtimestamp(at, _zone(zone))
     return {
         "now.hour": moment.hour,

@@ -1,7 +1,8 @@
 """Short messages between workers, mostly ids, by LISTEN and NOTIFY of PostgreSQL.
 
-Data that must not be lost is in rows. Each time the bus has connected to the database, the bus calls every handler with
-None. The handler then has to read its rows.
+Messages are lost while the bus is not connected to the database. So data that must not be lost is stored in the
+database. Each time the bus has connected, it calls every handler with None. The handler then has to read from the
+database what it may have missed.
 """
 
 import asyncio
@@ -39,7 +40,7 @@ class Statements(Protocol):
 
 
 class ListeningConnection(PgConnection):
-    """The listening connection; `hear` gets the payload of each notification."""
+    """The database connection that listens for notifications. `hear` is called with the payload of each."""
 
     def __init__(self, conninfo: str, setup: Sequence[bytes], hear: Callable[[str], None]) -> None:
         super().__init__(conninfo, (LISTEN, *setup, NAME), timeout=BEAT_TIMEOUT)
@@ -201,8 +202,8 @@ class Subscribable(Protocol):
 class Owner(NamedTuple):
     """The client that may answer a request.
 
-    The fields name the client's connection, the client's session, and the call that the client retries. `session_id` is
-    None for a client without a session. `call_id` is None for a client that retries no call.
+    `session_id` is the client's session, or None if the client has none. `call_id` is the suspended call whose retry
+    brings the answer, or None if the client posts the answer separately.
     """
 
     connection_id: str
@@ -211,16 +212,20 @@ class Owner(NamedTuple):
 
 
 class Bell:
-    """Wakes the tasks of this worker that wait for news of an id."""
+    """Wakes the tasks of this worker that wait for news of a pending request or a suspended call.
+
+    News is, for example, that the request was answered or that the call has ended.
+    """
 
     def __init__(self, told: Subscribable) -> None:
         self._waiting: dict[str, asyncio.Event] = {}
         told.on(TOPIC, self._ring)
 
     def listen(self, uid: str) -> asyncio.Event:
-        """Return an event that is set when news of `uid` arrives, or when such news may have been missed.
+        """Return an event that is set when there may be news of the request or call with the id `uid`.
 
-        Call `forget` when nothing waits for this event any more.
+        The event is set when news arrives, and when the bus has reconnected and may have missed news. Call `forget`
+        when nothing waits for the event any more.
         """
         return self._waiting.setdefault(uid, asyncio.Event())
 
@@ -298,12 +303,15 @@ class PendingRequests:
         await self._state.fetch(DROP, (uid,))
 
     async def leave(self, uid: str, owner: Owner, text: bytes) -> None:
-        """Store this text, encrypted, for another worker. Raises DatabaseUnavailable."""
+        """Store a text for other workers, which can get it with `left` and the same `uid`.
+
+        The text is encrypted, and deleted after about 30 seconds. Raises DatabaseUnavailable.
+        """
         given = {"id": uid, "asked": self.seal(text), "connection": owner.connection_id, "session": owner.session_id}
         await self._state.fetch(LEAVE, given)
 
     async def left(self, uid: str) -> bytes | None:
-        """Return the text stored by `leave`, or None if it is gone. Raises DatabaseUnavailable."""
+        """Return the text stored by `leave`, or None if the text was deleted. Raises DatabaseUnavailable."""
         rows = await self._state.fetch(LEFT, (uid,))
         return self.unseal(rows[0][0]) if rows else None
 

@@ -77,9 +77,10 @@ NOBODY = AccessRow._make([""] * len(AccessRow._fields))
 
 @dataclass(slots=True)
 class CallRow:
-    """One row of auditlog_call. An id is a UUID as text; empty if there is no such object.
+    """One row of the table auditlog_call.
 
-    `grant` has the token, connection, gateway, host and user of the call.
+    Fields with ids contain a UUID as text, or "" if the call has no such object. `grant` has the token, connection,
+    gateway, host and user of the call.
     """
 
     uid: str
@@ -164,7 +165,10 @@ class CallRow:
 
 @lru_cache(2)
 def _timestamp(at: int) -> str:
-    """Format a second as a UTC timestamp without zone; cached because many calls share one second."""
+    """Return Unix time `at` as a UTC timestamp without a time zone.
+
+    The result is cached, because many calls happen in the same second.
+    """
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -204,8 +208,8 @@ type Line = Waiting[bytes, None]
 class CallWriter(GroupCommit[bytes, None]):
     """Commits rows over several database connections, and is the circuit breaker of calls (see `may_begin`).
 
-    The breaker opens when a commit fails or loses its connection. The breaker also opens when a commit takes more than
-    a second, even in another process, which reports this over `bus`. The breaker closes when it can write a test row.
+    The breaker opens when a commit fails, loses its connection, or takes more than a second. A process reports a slow
+    commit over `bus`, and the breakers of all processes then open. A breaker closes when it can write a test row.
 
     `observe` is called with the size of each batch.
     """
@@ -311,9 +315,10 @@ INLINE_BYTES = 4096
 
 
 class PayloadRecorder:
-    """Puts redacted payloads into rows; large ones are redacted by `process`.
+    """Redacts the requests and responses of calls, and puts them into the rows of the calls.
 
-    If redacting fails, the error is logged, and a note is recorded instead of the payloads.
+    Large requests and responses are redacted in the separate process `process`. If redacting fails, the error is
+    logged, and a note is recorded instead of the request and the response.
     """
 
     def __init__(self, cipher: Cipher, process: ReaderProcess) -> None:
@@ -325,7 +330,10 @@ class PayloadRecorder:
         await self.keep(request, request.row, (request.body, response.body), limit)
 
     async def record_error(self, request: McpRequest, body: bytes) -> None:
-        """Record the error text, even if payloads are not recorded, and redact the name of an unknown feature."""
+        """Put the redacted error text of `body` into the request's row.
+
+        If the call was refused because it names an unknown feature, also redact this name in the row.
+        """
         with _logged(request):
             secrets = self._secrets(request)
             if request.row.deny_reason == UnknownFeature.reason:  # The unknown name may be any text, even a secret.

@@ -177,7 +177,7 @@ class StreamHistory:
         return sse.event(data, self.event_id(self.number))
 
     def end(self, data: bytes = b"") -> bytes:
-        """End the stream. Return the encoded last event, or b"" if there is no data."""
+        """End the stream. Return the encoded last event, or b"" if there is no data or the stream has already ended."""
         if self.ended:
             return b""
         self.ended = True
@@ -318,9 +318,10 @@ class StreamEvents:
         return self._background.spawn("events of a stream", work)
 
     def _wanted(self, told: str | None) -> None:
-        """Write the events of a stream to the database. The stream's client has reconnected to another worker.
+        """Write the events of a stream to the database, because its client has reconnected to another worker.
 
-        `told` contains the session id and the stream id. If `told` is None, do nothing.
+        `told` contains the session id and the stream id. Do nothing if `told` is None, or if the stream is not a stream
+        of this worker.
         """
         session_id, _, stream = (told or "").partition(" ")
         finished = self._finished.get((session_id, stream))
@@ -378,18 +379,24 @@ class StreamEvents:
         return kept
 
     async def take(self, session_id: str, name: EventId) -> None:
-        """Mark this stream as resumed, so that it no longer counts as ended. Raises DatabaseUnavailable."""
+        """Remove the end mark from the stored events of this stream, because its client has resumed the stream.
+
+        Raises DatabaseUnavailable.
+        """
         await self._state.fetch(TAKE, {"session": session_id, "stream": name.stream})
 
     async def want(self, session_id: str, name: EventId) -> None:
-        """Ask the worker of this stream to write the stream's events. `listen` reports when they are written.
+        """Ask the worker that has this stream to write the stream's events to the database.
 
-        Raises DatabaseUnavailable.
+        Call `listen` before, to be notified when the events are written. Raises DatabaseUnavailable.
         """
         await self._bus.publish("resume", f"{session_id} {name.stream}")
 
     def listen(self, stream: str) -> asyncio.Event:
-        """Return an asyncio.Event that is set when events of this stream are written. `forget` undoes this."""
+        """Return an asyncio.Event that is set when events of this stream are written to the database.
+
+        Call `forget` when nothing waits for the asyncio.Event any more.
+        """
         event = asyncio.Event()
         self._news.setdefault(stream, set()).add(event)
         return event

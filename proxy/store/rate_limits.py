@@ -1,7 +1,8 @@
-"""Rate limits at /mcp, shared by all workers; used only if a limit is set.
+"""Rate limits at /mcp. All workers together enforce one limit.
 
-A worker leases calls from the shared counter in batches, never more than the limit allows. When the minute ends, unused
-calls of a lease are lost: at most about 1 % of the limit in each worker.
+A counter in the database has the number of calls in the current minute. A worker takes several calls at once from the
+counter, as a lease, and then lets through as many calls. All leases of a minute together never exceed the limit. When
+the minute ends, unused calls of a lease are lost: at most about 1 % of the limit in each worker.
 """
 
 import time
@@ -27,7 +28,7 @@ PREFETCH = 100  # A lease takes at least 1/PREFETCH of the limit, even if fewer 
 
 
 class RateLimited(NamedTuple):
-    """A subject whose calls are counted (a token, a gateway or the workspace), and its limit per minute."""
+    """A token, a gateway or the workspace, with the number of calls that it may have in a minute."""
 
     kind: str
     id: str | None
@@ -50,7 +51,11 @@ type WaitingCall = Waiting[list[RateLimited], None]
 
 
 def subjects(grant: AccessRow) -> list[RateLimited]:
-    """Return the subjects whose limits apply to a call of this token, the narrowest first."""
+    """Return the limits that apply to a call with this grant.
+
+    These are the limits of the token, of the gateway and of the workspace, in this order. Limits that are not set are
+    left out.
+    """
     limits = (
         ("token", grant.token_id, grant.token_limit),
         ("gateway", grant.gateway_id, grant.gateway_limit),
@@ -119,7 +124,10 @@ class Limits(GroupCommit[list[RateLimited], None]):
 
 
 def calls_to_lease(batch: Iterable[WaitingCall]) -> dict[RateLimited, int]:
-    """Return how many calls to lease for each subject: one for each waiting request, but at least 1 % of the limit."""
+    """Return the number of calls to lease for each limit.
+
+    It is the number of waiting requests to which the limit applies, but at least 1 % of the limit.
+    """
     waiting = Counter(subject for missing, _ in batch for subject in missing)
     # Each subject once. If its limit has just changed, the batch may have the old and the new limit: one is used, and
     # requests with the other one get a lease in the next batch.
@@ -134,7 +142,7 @@ def parameters(wanted: Iterable[tuple[RateLimited, int]], seconds: float) -> lis
 
 
 def rows(result: PGresult, wanted: Iterable[RateLimited]) -> list[tuple[RateLimited, int, float]]:
-    """Return, for each subject, the number of calls leased and the seconds until the period of its limit ends."""
+    """Return, for each limit, the number of calls leased and the seconds until the limit's current period ends."""
     future = {(subject.kind, subject.id): subject for subject in wanted}
     taken_rows = []
     for row in range(result.ntuples):

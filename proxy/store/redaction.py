@@ -105,7 +105,10 @@ def without_secrets(text: str) -> str:
 
 
 def _letter(match: re.Match[str]) -> str:
-    """Return the character of an escape if it is a letter, a digit, `-` or `_`; otherwise the escape itself."""
+    """Return the character that a Unicode escape stands for, if the character is a letter, a digit, `-` or `_`.
+
+    Return any other escape unchanged.
+    """
     # An escape could hide a key from redaction. Quotes stay escaped, because they must not end a value.
     letter = chr(int(match[1], 16))
     return letter if letter.isalnum() or letter in "-_" else match[0]
@@ -137,7 +140,7 @@ def _names_secret_at(text: str, key: str, start: int) -> bool:
 
 
 def _value(text: str, begins: re.Match[str], key: str) -> tuple[int, int]:
-    """Return the start and the end of the value of `key`. Both are equal if there is nothing to redact."""
+    """Return the positions at which the value of `key` starts and ends. They are equal if nothing is to be redacted."""
     start, sign = begins.end(), begins["sign"] or ""
     if begins["tag"]:
         return start, start if begins[0].endswith("/>") else _find_or_end(text, f"</{begins['tag']}", start)
@@ -180,7 +183,11 @@ def _closing_quote(text: str, quote: str, start: int) -> int:
 
 
 def _closing_bracket(text: str, start: int) -> int:
-    """Return the end of the list or object at `start`, or the end of the text if no bracket closes it."""
+    """Return the position at which the list or object at `start` ends.
+
+    If the list or object is not valid JSON, return the end of the line with its closing bracket. If no bracket closes
+    it, return the length of the text.
+    """
     try:
         return _decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
@@ -204,7 +211,10 @@ _encoded_run = re.compile(r"[0-9A-Za-z+/=_\-]{8,}+")
 
 
 class KnownSecrets:
-    """Redacts given secrets in texts: plain, percent-encoded, in hex, and anywhere inside base64."""
+    """Redacts given secrets in texts.
+
+    A secret is found in plain text, percent-encoded, in hexadecimal digits, and at any position in base64 data.
+    """
 
     def __init__(self, values: Iterable[str]) -> None:
         self._values = sorted({value for value in values if len(value) >= MIN_LENGTH}, key=len, reverse=True)
@@ -283,9 +293,10 @@ def _any_form(letter: str) -> str:
 
 
 def _cores(value: bytes) -> set[str]:
-    """Return parts of the base64 of `value`, one for each byte alignment.
+    """Return texts that show that base64 data contains `value`.
 
-    If a text contains `value`, the base64 of this text contains one of these parts.
+    The base64 of `value` inside longer data depends on the position of `value`, modulo three bytes. For each of the
+    three cases, the result has the part that does not depend on the bytes around `value`.
     """
     cores = set()
     for before, mixed in enumerate((0, 2, 3)):

@@ -122,9 +122,9 @@ WHERE t.sealed_id <> '' AND (i.id IS NOT NULL OR split_part(t.key, ' ', 1) = s.i
 
 
 def _counted(table: str) -> str:
-    """Return SQL for the rows of the query TOLD, with the number of rows in `table` as an additional first column.
+    """Return a SELECT with the rows of the query TOLD. The added first column is the number of rows in `table`.
 
-    If TOLD returns no rows, the result is one row: the number, then NULLs.
+    If TOLD has no rows, the SELECT has one row, with the number and NULLs.
     """
     return f"SELECT (SELECT count(*) FROM {table}), told.* FROM (SELECT) one LEFT JOIN ({TOLD}) told ON true"  # noqa: S608
 
@@ -330,10 +330,10 @@ class SessionKeeper:
     async def open(
         self, row: str, connection_id: str, version: str, capabilities: Object, client: tuple[str, str]
     ) -> str:
-        """Open a session, and return the session id for the client. Raises DatabaseUnavailable.
+        """Open a client's session, and return the session id that the client gets. Raises DatabaseUnavailable.
 
-        `row` becomes the id of the session's row. If the connection then has more than MOST_SESSIONS sessions, the
-        surplus sessions are ended in the background.
+        `row` is the id of the `initialize` call, and becomes the id of the session's database row. If the connection
+        then has more than MOST_SESSIONS sessions, the least recently used ones are ended in the background.
         """
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client
@@ -426,7 +426,9 @@ class SessionKeeper:
     async def lease(self, worker: str, owners: Sequence[str], known: Collection[str]) -> Leased:
         """Lease the sessions that these owners have at servers. Raises DatabaseUnavailable.
 
-        A session is leased to one worker at a time. The targets of sessions in `known` (row ids) are not read.
+        An owner is a client's session, or the connection of a client without a session. A session at a server is
+        leased to one worker at a time. `known` has the row ids of the sessions whose targets the caller already has:
+        the result does not contain these targets.
         """
         given = {"worker": worker, "owners": list(owners), "seconds": LEASE_SECONDS, "known": list(known)}
         rows = await self._state.fetch(LEASE, given)
@@ -465,9 +467,10 @@ class SessionKeeper:
         return found
 
     async def lease_listens(self, worker: str, wanted: Sequence[tuple[str, str, str, str]]) -> dict[str, str]:
-        """Lease `subscriptions/listen` streams, given as owner, connection, server and key. See `lease`.
+        """Lease `subscriptions/listen` streams at servers. Each is leased to one worker at a time, as in `lease`.
 
-        Returns the row ids of the leased streams by key. Raises DatabaseUnavailable.
+        `wanted` has a tuple for each stream: owner, connection, server and key. Returns the row ids of the leased
+        streams by key. Raises DatabaseUnavailable.
         """
         owners, connections, servers, keys = (list(column) for column in zip(*wanted, strict=True))
         given: dict[str, Any] = {"owners": owners, "connections": connections, "servers": servers, "keys": keys}

@@ -126,7 +126,7 @@ class UsageTracker:
         self._exactly.set()
 
     def introduced(self, target: Target, info: ServerDescription) -> None:
-        """Store, within a second, the description that the server gave when a session was opened for `target`."""
+        """Note the description `info` that the server of `target` gave of itself. It is stored within a second."""
         self._infos.setdefault((target.server_id, target.identity_id or target.server_id), {})[info.era] = info
 
     @staticmethod

@@ -52,7 +52,7 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
     def need_sign_in(self, reason: SignInNeeded) -> int:
         """Mark these identities as needing a new sign-in, wipe their tokens, and return how many were marked.
 
-        Call this in the transaction that records the reason.
+        Call this method in a transaction that also records an event for the change that ended the sign-ins.
         """
         rows = list(self.select_for_update(of=("self",)).order_by("pk"))
         for identity in rows:
@@ -77,10 +77,10 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
     def bring(
         self, *, server: Server, owner: User | None, label: str, secret: str, by: User | None, refusal: str = ""
     ) -> "Identity":
-        """Encrypt and store a credential for `server`; if `owner` is None, the credential is shared.
+        """Encrypt and store a credential for `server`. If `owner` is None, the credential is shared.
 
-        `refusal` is the server's refusal in a test, if any. Raises AnotherPlace if the server got another origin after
-        `server` was read.
+        If the secret was tested and the server refused it, `refusal` is the server's message. Raises AnotherPlace if
+        the server's scheme, host or port was changed after `server` was read.
         """
         with transaction.atomic():
             now = server.lock()
@@ -210,7 +210,8 @@ class Identity(Versioned, Switchable):
     def _check_switch(self, on: bool, by: Actor | None) -> None:
         """Raise IdentityAlreadyRevoked if the identity is revoked.
 
-        Raise HeldDisabled if the person `by` wants to enable the identity, but may not (see `may_be_enabled_by`).
+        Raise HeldDisabled if the identity is to be enabled and the person `by` may not enable it (see
+        `may_be_enabled_by`).
         """
         self.must_be_live()
         if on and isinstance(by, User) and not (self.enabled or self.may_be_enabled_by(by)):
@@ -273,8 +274,9 @@ class Identity(Versioned, Switchable):
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
         """Store another secret. Sessions that were opened with the old secret are not used again.
 
-        `refusal` is the server's refusal in a test, if any. Raises IdentityAlreadyRevoked. Raises AnotherPlace if the
-        server's URL, header or auth type was changed since `self.server` was read.
+        If the new secret was tested and the server refused it, `refusal` is the server's message. Raises
+        IdentityAlreadyRevoked. Raises AnotherPlace if the server's URL, header or auth type was changed since
+        `self.server` was read.
         """
         with transaction.atomic():
             self._lock_server()
@@ -309,7 +311,10 @@ class Identity(Versioned, Switchable):
             Event.objects.record(Action.IDENTITY_REVOKED, self, by=by, changes=self.sign_in_facts())
 
     def _forget_sign_in(self, row: "Identity") -> list[str]:
-        """Clear the sign-in when a pasted secret replaces it, and return the changed fields."""
+        """End the OAuth grant and clear the fields of the sign-in. Return the names of the cleared fields.
+
+        Used when a person replaces the tokens of a sign-in with a pasted secret.
+        """
         if not row.by_oauth:
             return []
         row.end_grant()

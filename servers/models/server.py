@@ -70,7 +70,10 @@ class WouldEndSignIns(ServerError):
 
 
 class ResourceSent(models.TextChoices):
-    """The `resource` parameter for the issuer. It names the server that tokens are requested for (RFC 8707)."""
+    """Value of the `resource` parameter in requests to the issuer (RFC 8707).
+
+    The parameter names the server for which tokens are requested.
+    """
 
     SERVER = "server", "The address of the server"
     OMIT = "omit", "Nothing"
@@ -87,7 +90,11 @@ class AuthType(models.TextChoices):
 
 
 class IdentityKind(models.TextChoices):
-    """Kind of a stored credential: the AuthType of its server, but BEARER for a token pasted for an OAuth server."""
+    """Kind of a stored credential.
+
+    The kind is the AuthType that the server had when the credential was last stored or confirmed. A token that somebody
+    pasted for an OAuth server is an exception: its kind is BEARER.
+    """
 
     BEARER = "bearer", "Bearer token"
     HEADER = "header", "Header"
@@ -228,7 +235,7 @@ class Server(Versioned, Switchable):
 
     @property
     def is_built_in(self) -> bool:
-        """True if this server, such as Quickstart, is part of this process."""
+        """True if the gateway's own process provides this server. An example is Quickstart."""
         return self.url in BUILT_IN_URLS
 
     @property
@@ -237,7 +244,7 @@ class Server(Versioned, Switchable):
 
     @property
     def takes_secret(self) -> bool:
-        """True if people enter the credential; for OAuth they sign in at the issuer instead."""
+        """True if people enter a secret for this server. False for OAuth, because people sign in at the issuer."""
         return self.auth_type in (AuthType.BEARER, AuthType.HEADER)
 
     @property
@@ -256,7 +263,10 @@ class Server(Versioned, Switchable):
         return changes_target and self.identities.filter(revoked_at=None).exists()
 
     def moves_issuer(self, fields: Mapping[str, Any]) -> bool:
-        """True if these changes send codes, tokens and the client's secret to other endpoints."""
+        """True if these changes replace an endpoint of the issuer.
+
+        Codes, tokens and the client's secret would then be sent to other endpoints.
+        """
         return any(name in fields and fields[name] != getattr(self, name) for name in ENDPOINTS)
 
     def needs_password_for(self, fields: Mapping[str, Any]) -> bool:
@@ -290,7 +300,10 @@ class Server(Versioned, Switchable):
         return self.url, *self.endpoints
 
     def sign_ins_ended_by(self, fields: Mapping[str, Any]) -> "IdentityQuerySet":
-        """Return identities whose sign-in does not fit the changed issuer, endpoints, resource or fixed scopes."""
+        """Return the identities whose sign-in would end if the sign-in settings in `fields` were saved.
+
+        A sign-in ends if it does not fit the new issuer, endpoints, resource or fixed scopes.
+        """
         then = {name: fields.get(name, getattr(self, name)) for name in SIGN_IN_SETTINGS}
         if list(then.values()) == self.sign_in_settings:
             return self.identities.none()
@@ -360,9 +373,9 @@ class Server(Versioned, Switchable):
                 Event.objects.record(Action.SERVER_UPDATED, self, by=by, changes=changes)
 
     def take_name(self, name: str) -> None:
-        """Replace a derived name by the name in the server's first answer.
+        """If the server's name was derived from its URL, replace it with `name`, which the server sent.
 
-        If another server has the new name, keep the derived name.
+        Only the first call can replace the derived name. If another server has the new name, keep the derived name.
         """
         if not self.name_is_made:
             return
@@ -378,7 +391,8 @@ class Server(Versioned, Switchable):
     def end_client_of_other_endpoints(self, fields: Mapping[str, Any], *, by: User | None) -> None:
         """End the OAuth client entered for this server if `fields` changes an endpoint of the issuer.
 
-        Call this in the transaction that saves `fields`, on an instance with the former values.
+        Call this method in the transaction that saves `fields`. `self` must still have the endpoints from before the
+        change.
         """
         # The client's secret belongs to the former endpoints.
         if self.moves_issuer(fields):

@@ -1,4 +1,7 @@
-"""Discover the authentication a server requires, from its answers and metadata (RFC 9728, RFC 8414)."""
+"""Discover which authentication a server requires.
+
+The sources are the server's answers, its metadata (RFC 9728) and the metadata of its issuer (RFC 8414).
+"""
 
 from __future__ import annotations
 
@@ -44,10 +47,11 @@ _tellers = ThreadPoolExecutor(2, thread_name_prefix="revocation")
 
 
 class Http:
-    """HTTP client for one task, which may take `seconds` in total. Its methods raise NoAnswer.
+    """HTTP client for one task. All requests of the task together may take `seconds`. Its methods raise NoAnswer.
 
-    The client ignores redirects and cookies. Without `private`, addresses in GATEWAY_PRIVATE_UPSTREAMS are not called.
-    `entered` are URLs from an administrator; for other hosts, see `Guard.for_hosts_of_others`.
+    The client ignores redirects and cookies. If `private` is False, the client calls no address in
+    GATEWAY_PRIVATE_UPSTREAMS. `entered` has the URLs that an administrator entered. Requests to hosts that are not in
+    these URLs get the stricter checks of `Guard.for_hosts_of_others`.
     """
 
     def __init__(self, seconds: float = SECONDS, *, private: bool, entered: Iterable[str]) -> None:
@@ -219,9 +223,11 @@ def discover_sign_in(
 
 
 def _unknown(http: Http, url: str) -> HttpAnswer:
-    """Send `initialize` and `tools/list` without a credential, and return the first 401 or 403. Raises NoAnswer.
+    """Send requests without a credential, and return the answer that shows whether the server requires one.
 
-    If neither is refused, return the answer to `initialize`.
+    Send `initialize`. If its status is 401 or 403, return this answer. Otherwise send `tools/list`, and return its
+    answer if the status is 401 or 403. If neither request is refused, return the answer to `initialize`. Raises
+    NoAnswer if `initialize` gets no answer.
     """
     hello = http.post(url, HEADERS, HELLO)
     if hello.status in (401, 403):
@@ -243,7 +249,10 @@ def _unknown(http: Http, url: str) -> HttpAnswer:
 
 
 def _entered(http: Http, url: str, challenge: Challenge, endpoints: tuple[str, str, str], expected: str) -> Needs:
-    """Return the Needs of a server whose issuer has no metadata, from `endpoints` that an administrator entered."""
+    """Return the Needs of a server whose issuer has no metadata.
+
+    The `endpoints`, which an administrator entered, replace the metadata.
+    """
     authorization, token, revocation = endpoints
     resource = _resource(http, url, challenge, issuers_needed=False) or ProtectedResource()
     named = all(default_issuer(each) in settings.PRIVATE_ISSUERS for each in (token, revocation) if each)
@@ -315,7 +324,8 @@ def _legacy(http: Http, url: str, expected: str) -> AuthorizationServerMetadata 
 def _document(http: Http, address: str) -> Mapping[str, Any] | None:
     """Return the JSON object at `address`; None if the answer is not a JSON object, or its status is not 200.
 
-    Raises UnusableIssuer for temporary failures.
+    Raises UnusableIssuer if there is no answer, or if the status is 500 or higher. Status 502 does not raise: it gives
+    None.
     """
     try:
         answer = http.get(address)
@@ -344,8 +354,8 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
         if document.get("issuer") != (expected or issuer):
             said = printable(str(document.get("issuer")))[:200]
             fault = (
-                f"{address} has metadata of another issuer than {expected or issuer}: {said}. If the issuer in "
-                f"the metadata is right, an administrator can enter it in the settings of the server."
+                f"{address} does not have the metadata of {expected or issuer}, but of another issuer: {said}. If the "
+                f"issuer in the metadata is right, an administrator can enter it in the settings of the server."
             )
             continue
         return replace(_metadata(document, issuer, like), private=http.private, name=expected or issuer)

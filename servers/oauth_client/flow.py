@@ -115,9 +115,11 @@ def authorization(
 ) -> tuple[SignIn, str]:
     """Start a sign-in, and return it with the authorization URL at the issuer of `server`.
 
-    The tokens are stored in `identity`. If `identity` is None, the tokens are stored in a new identity: a shared
-    identity with `shared`, otherwise a personal identity. A personal identity is then used on `connection`.
-    `refused_scope` is not requested. Raises SignInRefused or CapabilityRequired.
+    When the person comes back, the tokens are stored in `identity`. If `identity` is None, they are stored in a new
+    identity. The new identity is shared if `shared` is True; otherwise it belongs to the person. A personal identity
+    is then also used on `connection`. If `refused_scope` is given, this scope is not requested.
+
+    Raises SignInRefused or CapabilityRequired.
     """
     try:
         _must_be_open_to(request.user, server, identity, shared=shared)
@@ -200,20 +202,23 @@ def _end_oldest(user: User) -> None:
 def open_to(user: User) -> QuerySet[Server]:
     """Return the servers where `user` may sign in.
 
-    Such a server has per-user identities on at least one gateway that `user` may use.
+    On at least one gateway that `user` may use, these OAuth servers are called with each person's own identity.
     """
     asking = Assignment.objects.per_user().filter(gateway__in=Gateway.objects.reachable_by(user).values("pk"))
     return Server.objects.live().filter(auth_type=AuthType.OAUTH, pk__in=asking.values("server"))
 
 
 def _must_be_known(request: AppRequest, server: Server, issuer: str) -> None:
-    """Raise SignInRefused if the server names another issuer than before, unless the person manages servers."""
+    """Raise SignInRefused if people signed in for this server before, but never at `issuer`.
+
+    People who manage servers may sign in at a new issuer.
+    """
     # A malicious server could name another server's issuer, to get tokens of that issuer.
     known = set(server.identities.exclude(issuer="").values_list("issuer", flat=True))
     if known and issuer not in known and not request.user.has_perm(Capability.SERVERS_MANAGE):
         raise SignInRefused(
-            f"{server} now names another issuer, {issuer}, than the one people signed in at. Ask an administrator"
-            " to sign in at the new issuer first."
+            f"{server} now names another issuer, {issuer}, where nobody has signed in for this server yet. "
+            "Ask an administrator to sign in at the new issuer first."
         )
 
 
@@ -268,7 +273,10 @@ def _endpoints(metadata: AuthorizationServerMetadata) -> dict[str, str | bool]:
 
 
 def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
-    """Return a page that forwards the browser to `url`. Our CSP would block a redirect after a form."""
+    """Return a page that forwards the browser to `url`.
+
+    A redirect would not work here, because our Content Security Policy blocks it after a form was sent.
+    """
     # After several unfinished sign-ins, the page explains the likely cause, and waits for a click.
     waits = unfinished_sign_ins(sign_in.server) >= MANY_UNFINISHED
     context = {"server": sign_in.server, "registration": sign_in.registration, "url": url, "waits": waits}
@@ -276,9 +284,11 @@ def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
 
 
 def take_sign_in(request: AppRequest) -> SignIn:
-    """Return and delete the sign-in of this callback. A sign-in works once, for this person in this browser.
+    """Return the sign-in to which this callback belongs, and delete it, so that it works only once.
 
-    Raises SignInRefused.
+    Raises SignInRefused if another person or another browser started the sign-in. If it was started with an API key,
+    any browser of the person may continue. Also raises SignInRefused if the sign-in has expired, or if the callback
+    came to the redirect URI of another issuer.
     """
     digest = hashlib.sha256(request.GET.get("state", "").encode()).digest()
     with transaction.atomic():

@@ -90,7 +90,10 @@ class ClientRegistration(models.Model):
         return RegisteredClient(self.client_id, cipher().open(bytes(sealed)) if sealed else "", self.auth_method)
 
     def use_other_auth_method(self) -> None:
-        """Switch to the other auth method, which the issuer accepted after it refused the current method."""
+        """Store `other_auth_method` as the method to use from now on.
+
+        Call this method after the issuer refused `auth_method` and accepted `other_auth_method`.
+        """
         before, self.auth_method, self.other_auth_method = self.auth_method, self.other_auth_method, ""
         rows = type(self).objects.filter(pk=self.pk, auth_method=before)
         rows.update(auth_method=self.auth_method, other_auth_method="")
@@ -182,10 +185,11 @@ MANY_UNFINISHED = 3  # After so many unfinished sign-ins in a row, pages say tha
 
 
 def unfinished_sign_ins(server: Server) -> int:
-    """Return how many sign-ins at this server seem abandoned; 0 if fewer than MANY_UNFINISHED were begun.
+    """Return how many sign-ins at this server seem abandoned.
 
-    The count of begun sign-ins restarts at 0 when the issuer sends a person back, and at `registration.reset`. One is
-    subtracted for each person with an unexpired sign-in, because this person may still come back.
+    This is the number of sign-ins that were begun since the issuer last sent a person back, or since the last
+    `registration.reset`. One is subtracted for each person with an unexpired sign-in, because this person may still
+    come back. If fewer than MANY_UNFINISHED sign-ins were begun, return 0.
     """
     begun = Server.objects.values_list("sign_ins_begun", flat=True).get(pk=server.pk)
     if begun < MANY_UNFINISHED:
@@ -218,7 +222,8 @@ class GrantManager(models.Manager["Grant"]):
     def store(self, sign_in: SignIn, tokens: Tokens, *, account: str, subject: str) -> Identity:
         """Store the tokens of a sign-in in the identity for which the sign-in was started, or in a new one.
 
-        Former tokens are revoked after the transaction. Raises NoSignIn, IdentityAlreadyRevoked, or AnotherPlace if the
+        The identity's former tokens are revoked at the issuer after the transaction. Raises NoSignIn or
+        IdentityAlreadyRevoked if the person, server or identity cannot take a sign-in. Raises AnotherPlace if the
         server's URL was changed since the sign-in began.
         """
         with transaction.atomic():
@@ -281,7 +286,10 @@ def _moment(seconds: float | None) -> datetime | None:
 
 
 def _identity_for(sign_in: SignIn, account: str) -> Identity:
-    """Return the identity for a sign-in, not saved: a new identity, or the existing one with its state reset."""
+    """Return the identity that gets the tokens of a sign-in, without saving the identity.
+
+    This is `sign_in.identity` with its state reset. If the sign-in has no identity, this is a new identity.
+    """
     if sign_in.identity is None:
         owner = None if sign_in.shared else sign_in.user
         identity = Identity(server=sign_in.server, owner=owner, kind=IdentityKind.OAUTH)

@@ -122,13 +122,16 @@ def registration_for(
 
 
 def _addresses(client: ClientRegistration) -> tuple[str, ...]:
-    """Return the redirect URIs that `client` may have: the URI for new clients, and the URIs of earlier releases."""
+    """Return the redirect URIs with which `client` is still usable.
+
+    The first is the URI that a new client would get. The others are URIs that clients got in earlier releases.
+    """
     own = redirect_uri(client.issuer, client.token_endpoint, client.revocation_endpoint)
     return own, redirect_uri(client.issuer), common_redirect_uri()
 
 
 def _usable(metadata: AuthorizationServerMetadata) -> Q:
-    """Match registrations usable for a new sign-in."""
+    """Return the condition that registrations must meet to be usable for a new sign-in."""
     fresh = Q(secret_expires_at=None) | Q(secret_expires_at__gt=timezone.now())
     usable = Q(redirect_uri=redirect_uri(metadata.issuer))
     # Only if the issuer names itself in its answers (RFC 9207), because other issuers have this redirect URI too.
@@ -138,7 +141,10 @@ def _usable(metadata: AuthorizationServerMetadata) -> Q:
 
 
 def _switch(server: Server, registration: ClientRegistration, *, by: User) -> ClientRegistration:
-    """Use `registration` for new sign-ins at its issuer, and end the former registration."""
+    """Save the shared `registration` for new sign-ins at its issuer, and end the issuer's former shared registration.
+
+    Return `registration`.
+    """
     before = ClientRegistration.objects.filter(issuer=registration.issuer, server=None, ended_at=None)
     with transaction.atomic():
         before.update(ended_at=timezone.now())
@@ -148,9 +154,9 @@ def _switch(server: Server, registration: ClientRegistration, *, by: User) -> Cl
 
 
 def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> None:
-    """Raise NotRegistered if only some of an issuer's URLs are at origins of another issuer (RFC 9700, 4.4).
+    """Raise NotRegistered if some of an issuer's origins, but not all, belong to another known issuer.
 
-    The URLs of an issuer are its identifier and its endpoints.
+    The origins of an issuer are those of its identifier and its endpoints. See RFC 9700, section 4.4.
     """
     # Without this check, codes or tokens of one issuer could be sent to the other issuer.
     home, asks = place_of(metadata.issuer), place_of(metadata.authorization_endpoint)
@@ -174,8 +180,8 @@ def _must_ask_at_home(server: Server, metadata: AuthorizationServerMetadata) -> 
                 f"which belongs to another issuer, {other}. The gateway does not send people there."
             )
         raise NotRegistered(
-            f"Only some endpoints of {metadata.issuer} are at {place_in_words(other)}, where another issuer, {other}, "
-            "asks people to sign in. The gateway does not send people there."
+            f"Some endpoints of {metadata.issuer}, but not all, are at {place_in_words(other)}, where another issuer, "
+            f"{other}, asks people to sign in. So the gateway starts no sign-in at {metadata.issuer}."
         )
 
 
@@ -222,7 +228,8 @@ def _register(row: ClientRegistration, metadata: AuthorizationServerMetadata, sc
     method = document.get("token_endpoint_auth_method") or (DEFAULT_AUTH_METHOD if secret else wanted)
     if method not in AUTH_METHODS or (method != "none" and not secret):
         raise NotRegistered(
-            f"{metadata.issuer} registered this gateway with an authentication that it cannot use ({str(method)[:40]})."
+            f"{metadata.issuer} registered this gateway with an authentication method that the gateway cannot use "
+            f"({str(method)[:40]})."
         )
     row.kind, row.client_id, row.auth_method = RegistrationMethod.DYNAMIC, client_id[:1000], method
     row.other_auth_method = other_auth_method(method, methods)
@@ -244,7 +251,10 @@ def _post(metadata: AuthorizationServerMetadata, body: dict[str, Any]) -> tuple[
 def enter(
     server: Server, metadata: AuthorizationServerMetadata, client_id: str, secret: str, *, by: User
 ) -> ClientRegistration:
-    """Store the OAuth client that an administrator entered for `server`, and end the server's earlier registrations."""
+    """Store the OAuth client that an administrator entered for `server`.
+
+    The registrations that the server has used until now are ended, including shared registrations (see `reset`).
+    """
     with transaction.atomic():
         server.lock()
         reset(server, by=None)
@@ -292,7 +302,10 @@ def reset(server: Server, *, by: User | None, issuer: str = "") -> int:
 
 
 def keep_fresh(identity: Identity) -> None:
-    """Refresh the identity if its token has expired. Ignore a failure, because the server's answer will show it."""
+    """Refresh the identity if its token has expired.
+
+    A failed refresh is ignored. If the caller then sends the expired token, the server's answer shows the problem.
+    """
     if identity.expires_at is None or identity.expires_at > timezone.now():
         return
     try:

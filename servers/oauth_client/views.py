@@ -78,11 +78,14 @@ class SignInSerializer(serializers.Serializer[StartedSignIn]):
 
 
 class NewSignIn(RequestBody):
-    """A request to start a sign-in. The sign-in creates an identity, or replaces the identity `identity_id`."""
+    """A request to start a sign-in.
 
-    server_id = serializers.UUIDField(help_text="Server with sign-in at an issuer.")
+    The sign-in creates an identity, or replaces the tokens or secret of the identity `identity_id`.
+    """
+
+    server_id = serializers.UUIDField(help_text="Server at whose issuer you sign in.")
     connection_id = serializers.UUIDField(
-        required=False, allow_null=True, help_text="Your connection that gets the credential."
+        required=False, allow_null=True, help_text="Your connection on which the credential is used after the sign-in."
     )
     identity_id = serializers.UUIDField(required=False, allow_null=True, help_text="Your credential to replace.")
 
@@ -183,7 +186,11 @@ def authenticate_identity(request: AppRequest, pk: UUID) -> HttpResponse:
 @never_cache
 @own_resource("a sign-in that the same person began in the same browser")
 def callback(request: AppRequest, key: str = "") -> HttpResponse:
-    """Handle the issuer's redirect, at the redirect URI of this issuer (`key`), or at the shared URI."""
+    """Handle the redirect with which an issuer sends a person back to the gateway.
+
+    Most issuers have a redirect URI of their own, which contains `key`. `key` is empty in the redirect URI that several
+    issuers share (see `common_redirect_uri`).
+    """
     back = reverse("connections:mine")
     try:
         sign_in = take_sign_in(request)
@@ -199,7 +206,7 @@ def callback(request: AppRequest, key: str = "") -> HttpResponse:
 
 
 FORGOTTEN = "Client forgotten. The next sign-in needs a new registration"
-NOTHING_STORED = "Nothing was stored. If the client was registered with the present issuer, enter the client again."
+NOTHING_STORED = "Nothing was stored. If you registered the client at the issuer shown now, enter the client again."
 
 
 class ClientForm(forms.Form):

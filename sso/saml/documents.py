@@ -78,7 +78,7 @@ def _must_be_small(root: Element) -> None:
             raise MalformedXml("The document contains something other than elements and text.")
         if count > MOST_ELEMENTS or len(node.attrib) > MOST_ATTRIBUTES:
             raise MalformedXml(
-                f"The document has over {MOST_ELEMENTS} elements, or one with over {MOST_ATTRIBUTES} attributes."
+                f"The document has over {MOST_ELEMENTS} elements, or an element with over {MOST_ATTRIBUTES} attributes."
             )
     _must_be_shallow(root)
 
@@ -90,7 +90,7 @@ def _must_be_shallow(root: Element) -> None:
         declared += {"start-ns": 1, "end-ns": -1}.get(event, 0)
         if depth > DEEPEST or declared > MOST_NAMESPACES:
             raise MalformedXml(
-                f"The document is nested too deeply, or declares over {MOST_NAMESPACES} namespaces around an element."
+                f"The document is nested too deeply, or over {MOST_NAMESPACES} namespaces are in scope of one element."
             )
 
 

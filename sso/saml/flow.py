@@ -1,8 +1,9 @@
 """Sign-in at the organisation with SAML: the request (HTTP-Redirect binding), the answer, and our own metadata.
 
-The provider's page posts the answer as a cross-site form, so the browser sends no session cookie (SameSite=Lax). The
-claims are stored under a ticket, and the browser is forwarded to a page of ours. That page checks that this session
-started the request.
+A page of the provider posts the answer to us as a cross-site form, so the browser sends no session cookie
+(SameSite=Lax), and we cannot yet know the session. We therefore store the claims under a ticket, and forward the
+browser to another page of ours. The browser does send the cookie to this page, which checks that the session started
+the request.
 """
 
 from __future__ import annotations
@@ -181,9 +182,10 @@ def _read(provider: Provider, encoded: str) -> tuple[Any, Provider]:
 
 
 def unasked(provider: Provider, ticket: str) -> Claims | None:
-    """Return the claims of the unsolicited answer with this ticket.
+    """Return the claims of the unsolicited answer with this ticket, or None.
 
-    Return None if the ticket belongs to no such answer, or if unsolicited answers are not allowed.
+    An answer is unsolicited if the person started at the provider, so that no request was sent. Return None if there
+    is no unsolicited answer with this ticket, or if the settings do not allow unsolicited answers.
     """
     kept: Any = ReceivedAssertion.look(ticket) if provider.takes_unsolicited else None
     return None if kept is None or kept["answers"] else _claims_of(kept)
@@ -218,7 +220,9 @@ def _claims(provider: Provider, said: Any) -> Claims:
     """Return the claims of an assertion, without the attributes that are not used. Raises ResponseRefused."""
     wanted = NAME_ID_FORMATS.get(NameIdFormat(provider.name_id_format))
     if wanted and said.name_format != wanted:
-        raise ResponseRefused("no_name", f"The NameID has another format than {wanted}, which the settings ask for.")
+        raise ResponseRefused(
+            "no_name", f"The settings ask for a NameID in the format {wanted}, but this NameID has another format."
+        )
     attributes: Mapping[str, list[str]] = said.attributes
 
     def first(name: str) -> str:

@@ -86,7 +86,7 @@ def certificate_properties(certificate: x509.Certificate, der: bytes) -> Certifi
 
 
 class DecryptionKey(models.Model):
-    """An encrypted private key of ours, and its certificate (base64 of DER)."""
+    """A key pair for encrypted assertions: our private key, stored encrypted, and its certificate (base64 of DER)."""
 
     certificate = models.TextField()
     sealed = models.BinaryField()
@@ -120,7 +120,10 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def opening(cls) -> Sequence[rsa.RSAPrivateKey]:
-        """Return the private keys that decrypt assertions. Skip keys that no configured encryption key can decrypt."""
+        """Return the private keys that decrypt assertions.
+
+        Rows whose private key cannot be decrypted with ENCRYPTION_KEYS are left out.
+        """
         return [key for row in cls.objects.all() if (key := row.private_key()) is not None]
 
     def private_key(self) -> rsa.RSAPrivateKey | None:

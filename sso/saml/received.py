@@ -1,6 +1,7 @@
-"""Accepted answers of the provider.
+"""The assertions that the gateway accepted from the identity provider.
 
-The claims of an answer are stored until the browser's next request. A digest is stored longer, to refuse replays.
+The claims of an assertion are stored until the browser's next request. A digest of the assertion's ID is stored longer,
+so that the gateway can refuse an assertion that is sent again.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ KEPT = timedelta(minutes=15)
 
 
 class ReceivedAssertion(models.Model):
-    """A received assertion: its digest and its encrypted claims. The row expires after KEPT.
+    """A received assertion: the digest of its ID, and its claims (encrypted).
 
-    `take` removes the claims. The digest stays until the row expires.
+    `take` removes the claims. The digest stays until the row expires, 15 minutes (KEPT) after the assertion arrived.
     """
 
     digest = models.CharField(max_length=64, primary_key=True)

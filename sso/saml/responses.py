@@ -179,12 +179,15 @@ def _must_be_one(root: Element, everywhere: Sequence[Element]) -> None:
 
 
 def _signed(root: Element, location: str, element: Element, certificates: Sequence[str]) -> Element:
-    """Verify the signature with one of these certificates, and return the signed element. Raises ResponseRefused."""
+    """Verify the one signature inside `element`, and return the signed element.
+
+    Raises ResponseRefused unless one of the certificates verifies the signature and the signature covers `element`.
+    """
     signatures = element.findall(tag(SIGNATURE, "Signature"))
     if len(signatures) != 1:
         raise ResponseRefused(
             "not_signed",
-            "The assertion must have exactly one signature of its own, and the response at most one. Have the provider "
+            "The assertion must have exactly one signature. The response must have one or none. Set the provider to "
             "sign assertions.",
         )
     _must_be_usual(signatures[0])
@@ -208,7 +211,10 @@ def _signed(root: Element, location: str, element: Element, certificates: Sequen
 
 
 def _must_be_usual(part: Element) -> None:
-    """Refuse a signature with unusual content, because it is processed before the signer is known."""
+    """Raise ResponseRefused if a part of a signature has content that SAML does not use.
+
+    The signature is processed before the signer is known, so only the usual content may be processed.
+    """
     name, children = part.tag.removeprefix(tag(SIGNATURE, "")), [*part]
     if name in PARTS:
         is_usual = tuple(each.tag for each in children) in [
@@ -256,7 +262,7 @@ def _must_be_fresh(signed: Element, now: float) -> None:
 
 
 def _must_hold(signed: Element, expected: Expected, now: float) -> None:
-    """Refuse an assertion whose conditions do not name us as the audience, or are not valid at this time."""
+    """Raise ResponseRefused if the assertion's Conditions do not name us as audience, or do not include this time."""
     conditions = signed.find(tag(ASSERTION, "Conditions"))
     restrictions = conditions.findall(tag(ASSERTION, "AudienceRestriction")) if conditions is not None else []
     named = [{element_text(each) for each in one.findall(tag(ASSERTION, "Audience"))} for one in restrictions]
@@ -307,7 +313,7 @@ def _said(signed: Element, expected: Expected, answers: str, now: float) -> Asse
         _must_be_a_name_for_us(name, expected)
     subject = "".join(name.itertext()) if name is not None else ""
     if not 0 < len(subject) <= 255 or not subject.isprintable() or name.get("Format") == TRANSIENT:
-        wrong = "The assertion has no NameID of at most 255 printable characters, or the NameID is transient."
+        wrong = "The assertion needs a NameID of 1 to 255 printable characters. Its format must not be transient."
         raise ResponseRefused("no_name", wrong)
     statement = signed.find(tag(ASSERTION, "AuthnStatement"))
     if statement is None:
@@ -381,7 +387,7 @@ MASKS: dict[str, hashes.HashAlgorithm] = {
     f"{ENCRYPTION_11}mgf1sha512": hashes.SHA512(),
 }
 NONCE, CHECK = 12, 16  # Bytes. AES-GCM puts the nonce before the ciphertext, and the tag after it.
-FAILED = "The assertion cannot be decrypted with our keys. Have the provider read our metadata again."
+FAILED = "The assertion cannot be decrypted with our keys. Let the provider read our metadata again."
 
 
 class EncryptedAssertion(NamedTuple):
@@ -426,7 +432,8 @@ def decrypt_assertion(sealed: EncryptedAssertion, keys: Sequence[rsa.RSAPrivateK
 def _decrypted(sealed: EncryptedAssertion, key: rsa.RSAPrivateKey) -> bytes | None:
     """Return the decrypted data, or None if decryption fails.
 
-    If the key cannot be unwrapped, a random key is tried, so that the time does not show which step failed.
+    If `key` cannot decrypt the AES key, the data are decrypted with a random AES key, which fails too. Both failures
+    then take equally long, so the time does not show which step failed.
     """
     unwrapped = another = os.urandom(sealed.length)
     with suppress(ValueError, UnsupportedAlgorithm):
@@ -457,7 +464,10 @@ def _value(part: Element) -> bytes:
 
 
 def _wrapping(method: Element) -> padding.OAEP:
-    """Return the padding of the wrapped key; the defaults are those of XML Encryption (5.5.2)."""
+    """Return the padding with which the AES key was encrypted. Raises ResponseRefused if it is not RSA-OAEP.
+
+    If `method` does not name a digest or a mask, the default of XML Encryption 5.5.2 applies: SHA-1.
+    """
     algorithm = method.get("Algorithm")
     digest = _one_of(DIGESTS, method, tag(SIGNATURE, "DigestMethod"), f"{SIGNATURE}sha1")
     mask = _one_of(MASKS, method, tag(ENCRYPTION_11, "MGF"), f"{ENCRYPTION_11}mgf1sha1")

@@ -1,4 +1,7 @@
-"""The report of a past day: from the history, or from admin events if the day is before the history began."""
+"""The access report of a past day.
+
+The report is computed from the history, or from admin events if the day is before the first day of the history.
+"""
 
 from datetime import date, timedelta
 from importlib import import_module
@@ -31,7 +34,7 @@ def work(ana: User) -> Gateway:
 
 
 def moved(days: int) -> None:
-    """Move the dates of the history, people, gateways, grants and tools `days` into the past."""
+    """Make the history, and all people, gateways, assignments, grants and tools, older by this number of days."""
     ages = {
         Fact: ("began_at", "ended_at"),
         User: ("date_joined",),
@@ -204,7 +207,10 @@ def test_the_history_begins_with_what_admin_events_say(ana: User, ann: User, ben
 
 
 def _spread(events: list[int]) -> None:
-    """Set the dates of events: 40 days ago up to the id `events[0]`, then 30 days ago up to `events[1]`, and so on."""
+    """Set the dates of all events in groups. `events` has the last event id of each group.
+
+    The first group gets the date 40 days ago. Each later group gets a date that is 10 days later.
+    """
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL session_replication_role = replica")
         for number, (start, end) in enumerate(zip([0, *events], events, strict=False)):

@@ -1,4 +1,7 @@
-"""In random worlds, the access report matches the gateway's decisions; the history matches the current tables."""
+"""The access report matches the gateway's decisions, and the history matches the current tables.
+
+Both are tested with WORLDS random data sets of people, teams, gateways, tools and grants.
+"""
 
 from itertools import product
 from typing import Any
@@ -25,7 +28,10 @@ WORLDS = 200
 
 
 def reasons(host: Host, user: Any, gateway: Gateway, tool: str = "") -> set[str]:
-    """Return the reasons why the gateway refuses this call, but only reasons that concern the person or the tool."""
+    """Return the reasons why the gateway refuses a call of `tool` or, if `tool` is empty, any use of the gateway.
+
+    Return only reasons that concern the person or the tool.
+    """
     decision = current_decision(Question(host, user, gateway, Named(TOOL, tool) if tool else None))
     found = {each.reason for each in decision.verdict.obstacles} - OTHERS
     return {reason for reason in found if not reason.startswith(IDENTITY)}

@@ -279,7 +279,7 @@ def test_rest_starts_answers_and_closes(work: Gateway, boss: User, ann: User, be
 
 
 def verified(folder: Path, client: Client, review: bytes) -> tuple[int, str]:
-    """Return exit code and output of the downloaded verifier for an export of a review."""
+    """Check the export `review` with the downloaded script. Return the exit code and the output of the script."""
     for name, path in (
         ("verify_export.py", "/logs/proof/verify_export.py"),
         ("key.pem", "/logs/proof/checkpoint-key.pem"),
@@ -309,7 +309,7 @@ def test_the_export_of_a_closed_review_is_verified_offline(
     code, words = verified(tmp_path, client, export)
 
     assert (code, words.splitlines()[0]) == (0, "OK:"), words
-    assert "4 lines and answers are those of the review Q4" in words
+    assert "4 lines and their answers match the review Q4" in words
     changed = export.replace(b'"keep"', b'"end"', 1)
     cut = b"\n".join(export.splitlines()[1:])
     without_end = export.rpartition(b'{"export"')[0]
@@ -323,7 +323,7 @@ def test_the_export_of_a_closed_review_is_verified_offline(
 def test_an_answer_that_replaces_another_cannot_be_undone(
     review: Review, grace: User, ann: User, sign_in: SignIn
 ) -> None:
-    """Undo reopens the line, so the earlier answer would be lost."""
+    """“Undo” would reopen the line and lose the earlier answer, so the page does not offer it."""
     one = line(review, ann, "tool_grant")
     review.answer(ReviewLine.objects.filter(pk=one.pk), Answer.FLAG, note="ask Bob", by=grace)
 

@@ -19,24 +19,27 @@ def confirmed(client: Client) -> Client:
 
 
 def onward(asked: Any) -> str:
-    """Return the URL that the required password confirmation redirects to."""
+    """Return the URL that follows the password confirmation. `asked` is the response that requires the confirmation."""
     address = asked.get("HX-Redirect") or asked["Location"]
     return str(parse_qs(urlsplit(address).query)["next"][0])
 
 
 def confirm(client: Client, asked: Any) -> Any:
-    """Confirm the password, resubmit the stored form as the page's script does, and return the response to the form."""
+    """Confirm the password, then submit the stored form again. Return the response to the form.
+
+    `asked` is the response that requires the confirmation.
+    """
     return sent_again(client, client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)}))
 
 
 def sent_again(client: Client, page: Any) -> Any:
-    """Submit the form that the page's script submits; return the response."""
+    """Submit the form on `page` that a script submits in a browser. Return the response."""
     address, fields = form_of(page)
     return client.post(address, fields)
 
 
 def form_of(page: Any) -> tuple[str, dict[str, str]]:
-    """Return the address and the fields of the form that the page's script submits."""
+    """Return the address and the fields of the form on `page` that a script submits in a browser."""
     text = page.content.decode()
     action = re.search(r'<form method="post" action="([^"]*)" data-sends>(.*?)</form>', text, re.DOTALL)
     assert action, text

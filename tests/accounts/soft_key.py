@@ -33,7 +33,10 @@ def options_of(page: str) -> dict[str, Any]:
 
 @dataclass
 class SoftKey:
-    """One WebAuthn credential. `counts` is the increment of the signature counter; 0 for a key without a counter."""
+    """One WebAuthn credential.
+
+    Each response increases the signature counter by `counts`. Use 0 for a key without a counter.
+    """
 
     counts: int = 1
     origin: str = field(default_factory=lambda: settings.PUBLIC_URL)
@@ -85,7 +88,7 @@ class SoftKey:
 
 
 def added(person: User, name: str = "Blue key") -> Any:
-    """Create the row of an added key."""
+    """Create a security key of this person directly in the database, and return its row."""
     page = 'data-options="{&quot;publicKey&quot;: {&quot;challenge&quot;: &quot;AA&quot;}}"'
     data = {"name": name, "credential": json.loads(SoftKey().create(page))}
     return Authenticator.objects.create(user=person, type=Authenticator.Type.WEBAUTHN, data=data)

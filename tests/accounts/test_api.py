@@ -33,7 +33,7 @@ def boss(db: None) -> User:
 
 @pytest.fixture
 def people(db: None) -> Rest:
-    """A person who manages people and otherwise has a member's capabilities."""
+    """Return a REST client of a person who may manage people and do all that a member may do."""
     return Rest.of(make.user(Capability.PEOPLE_MANAGE, *MEMBER.capabilities, email="hr@example.com"))
 
 
@@ -204,7 +204,7 @@ def test_a_person_is_changed(boss: User, ann: User) -> None:
 
 @pytest.mark.full
 def test_nobody_acts_against_who_may_do_more_or_grants_more(people: Rest, boss: User, ann: User) -> None:
-    """Even changes of an e-mail address are refused, because a new address allows a password reset."""
+    """Even a change of the other person's e-mail address is refused, because a new address allows a password reset."""
     member = str(make.role(*MEMBER.capabilities).pk)
     acts: list[tuple[str, str, Any]] = [
         ("patch", f"/users/{boss.pk}", {"email": "mine@example.com"}),

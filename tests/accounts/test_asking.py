@@ -1,4 +1,4 @@
-"""People ask for a capability on a page that reports it missing, and those who assign roles are notified."""
+"""A page that refuses a person lets them ask for the missing capability, and people who assign roles are notified."""
 
 import re
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,7 @@
-"""Deactivating a person, and stopping a person on the Incident page, which also revokes the person's access."""
+"""A person is deactivated on the People pages, or stopped on the Incident page.
+
+Stopping deactivates the person and revokes their access.
+"""
 
 from typing import Any
 

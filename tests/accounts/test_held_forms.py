@@ -87,7 +87,7 @@ def test_to_name_it_does_not_stand_in_for_the_password(client: Client) -> None:
 
 
 def test_an_expired_form_and_a_form_sent_twice_lead_to_its_page(client: Client) -> None:
-    """The form's page is opened instead of the form's target, because many targets accept only POST."""
+    """People are led to the page that has the form, not to the form's target, because many targets accept only POST."""
     unlink, page = reverse("sso:unlink"), {"Referer": "http://testserver/settings/profile?from=mail"}
     with time_machine.travel(datetime.now(UTC), tick=False) as clock:
         where = onward(client.post(unlink, headers=page))

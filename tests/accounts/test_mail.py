@@ -1,4 +1,4 @@
-"""Mail: features without a mail server, the sender, and the test mail."""
+"""Mail: installations without a mail server, the sender's address, and the test mail."""
 
 import smtplib
 import socket

@@ -18,12 +18,12 @@ pytestmark = pytest.mark.django_db
 
 @pytest.fixture
 def chief() -> User:
-    """A person with every capability, and the only one who manages people."""
+    """Return a person with every capability."""
     return make.user(*Capability, email="chief@example.com")
 
 
 def test_people_who_lost_their_role_meanwhile_cannot_act(chief: User) -> None:
-    """The object `eve` has cached her old capabilities; each change reads the new ones from the database."""
+    """The object `eve` still has her old capabilities cached. Each change reads the current ones from the database."""
     eve, bo = make.user(*Capability), make.user(Capability.LOGS_READ)
     assert eve.has_perm(Capability.LOGS_READ)
 

@@ -214,7 +214,7 @@ def choose_password(link: str, password: str = "another horse battery") -> Any:
 
 @pytest.fixture
 def no_mail(settings: Any) -> None:
-    """Configure a mail server that does not listen."""
+    """Configure a mail server that cannot be reached."""
     options = {"host": "127.0.0.1", "port": 1, "timeout": 1}
     settings.MAILERS = {"default": {"BACKEND": "django.core.mail.backends.smtp.EmailBackend", "OPTIONS": options}}
 

@@ -1,4 +1,4 @@
-"""One's own account."""
+"""The Profile page, where people change their own name and theme, and the Settings page with its links."""
 
 import re
 from itertools import chain

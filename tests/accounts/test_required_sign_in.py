@@ -35,7 +35,7 @@ REQUIRED = "/accounts/required/"
 
 @pytest.fixture(autouse=True)
 def workspace(db: None) -> None:
-    """A workspace with a person who manages people; no earlier sign-in attempts are counted."""
+    """Create a person who manages people. Forget the sign-in attempts of earlier tests."""
     make.user(Capability.PEOPLE_MANAGE)
     cache.clear()
 

@@ -237,7 +237,7 @@ def test_the_reference_is_for_everybody_signed_in_and_takes_few_queries(
 
 @pytest.mark.full
 def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: SignIn) -> None:
-    """Pages, REST operations, directory keys and single sign-on settings all refuse to give such a role."""
+    """A role that uses gateways is refused on pages, in REST, for directory keys and in the single sign-on settings."""
     looker, bo = make.user(*Capability), make.user()
     Role.objects.filter(users=looker).update(uses_gateways=False)
     using, looking = make.role(), make.role()
@@ -245,7 +245,10 @@ def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: Sig
     client, rest = confirmed(sign_in(looker)), Rest.of(looker)
 
     def given(role: Role) -> list[int]:
-        """Return the statuses of requests that give `role`, or add a role that uses gateways only if `role` does."""
+        """Send requests that give `role`, and requests that create a role. Return the statuses of the answers.
+
+        If `role` uses gateways, the created roles use gateways, too. Otherwise they only look.
+        """
         pk, name = str(role.pk), make.unique("made")
         invited = {"emails": f"{name}@example.com", "role": pk}
         directory = {"name": name, "role_id": pk, "capabilities": []}

@@ -32,7 +32,7 @@ NOON = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def noon(db: None) -> Iterator[Any]:
-    """A fixed time, with no earlier sign-in attempts counted."""
+    """Yield a clock that stands still at NOON. Forget the sign-in attempts of earlier tests."""
     cache.clear()
     with time_machine.travel(NOON, tick=False) as clock:
         yield clock
@@ -44,7 +44,7 @@ def text(response: Any) -> str:
 
 
 def code_of(secret: str, ahead: int = 0) -> str:
-    """Return the authenticator app's code for the current 30 seconds, or `ahead` periods later."""
+    """Return the authenticator app's code for the current 30 seconds, or for the 30 seconds `ahead` periods later."""
     return str(format_hotp_value(hotp_value(secret, int(datetime.now(UTC).timestamp()) // 30 + ahead)))
 
 

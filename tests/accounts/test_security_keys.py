@@ -30,7 +30,7 @@ REFUSED = "The security key could not be verified"
 
 @pytest.fixture(autouse=True)
 def fresh(settings: Settings) -> None:
-    """A workspace at a local address, with no earlier sign-in attempts counted."""
+    """Set PUBLIC_URL to a local address. Forget the sign-in attempts of earlier tests."""
     settings.PUBLIC_URL = "http://localhost:8000"
     cache.clear()
 
@@ -52,7 +52,7 @@ def client_of(person: User, sign_in: SignIn) -> Client:
 
 @pytest.fixture
 def key(person: User, client_of: Client) -> SoftKey:
-    """Add a security key as the only second factor of a person."""
+    """Return a security key that was added to the person's account, which has no other second factor."""
     key = SoftKey()
     add(client_of, key)
     person.refresh_from_db()  # Other sessions ended.

@@ -1,4 +1,8 @@
-"""Known browsers have a separate sign-in limit, so attempts by strangers never lock a browser's owner out."""
+"""Limits for sign-in attempts.
+
+A browser in which a person has signed in before has a separate limit, so strangers' attempts do not lock the person out
+there.
+"""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

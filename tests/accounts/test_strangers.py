@@ -1,4 +1,7 @@
-"""Requests of anonymous visitors wait for each other; signed-in users never wait for them."""
+"""Requests to /accounts/ by people who are not signed in are served one at a time.
+
+Other requests do not wait for them: requests by people who are signed in, and requests to other addresses.
+"""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A browser session used by a program, with the session cookie, and the CSRF token from the pages."""
+"""An HTTP client that signs in as a browser does: it sends the session cookie, and the CSRF token from the pages."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""An API client of the running workspace's owner, and a summary of the generated requests."""
+"""Two things for API tests: a client that is signed in as the owner, and a count of the generated requests."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -1,9 +1,13 @@
-"""Send generated requests, valid and invalid, to every API operation as four kinds of callers.
+"""Send generated requests, valid and invalid, to the operations of the API.
 
 Each answer must have a status and a body that the API description declares for the operation, and no answer may be a
-5xx. `make test` sends a few requests. `make test-all` sends some to every operation, with one kind of caller for each
-operation. `make contract` sends many more, with two kinds of callers for each operation. `make test-all` and `make
-contract` also send anonymous requests to some operations.
+5xx. There are four kinds of callers (ACTORS). The make target decides how many requests are sent:
+
+- `make test`: a few requests to a few operations.
+- `make test-all`: a few requests to every operation, each by one kind of caller.
+- `make contract`: many requests to every operation, each by two kinds of callers.
+
+The last two also send anonymous requests to some operations.
 """
 
 import os
@@ -63,7 +67,10 @@ def api() -> Any:
 
 
 def exact(node: Any) -> Any:
-    """Return the description with unknown members of answers forbidden, so undescribed members fail the test."""
+    """Forbid additional members in all objects of the description, and return the description.
+
+    An answer with a member that the description does not mention then fails the test.
+    """
     for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         exact(child)
     if isinstance(node, dict) and isinstance(node.get("properties"), dict) and "allOf" not in node:
@@ -87,7 +94,7 @@ ASKED = [*(BY_TWO if "CONTRACT_CASES" in os.environ else IN_TURN), *STRANGERS]
 
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
-    """Create one world for all tests; each request is rolled back."""
+    """Yield one World (an object of every kind) for all tests. The effects of each request are rolled back."""
     for signal in (request_started, request_finished):
         signal.disconnect(close_old_connections)  # All requests share one transaction, as in Django's test client.
     with django_db_blocker.unblock(), for_a_moment():
@@ -98,7 +105,10 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def credentials(world: World) -> dict[str, dict[str, Any]]:
-    """Return headers and cookies by caller; an API key with one capability is listed under the capability's slug."""
+    """Return a dictionary from the name of a caller to the headers and cookies that the caller sends.
+
+    A caller whose API key has only one capability has the slug of the capability as its name.
+    """
     return {
         "owner": session(world.boss),
         "owner's key": bearing(world.boss, *Capability),
@@ -113,7 +123,10 @@ def bearing(person: Any, *capabilities: Capability) -> dict[str, Any]:
 
 
 def caller(actor: str, door: Door) -> str:
-    """Return the name that the caller for this actor and operation has in `credentials`."""
+    """Return the key of `credentials` for an actor of ACTORS who calls the operation `door`.
+
+    For the actor "key for this", it is the slug of a capability that the operation requires.
+    """
     if actor != "key for this":
         return actor
     enough = next(iter(sufficient(door.rule)), {Capability.HOSTS_READ})
@@ -181,7 +194,10 @@ def ask_often(label: str, actor: str, world: World, credentials: dict[str, Any])
 
 
 def about(case: Case[Any], door: Door, world: World, *, with_body: bool) -> None:
-    """Point a generated request at an existing object, sometimes replacing the body with a valid one."""
+    """Change a generated request so that its path names an existing object.
+
+    If `with_body` is true and `world` has a valid body for the operation, also replace the body of the request.
+    """
     names = {"pk": "id"}
     case.path_parameters = {names.get(name, name): str(value) for name, value in door.kwargs(world).items()}
     if with_body and (door.name, door.method) in world.bodies:

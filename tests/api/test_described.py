@@ -53,7 +53,7 @@ def test_every_operation_says_what_it_does_in_words_of_its_own() -> None:
 
 
 def contents() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every JSON request body and answer, by operation and status."""
+    """Yield a name such as "server_create 201" and the described content of each JSON request body and answer."""
     for operation in operations():
         said = {"body": operation.get("requestBody", {}), **operation["responses"]}
         for status, each in said.items():

@@ -104,7 +104,7 @@ SINGLE_ROWS = (
 def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
     boss: User, subtests: pytest.Subtests
 ) -> None:
-    """Users who may only see unrelated rows get the same answer for an invisible object as for a missing one."""
+    """If none of the lists that a person may read shows an object, filters answer as if the object did not exist."""
     things: dict[str, Any] = {
         "user": make.user(email="zoe@zz.io"),
         "gateway": make.gateway(name="Unknown gateway", slug="unknown", reach="teams"),
@@ -138,7 +138,7 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
 
 @pytest.mark.full
 def test_the_log_is_filtered_by_all_that_calls_name(boss: User) -> None:
-    """The filters also accept deleted connections, and a token whose calls were all refused."""
+    """A person who may only read the log can filter it by each object that a call names, even if it was refused."""
     gateway, server, host = make.gateway(slug="gone"), make.server(slug="gone-server"), make.agent(by=boss, name="Gone")
     token = make.token(make.connection(host, gateway, boss), name="refused").token
     one = call(

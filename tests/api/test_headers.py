@@ -44,7 +44,7 @@ def test_every_single_thing_is_304_for_who_has_it() -> None:
 
 
 def test_other_changes_alter_the_tag_without_a_conflict(boss: User) -> None:
-    """The tag changes, but a writer who sends the earlier tag gets no conflict."""
+    """A new connection changes the ETag of its gateway. A change with the earlier ETag is still accepted."""
     gateway, rest = make.gateway(slug="work"), Rest.of(boss)
     tag = rest.get("/gateways/work")["ETag"]
 

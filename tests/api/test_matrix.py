@@ -1,8 +1,11 @@
-"""Call every API route anonymously, as the owner, without capabilities, and with one of several required ones missing.
+"""Call every API route as callers with different rights, and check the status of each answer.
 
-The cases are generated from the access rules that the views declare. A route fails if it has no access rule, or if
-tests/api/world.py has no values for its path parameters. test_single_capabilities.py tries each sufficient capability
-alone, and all others together, by its own table.
+Some callers are anonymous, own the object or have no capability. If a route requires several capabilities, further
+callers have all of them, or lack one of them. The cases are generated from the access rules that the views declare. A
+route fails if it has no access rule, or if tests/api/world.py has no values for its path parameters.
+
+test_single_capabilities.py has a table of its own. With this table, it tries each sufficient capability alone, and all
+other capabilities together.
 """
 
 import re
@@ -69,7 +72,7 @@ class Door:
 
     @property
     def let_in(self) -> set[int]:
-        """Return the statuses that mean the caller was allowed; 400 is among them if parameters are required."""
+        """Return the statuses that show that the caller had access. With required parameters, 400 is one of them."""
         body = self.operation.body
         asked = body if body and issubclass(body, Query) else self.operation.query
         asks = any(field.required for field in asked().fields.values())
@@ -120,7 +123,7 @@ DOORS = list(doors())
 
 @contextmanager
 def for_a_moment() -> Iterator[None]:
-    """Roll everything back at the end of the block, so that each caller finds the same world."""
+    """Roll back all changes at the end of the block, so that each caller finds the same rows in the database."""
     with transaction.atomic():
         yield
         transaction.set_rollback(True)
@@ -140,7 +143,7 @@ def sufficient(rule: Any) -> list[set[Capability]]:
 
 
 def enough_for(door: Door) -> list[set[Capability]]:
-    """Return the smallest sets of capabilities that allow this operation on the world's objects."""
+    """Return the smallest sets of capabilities that allow this operation on the objects of `World`."""
     # IDENTITIES_MANAGE is for other people's identities, SERVERS_MANAGE for shared ones. The world's is personal.
     if door.name == "identity-confirm":
         return []  # Only its owner may confirm the new address of a personal identity.
@@ -155,7 +158,7 @@ def enough_for(door: Door) -> list[set[Capability]]:
 
 
 def without(capability: Capability) -> frozenset[Capability]:
-    """Return all capabilities but this one and those that include it."""
+    """Return all capabilities except this one and the capabilities that include it."""
     return ALL - including({capability})
 
 
@@ -166,13 +169,13 @@ def several_for(door: Door) -> list[set[Capability]]:
 
 @pytest.fixture(scope="module")
 def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
-    """Create one world for all tests of this module; each request leaves it unchanged."""
+    """Create the objects of `World` once for all tests of this module. The changes of each request are rolled back."""
     with django_db_blocker.unblock(), for_a_moment(), patch("servers.programs.program_name", return_value="time"):
         yield build()  # Its servers count as programs.
 
 
 class People:
-    """The callers for a world, created once each because creating them takes longer than answering a request."""
+    """The callers of the API. Each is created only once, because creating one takes longer than answering a request."""
 
     def __init__(self, world: World) -> None:
         enough = {frozenset(one) for door in DOORS for one in several_for(door)}
@@ -192,7 +195,7 @@ class People:
         return Rest(browser(self._owner))
 
     def key(self, capabilities: Iterable[Capability]) -> Rest:
-        """Return an API key with exactly these capabilities, of a person with all of them."""
+        """Return a client with an API key that has exactly these capabilities. The key's owner has every capability."""
         return Rest.bearing(self._keys[frozenset(capabilities)])
 
 
@@ -212,7 +215,7 @@ type Expected = Iterator[tuple[str, Rest, set[int]]]
 
 
 def sessions(door: Door, people: People) -> Expected:
-    """Yield the expected statuses of people in a browser, by capabilities."""
+    """Yield each signed-in person who tries the operation: a description, the browser and the expected statuses."""
     own, open_to_all = isinstance(door.rule, Own), door.rule is None
     lists = open_to_all or (own and not door.is_of_one_thing)  # A list for everybody, or of the caller's objects.
     refused = door.let_in if lists else HIDDEN if own else {403}
@@ -229,7 +232,11 @@ def sessions(door: Door, people: People) -> Expected:
 
 
 def programs(door: Door, world: World, people: People) -> Expected:
-    """Yield the expected statuses of API keys. Only the key's capabilities count, even for the owner's objects."""
+    """Yield each caller without a session: a description, the client and the expected statuses.
+
+    The callers are API keys, an agent's token, and an anonymous client. An API key can do no more than its own
+    capabilities allow, although its owner has every capability.
+    """
     for_people = not door.operation.api_keys
     for enough in several_for(door):
         yield f"a key for {slugs(enough)}", people.key(enough), {403} if for_people else door.let_in

@@ -66,10 +66,10 @@ def test_a_body_with_nonsense_is_no_error_of_ours(world: World, rest: Rest, subt
 
 
 def faults_of_bodies(door: Door, number: int, values: dict[str, Any], world: World, rest: Rest) -> Iterator[str]:
-    """Send invalid values, selected by `number`, and yield the faults of the answers.
+    """Send invalid values to an operation, and yield the faults of its answers.
 
-    Each field gets an eighth of the values. A sixth of the values are also sent in all fields at once, and then as the
-    whole body.
+    Each field gets every eighth value. Every sixth value is also sent in all fields at once, and in place of the whole
+    body. `number` decides at which value each selection begins, so that operations get different values.
     """
     right, names = world.bodies.get((door.name, door.method), {}), fields(door)
     for row, (what, value) in enumerate(values.items()):
@@ -91,9 +91,10 @@ def test_a_query_with_nonsense_is_no_error_of_ours(world: World, rest: Rest, sub
 
 
 def faults_of_queries(door: Door, number: int, world: World, rest: Rest) -> Iterator[str]:
-    """Send invalid values, selected by `number`, and yield the faults of the answers.
+    """Send invalid values in the query of an operation, and yield the faults of its answers.
 
-    Each parameter gets an eighth of the values. A third of the values are also sent in all parameters at once.
+    Each parameter gets every eighth value. Every third value is also sent in all parameters at once. `number` decides
+    at which value each selection begins, so that operations get different values.
     """
     names = [one["name"] for one in door.described.get("parameters", ()) if one["in"] == "query"]
     for row, (what, value) in enumerate(NONSENSE.items()):
@@ -110,7 +111,7 @@ def faults_of_queries(door: Door, number: int, world: World, rest: Rest) -> Iter
 
 
 def in_turn(names: list[str], number: int) -> list[str]:
-    """Return every eighth name, beginning at `number` modulo 8."""
+    """Return every eighth name. The index of the first one is `number` modulo 8."""
     return names[number % 8 :: 8]
 
 

@@ -1,6 +1,7 @@
-"""The number of statements per list does not depend on the number of rows, and has not grown.
+"""Each list takes a fixed number of SQL statements, however many rows it has.
 
-Each count includes two statements for the session and its user, and one for the role's capabilities.
+Each number includes two statements that read the session and its user. Except for /capabilities, it also includes one
+that reads the capabilities of the user's role.
 """
 
 import pytest
@@ -47,7 +48,7 @@ def boss(db: None) -> User:
 
 
 def one_more_of_everything(boss: User) -> None:
-    """Add rows to every list, and child rows to each of them."""
+    """Add rows to the lists, and to these rows the related rows that the lists show or count."""
     busy = Gateway.objects.filter(slug="busy").first() or make.gateway(slug="busy", by=boss)
     server = make.server(by=boss, auth_type=AuthType.BEARER)
     assignment = make.assignment(busy, server, identity_scheme="shared", shared_identity=make.identity(server))

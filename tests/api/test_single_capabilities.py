@@ -1,8 +1,9 @@
-"""For operations on other people's objects, one of certain capabilities is enough, and all others together are not.
+"""A caller with one sufficient capability may do an operation; a caller with all the insufficient ones may not.
 
-The callers are people and API keys. This module lists the required capabilities, and whose objects they apply to,
-independently of the views. After the requests to an operation, the rights in the database must be the same as before:
-refused requests change nothing, and allowed requests are rolled back.
+The callers are people and API keys, and the objects belong to other people. This module has its own table of the
+capabilities that suffice, and of the objects to which they apply, independently of the views. After the requests to an
+operation, the rights in the database must be the same as before: refused requests change nothing, and allowed requests
+are rolled back.
 """
 
 from __future__ import annotations
@@ -337,7 +338,7 @@ OWNERS_ALONE = {"PATCH identity-detail", "PUT identity-secret", *FOR_SHARED}
 
 @dataclass(frozen=True)
 class Target:
-    """An object that an operation changes, and the capabilities needed to change it."""
+    """An object of an operation. `holds` are the capabilities that the object has; some changes require them, too."""
 
     name: str
     kwargs: dict[str, Any]
@@ -402,7 +403,7 @@ class Cast(dict[str, list[Target]]):
         )
 
     def of(self, door: Door, world: World) -> list[Target]:
-        """Return the targets of this operation; an object of the world if none are declared."""
+        """Return the targets of this operation. If the cast has none for it, the target is an object of `world`."""
         kind = door.name.partition("-")[0]
         match door.method, door.name:
             case "post", "team-list":
@@ -443,14 +444,19 @@ type Held = frozenset[Capability]
 
 
 def wanted(name: str, *, key: bool) -> set[Capability]:
-    """Return the capabilities that each suffice for an operation, by the rules in this module."""
+    """Return the sufficient capabilities by the tables in this module: each alone is enough for the operation."""
     if key and name in NO_KEYS:
         return NOBODY
     return KEY_OPENS.get(name, OPENS[name]) if key else OPENS[name]
 
 
 def callers(name: str, *, key: bool) -> list[Held]:
-    """Return the capabilities of each caller to try: one that is enough alone, or all that are not enough together."""
+    """Return the capabilities of each caller to try.
+
+    One caller per sufficient capability has this capability alone; another caller has all the insufficient ones. If no
+    capability is sufficient, each is tried alone. If all are sufficient, two of them are tried, each alone. If the
+    operation refuses API keys, one key with every capability is tried.
+    """
     enough = wanted(name, key=key)
     if key and name in NO_KEYS:
         return [frozenset(C)]
@@ -492,7 +498,10 @@ def nothing() -> Role:
 
 
 def rights() -> dict[Any, Any]:
-    """Return all rights in the database: capabilities of people and roles, and owners of credentials."""
+    """Return the database rows that give rights.
+
+    These rows are people, roles with their capabilities, team members, credentials, API keys, tokens and connections.
+    """
     people = User.objects.values_list(
         "pk", "email", "role_id", "is_active", "is_staff", "is_superuser", "session_epoch"
     )
@@ -533,12 +542,18 @@ def test_one_capability_opens_what_it_says_against_who_holds_no_more(
 
 
 def client_of(person: User, held: Held | None) -> Rest:
-    """Return a browser of this person, or an API key with the capabilities `held`."""
+    """Return a client with a new API key of this person that has the capabilities `held`.
+
+    If `held` is None, return the person's browser instead.
+    """
     return Rest.bearing(make.api_key(person, *held).secret) if held else Rest(browser(session_of(person)))
 
 
 def faults(door: Door, held: Held, target: Target, world: World, rest: Rest, *, key: bool) -> Iterator[str]:
-    """Yield the requests with a wrong answer. Allowed requests are rolled back; refused ones must change nothing."""
+    """Send the requests of one caller for one target, and yield a description of each wrong answer.
+
+    Requests that should be allowed are rolled back. The others are not, so that the test notices their changes.
+    """
     allowed = opens(str(door), held, target, key=key)
     for body in bodies(door, target, world, held):
         with for_a_moment() if allowed else nullcontext():
@@ -548,7 +563,10 @@ def faults(door: Door, held: Held, target: Target, world: World, rest: Rest, *, 
 
 
 def oneself(door: Door, somebody: User, cast: Cast) -> list[Target]:
-    """Return the caller and the caller's role and teams, which have no more capabilities than the caller."""
+    """Return a target that is about the caller: the caller, the caller's role, or a team that the caller joins.
+
+    This target has no more capabilities than the caller. For operations of other kinds, there is none.
+    """
     assert somebody.role
     match door.name.partition("-")[0]:
         case "user" if not door.name.endswith("list"):

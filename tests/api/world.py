@@ -1,4 +1,4 @@
-"""One object of every kind in the API, all owned by one person."""
+"""At least one object of each kind in the API. `World.owner` owns the credential, the connection, the key and more."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,7 +30,7 @@ YEAR = timedelta(days=365)
 
 
 def holder(*capabilities: Capability) -> User:
-    """Return a person whose role has exactly these capabilities; without a password, because hashing is slow."""
+    """Return a person whose role has exactly these capabilities. The person has no password: hashing one is slow."""
     role = Role.objects.create(name=uuid4().hex)
     role.permissions.set(permissions_of(capabilities))
     return User.objects.create_user(f"{uuid4().hex}@example.com", None, role=role)
@@ -38,7 +38,10 @@ def holder(*capabilities: Capability) -> User:
 
 @dataclass(frozen=True)
 class World:
-    """The owner, the path parameters of each route, and a valid body for each change."""
+    """The people, and the token's secret, path parameters and valid bodies for requests to each route.
+
+    `owner` owns objects but has no capability. `boss` has every capability.
+    """
 
     owner: User
     boss: User
@@ -48,7 +51,7 @@ class World:
 
 
 def build() -> World:
-    """Create the rows behind every route; requests to the servers fail at once, so no test waits for the network."""
+    """Create the objects that the API's routes need. Requests to their servers fail at once, without a network."""
     holder(Capability.PEOPLE_MANAGE)  # A second person who manages people.
     owner, boss = holder(), holder(*Capability)
     server = make.server(slug="docs", url="https://127.0.0.1:9/mcp", auth_type=AuthType.BEARER)
@@ -200,5 +203,5 @@ def build() -> World:
 
 
 def alive(secret: str) -> bool:
-    """Return True if the world's token still has this secret."""
+    """Return True if the token with this secret's prefix still has this secret."""
     return Token.objects.get(prefix=secret[:12]).is_held_by(secret)

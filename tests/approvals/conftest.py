@@ -27,7 +27,10 @@ TOOL = "docs__count"
 
 @dataclass
 class Desk:
-    """Mia's agent at one or more workers: its calls of TOOL are held until ben decides. `counter` is the server."""
+    """Mia's agent, whose calls of TOOL are held until ben decides.
+
+    `proxies` are the gateway's workers, `agents` is the same agent at each worker, and `counter` is the default server.
+    """
 
     proxies: list[Proxy]
     counter: Counter

@@ -1,4 +1,4 @@
-"""A stand-in for the API of a model, for agents that need one: it calls one tool, and repeats the tool's answer."""
+"""A stand-in for the API of a language model: it asks the agent to call one tool, then repeats the tool's result."""
 
 import json
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ type Object = dict[str, Any]
 
 @dataclass
 class ModelApi:
-    """An ASGI app with `/v1/messages`. `asked` are the requests that offered the tool."""
+    """An ASGI app that answers requests to `/v1/messages`. `asked` lists the requests that offered the tool."""
 
     tool: str
     arguments: Object
@@ -31,7 +31,11 @@ class ModelApi:
             await _respond(send, b"application/json", json.dumps(whole).encode())
 
     def _block(self, request: Object) -> Object:
-        """Return the only block of the answer: a call of the tool, or the result of that call as text."""
+        """Return the only content block of the answer.
+
+        The block is a call of the tool or, once the request has the tool's result, this result as text. If the request
+        does not offer the tool, the block is a title.
+        """
         if not any(tool.get("name") == self.tool for tool in request.get("tools", [])):
             return {"type": "text", "text": "Title"}
         self.asked.append(request)

@@ -1,4 +1,8 @@
-"""A client that opens URLs is asked once to open a held call's page. An approved call that asks for input continues."""
+"""The gateway asks clients for a person's attention or input.
+
+A client that can open URLs is asked once to open the page of its held call. If the server of an approved call asks for
+input, the call continues once the client has answered.
+"""
 
 import asyncio
 import json
@@ -122,7 +126,10 @@ def test_a_client_that_opens_no_urls_is_not_asked(desk: Desk) -> None:
 
 
 class Form:
-    """A server of 2026-07-28 whose tool asks for a form before it runs; `given` are the params of its calls."""
+    """A server of the modern era whose tool asks for a filled form before it runs.
+
+    `given` lists the parameters of the calls that it got.
+    """
 
     def __init__(self, state: str | None = "its own") -> None:
         self.given: list[Object] = []
@@ -154,7 +161,7 @@ def desk_at_form(desk_of: DeskOf, form: Form) -> Desk:
 
 
 def begun(desk: Desk) -> Object:
-    """Return the result of an approved call that asks for input."""
+    """Make a call that is held, approve and repeat it; return the result, in which the server asks for input."""
     ask(desk.agent, TOOL, FORMS)
     Hold.objects.get().approve(by=desk.ben)
     return result_of(ask(desk.agent, TOOL, FORMS))

@@ -1,6 +1,7 @@
 """Third-party client programs at their default time-outs: an approved call runs once, and the client gets the answer.
 
-Claude Code is included if CLAUDE_CODE is the path of its program; a stand-in for its model then calls the tool.
+Claude Code is one of the clients if the environment variable CLAUDE_CODE has the path of its program. It then uses a
+stand-in for a model (`ModelApi`), which asks it to call the tool.
 """
 
 import json
@@ -36,7 +37,10 @@ type Client = Callable[[Desk, Npm, Start], str]
 
 
 def printed(command: list[str], given: str = "", **environment: Any) -> str:
-    """Return the output of a program. Failures are ignored, because some programs fail for a result with `isError`."""
+    """Return the output of a program.
+
+    The exit code is ignored, because some programs return an error code if the call's result has `isError`.
+    """
     done = subprocess.run(
         command, input=given, capture_output=True, text=True, timeout=SECONDS, check=False, **environment
     )

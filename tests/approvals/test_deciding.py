@@ -55,7 +55,7 @@ def text(answer: Any) -> str:
 
 
 def first_for(hold: Hold, approvers: str, **fields: Any) -> Hold:
-    """Let only these approvers decide for the next seven minutes."""
+    """Let only these approvers decide on the hold until seven minutes from now, and return the hold."""
     Hold.objects.filter(pk=hold.pk).update(approvers=approvers, fallback_at=timezone.now() + LATER, **fields)
     hold.refresh_from_db()
     return hold

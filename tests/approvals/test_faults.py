@@ -1,6 +1,6 @@
-"""Workers are killed while approved calls are repeated in parallel at two replicas: each call runs at most once.
+"""Each approved call runs at most once, even if agents repeat it at two replicas whose workers are killed.
 
-HELD_CALLS sets the number of held calls, such as 10000.
+The environment variable HELD_CALLS sets the number of held calls, such as 10000.
 """
 
 import json
@@ -78,7 +78,7 @@ def attempt(agent: Agent, number: int) -> Any:
 
 
 def kill_workers(both: Replicas, over: threading.Event) -> None:
-    """Kill a random worker again and again, with time for a new one to start."""
+    """Kill a random worker every 1.5 seconds until `over` is set. In between, a new worker has time to start."""
     while not over.wait(1.5):
         serve = random.choice(both.serves).process
         assert serve is not None

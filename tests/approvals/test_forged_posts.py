@@ -1,6 +1,7 @@
 """Forged requests about rules and held calls: none changes or reveals anything.
 
-Each kind of person sends each request in `DOORS`. A request is forged unless its door names that kind of person.
+Each kind of person in `PEOPLE` sends each request in `DOORS`. The field `may` of a request names the kinds of people
+who may send it. A request from anybody else is forged.
 """
 
 from collections.abc import Callable
@@ -82,7 +83,11 @@ class Visitor(NamedTuple):
 
 
 class Door(NamedTuple):
-    """A request. It took effect if the answer contains the text `tells` or, without `tells`, if something changed."""
+    """A request, and the kinds of people who may send it.
+
+    With `tells`, the request took effect if its answer contains this text. Without `tells`, it took effect if it
+    changed something.
+    """
 
     name: str
     may: set[str]
@@ -215,7 +220,10 @@ DOORS = (
 
 
 def build(kind: str) -> tuple[Scene, User | None]:
-    """Return a new scene, and its person of this `kind`, such as "admin"."""
+    """Create the objects of a test and a person of this `kind`, such as "admin"; return both.
+
+    The person is None for the kind "nobody".
+    """
     docs, mia = make.server(slug="docs"), make.user(Capability.APPROVALS_DECIDE, email="mia@example.com")
     link = make.connection(make.agent(by=mia, name="CI bot"), make.gateway(docs, slug="work"), mia)
     arguments = {"note": SECRET, "amount": 740}

@@ -1,4 +1,4 @@
-"""Two published MCP Apps servers behind a gateway, which accepts calls from the pages of `Hosts`."""
+"""Run a gateway with two published MCP Apps servers. The gateway accepts calls from the pages of `Hosts`."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ for alias, url in {servers}.items():
 
 @contextmanager
 def running_gateway(folder: Path, hosts: Hosts) -> Iterator[Serve]:
-    """Run a workspace until the block ends. Its gateway “Apps” has both of SERVERS."""
+    """Run a workspace until the block ends. Its gateway “Apps” has both servers in SERVERS."""
     install(FOLDER)
     with ExitStack() as stack:
         urls = {}

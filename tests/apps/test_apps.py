@@ -55,7 +55,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 
 def calls(gateway: Serve, since: int) -> list[tuple[str, str, str]]:
-    """Return the rows of the log after the id `since` that name a tool."""
+    """Return the tool calls with ids above `since` in the log: the server, the tool and the outcome of each."""
     query = "SELECT server_name, feature_name, outcome FROM auditlog_call WHERE id > %s AND feature_type = 'tool'"
     rows = gateway.rows(f"{query} ORDER BY id", since)
     return [(row["server_name"], row["feature_name"], row["outcome"]) for row in rows]

@@ -203,7 +203,7 @@ def test_the_page_of_a_person_opens_their_whole_history(chief: User, sign_in: Si
 
 
 def things_of(person: User, server: Server, *, by: User) -> None:
-    """As `by`, create grants, a token, an API key and more for `person`, then change and end them."""
+    """Create grants, a token, an API key and more for `person`, then change and end them; `by` does all of it."""
     gateway, identity = make.gateway(server, by=by), make.identity(server, person)
     tools = ToolSet.objects.add(gateway=gateway, name="All", patterns=["*"], by=by)
     grants = (

@@ -1,4 +1,7 @@
-"""Exports of any length: read in batches over their own connection, and complete or marked incomplete."""
+"""An export of any length reads the log in batches, over a database connection of its own.
+
+If an export cannot be completed, its end says so.
+"""
 
 import re
 import threading

@@ -129,7 +129,7 @@ def test_a_statement_the_server_refuses_to_prepare_is_said_when_the_lane_connect
 
 
 class Numbers(GroupCommit[int, int]):
-    """Answers each request with its own number, after one database statement per batch of requests."""
+    """Each request is a number, and its answer is this number. Each batch of requests runs one database statement."""
 
     def __init__(self, url: str, max_waiting: int) -> None:
         self.connection = PgConnection(url, SETUP, timeout=2 * PATIENCE)

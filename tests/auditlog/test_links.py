@@ -22,7 +22,7 @@ LARGEST = 30 * 1024
 
 
 def hosts(number: int) -> list[str]:
-    """Create `number` agents with two calls each, a minute apart; return their ids."""
+    """Log two calls by each of `number` agents, one call a minute, and return the ids of the agents."""
     ids, now = [str(uuid4()) for _ in range(number)], timezone.now()
     for n in range(2 * number):
         make.call(
@@ -49,7 +49,7 @@ def sent(page: str) -> int:
 
 
 def target(link: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the path of a link and all values of its query string, sorted."""
+    """Return the path of a link, and the sorted names and values of its query string."""
     address = urlsplit(link)
     return address.path, sorted(parse_qsl(address.query, keep_blank_values=True))
 

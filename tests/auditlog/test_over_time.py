@@ -1,4 +1,7 @@
-"""Before a switch or policy is saved, the page shows which calls of the last seven days would have been refused."""
+"""Before a person saves a change that stops calls, the page shows the effect on the calls of the last seven days.
+
+The page names the callers whose calls the change would have refused, and the number of these calls.
+"""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,7 +30,7 @@ LATELY = "last 7 days"
 
 @dataclass
 class Used:
-    """A tool of a gateway, called by Ada and Ben with an app, and by an agent on Ada's behalf."""
+    """A tool of a gateway, and its callers: Ada and Ben with an app, and an agent on Ada's behalf."""
 
     ada: Connection
     ben: Connection
@@ -111,7 +114,7 @@ def test_each_switch_says_whose_calls_it_would_have_refused(used: Used, sign_in:
 
 
 def _lately(page: str) -> str:
-    """Return the middle of the sentence on the last seven days, without its fixed beginning and end."""
+    """Return the text that the page has between “In the last 7 days” and “would have been refused.”."""
     return page.partition("In the last 7 days ")[2].partition(" would have been refused.")[0]
 
 

@@ -1,4 +1,4 @@
-"""My calls, and waiting for the first call of a new client."""
+"""The page My calls shows a person's own calls, and a page waits for the first call of a new client."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""The plots of a page: their counts, the comparison with the time before, and who may see them."""
+"""The plots of calls on a page: their numbers, the change since the preceding period, and who may see the plots."""
 
 import re
 from datetime import timedelta

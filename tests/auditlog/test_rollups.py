@@ -88,7 +88,7 @@ def moments(chance: random.Random, now: datetime, days: float) -> datetime:
 
 
 def check(chance: random.Random, now: datetime, days: float) -> None:
-    """Compare a random query on the roll-ups and on the log."""
+    """Check that a random query gets the same numbers from the roll-ups as from the log."""
     since, until = sorted(moments(chance, now, days + 2) + timedelta(minutes=5) for _ in range(2))
     if until > timezone.now() - 2 * A_MOMENT:  # Means "until now", including rows written since.
         until = timezone.now() + HOUR
@@ -123,7 +123,10 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
-    """Drop the calls before a day, after committing the writers' transactions, which would block the drop."""
+    """Drop the roll-ups before a day, call `between`, and drop the calls before this day.
+
+    The open transactions of the writers are committed first, because they would block the drop.
+    """
     for each in writers:
         each.commit()
     keeping.drop_before(limit)

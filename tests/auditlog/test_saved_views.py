@@ -118,6 +118,6 @@ def test_a_query_that_becomes_too_long_as_the_page_writes_it_is_refused_and_save
     page = sign_in(ana).post("/logs/views/", {"name": "Long", "query": query}, follow=True)
 
     assert (made.status_code, changed.status_code) == (400, 400)
-    assert "the maximum is 2000" in str(errors(made))
+    assert "The maximum is 2000" in str(errors(made))
     assert "Not saved: the filters are too long" in page.content.decode()
     assert [view.query for view in SavedView.objects.all()] == ["outcome=ok"]

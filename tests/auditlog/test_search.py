@@ -1,4 +1,4 @@
-"""The Logs page: search, facets, bars and files, and the maximum cost of each."""
+"""The Logs page: its search, filters, bars and files, and limits on how much of the log a request reads."""
 
 import html
 import re

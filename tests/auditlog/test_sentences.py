@@ -1,4 +1,7 @@
-"""Admin events as sentences: every action has one, names cannot forge them, and they link to the objects."""
+"""Pages show each admin event as a sentence, which links to the objects of the event.
+
+Every action has a sentence, and an object's name cannot change what the sentence says.
+"""
 
 import re
 from pathlib import Path
@@ -141,7 +144,10 @@ def test_an_event_is_told_in_one_sentence(sign_in: SignIn) -> None:
 
 
 def test_a_name_stays_one_name() -> None:
-    """Labels join several names with a separator; if a name contains the separator, no name is highlighted."""
+    """The label of an event can join several names with a separator.
+
+    If a name contains the separator or the label was cut, the sentence has the label as a whole.
+    """
     for name in ("CI / boss@example.com / Payroll", "CI” was approved. The host “X", "x" * 250):
         label = f"{name} / {ANA} / Work"[:200]
         event = Event(action="connection.revoked", actor_email=ANA, target_type="connection", target_label=label)

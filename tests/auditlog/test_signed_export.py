@@ -198,7 +198,7 @@ TAMPERED = [
 @pytest.mark.full
 @DATABASE
 def test_an_export_is_verified_and_each_kind_of_tampering_found(auditor: Client, tmp_path: Path) -> None:
-    """One export for all kinds, since making it takes longer than verifying it."""
+    """All kinds of tampering use the same export, because creating an export takes longer than verifying it."""
     downloaded = download(auditor, tmp_path)
 
     code, output = downloaded.verify(None, "--rows", "rows.jsonl")

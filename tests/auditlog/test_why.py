@@ -134,7 +134,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
 
 
 def holding(needed: Capability) -> str:
-    """Return the sentence that names the roles of people who can act."""
+    """Return the sentence by which a page tells its readers which roles have the capability `needed`."""
     *others, last = sorted(role.name for role in Role.objects.with_capabilities() if needed in role.granted)
     return f"People with the role {', '.join(others)}{' or ' if others else ''}{last} can change this."
 
@@ -545,7 +545,7 @@ def test_a_person_without_tokens_sees_that_and_the_next_step(ana: User) -> None:
 
 @pytest.fixture
 def app_question(ana: User) -> Question:
-    """Return a question about an app that connected an hour ago, so that the app's access token has just expired."""
+    """Return a question about calls of a connected app whose access token has just expired."""
     link = make.app_connection(ana, make.gateway(slug="apps"))
     key = link.tokens.get()
     application = Application.objects.create(client_type="public", authorization_grant_type="authorization-code")

@@ -1,4 +1,4 @@
-"""The people, servers and gateways of the journeys in the running workspace."""
+"""The people, servers and gateways that the tests of user journeys (test_j*.py) create in the running workspace."""
 
 import json
 from collections.abc import Iterator

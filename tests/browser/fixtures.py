@@ -95,7 +95,10 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def owner_at(live: workspace.Serve) -> Iterator[Page]:
-    """Yield a page with the owner signed in, in its own browser, which must report no errors."""
+    """Yield a page of a new browser in which the workspace's owner is signed in.
+
+    Raise AssertionError at the end of the block if the browser reported errors.
+    """
     noticed = Trouble()
     with chromium() as opened:
         page = opened.new_page(**STILL)
@@ -131,7 +134,7 @@ def trouble() -> Iterator[Trouble]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Store whether a test failed, for its fixtures."""
+    """Store with each test whether it failed, so that its fixtures can take screenshots."""
     report = yield
     item.stash[FAILED] = item.stash.get(FAILED, False) or report.failed
     return report

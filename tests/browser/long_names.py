@@ -1,4 +1,4 @@
-"""Create a workspace in which every name has the maximum length: run in the workspace by `manage.py shell`.
+"""Create rows in a workspace, all with names of the maximum length. `manage.py shell` runs this code there.
 
 Each name repeats `TEXT` and ends with `KEY`. The test replaces both values.
 """

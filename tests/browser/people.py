@@ -30,7 +30,10 @@ def sign_in_where_asked(page: Page, email: str, password: str = PASSWORD) -> Non
 
 
 def allow(page: Page, question: str, *, app: str, gateway: str = "Quickstart", email: str = "") -> str:
-    """Allow an app on the pages that the app opened, signing in first as `email`; return the final URL."""
+    """Open the authorize page at the URL `question`, and allow the app; return the URL to which the app is sent back.
+
+    If `email` is given, sign in with it first.
+    """
     page.goto(question)
     if email:
         sign_in_where_asked(page, email)

@@ -47,7 +47,7 @@ def main() -> None:
 
 @contextmanager
 def running_workspace() -> Iterator[workspace.Serve]:
-    """A workspace with a morning's work in its log."""
+    """Yield a running workspace whose log has calls of the last day."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gateway-admin-pictures-")))
         live = workspace.new(folder, "pictures").start()

@@ -1,4 +1,4 @@
-"""Create rows as after some use of a workspace: run in the workspace by `manage.py shell`."""
+"""Create the rows that a workspace has after some use. `manage.py shell` runs this code in the workspace."""
 
 from accounts.models import Role, User
 from gateways.models import Feature

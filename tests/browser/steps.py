@@ -1,4 +1,4 @@
-"""Steps of a person on the pages, one function per step; controls are found by their visible text."""
+"""Functions that act on the pages as a person does. They find buttons, links and fields by their visible text."""
 
 import re
 from dataclasses import dataclass
@@ -116,7 +116,10 @@ def row(page: Page, *words: str) -> Locator:
 
 
 def refuse_dialogs(page: Page) -> list[str]:
-    """Cancel native dialogs, and return their texts; our pages should open none."""
+    """Cancel each native dialog that the page opens from now on; return the list to which their texts are added.
+
+    Our pages should open no native dialog, so the list should stay empty.
+    """
     said: list[str] = []
 
     def note(dialog: Dialog) -> None:

@@ -41,7 +41,7 @@ WHERE host_id = (SELECT id FROM hosts_host WHERE name = %s)
 
 
 class Person(Protocol):
-    """A person at a page, who goes to pages, presses controls and fills in fields."""
+    """The actions that a task needs from a person: going to pages, pressing controls and filling in fields."""
 
     page: Page
 
@@ -126,7 +126,10 @@ class Keys:
 
 @dataclass
 class Stage:
-    """A workspace with the rows of one task; all rows are called `name`, which sorts before other names."""
+    """The workspace of one task. The task's agent, token, person and team are all called `name`.
+
+    The name starts with `0`, so that lists sort these rows before others.
+    """
 
     live: Serve
     name: str

@@ -27,7 +27,7 @@ print(make.token(make.connection(make.agent(by=owner, name={name!r}), gateway, o
 
 
 def asking(app: App) -> App:
-    """Return an issuer that asks the person to allow or deny."""
+    """Return this issuer with a page in front, on which the person presses Allow or Deny."""
 
     async def door(scope: Scope, receive: Receive, send: Send) -> None:
         query = parse_qs(scope.get("query_string", b"").decode())
@@ -77,9 +77,9 @@ class Clicks:
 
 
 def begun(live: workspace.Serve, page: Page, tile: str) -> tuple[Clicks, str, str]:
-    """Add the tile's server to a new gateway; ends on the page that asks the person to authenticate.
+    """Add the tile's server to a new gateway, and stop at the page that asks the person to authenticate.
 
-    Return the clicks so far, the gateway's name, and the secret of a token.
+    Return the counter of clicks, the gateway's name, and the secret of a token for the gateway.
     """
     name = unique("forge")
     secret = live.manage("shell", "-c", MAKE.format(name=name)).split()[-1]
@@ -152,7 +152,7 @@ def test_an_invalid_url_is_answered_by_the_page_and_not_by_the_browser(
     for typed, words in {
         "npx -y @modelcontextprotocol/server-memory": "This is a command that starts a server",
         "mcp.example.com/mcp": "The URL must start with https://.",
-        "localhost:3001/mcp": "It may start with http://",
+        "localhost:3001/mcp": "A URL with http:// is allowed only",
     }.items():
         page.get_by_label("URL").fill(typed)
         page.get_by_role("button", name="Check").click()

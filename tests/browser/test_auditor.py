@@ -97,7 +97,7 @@ def is_sealed(live: Serve) -> bool:
 
 @pytest.fixture(scope="module")
 def signed_in(browser: Browser, live: Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cookies of the auditor, who takes the place of the owner in this module."""
+    """The cookies of the auditor. In this module, the auditor is signed in instead of the owner."""
     context, cookies = browser.new_context(), tmp_path_factory.mktemp("browser") / "auditor.json"
     steps.sign_in(context.new_page(), live.url, AUDITOR)
     context.storage_state(path=cookies)

@@ -1,4 +1,4 @@
-"""*Add servers from a file* in a browser: published files of five clients, each with a few clicks."""
+"""*Add servers from a file* in a browser: a published file of each of five clients is added with a few actions."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A gateway managed by a file: a change by hand is confirmed, made and shown, and the object is copied as YAML."""
+"""A gateway is managed by a file. A person confirms a change by hand, undoes it, and copies the gateway as YAML."""
 
 from pathlib import Path
 

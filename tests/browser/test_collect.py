@@ -1,4 +1,7 @@
-"""An administrator asks for a new token; its owner, who needs no capability, collects it once."""
+"""An administrator asks a person to replace a token.
+
+The person collects the new token, which is possible only once and needs no capability.
+"""
 
 import pytest
 from playwright.sync_api import Page, expect

@@ -1,4 +1,4 @@
-"""The Connections tabs of a host and of a gateway: actions on rows, one after the other, without a reload."""
+"""On the Connections tabs of a host and of a gateway, several actions on a row work without a reload between them."""
 
 import pytest
 from playwright.sync_api import Page, expect

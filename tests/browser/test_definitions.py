@@ -1,4 +1,4 @@
-"""A changed tool definition is hidden from agents until a person has reviewed and accepted it."""
+"""Agents see the approved definition of a changed tool until a person has reviewed and accepted the new one."""
 
 import re
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ sys.stdout.write("made")
 
 @dataclass
 class Handbook:
-    """A server with one tool, whose definition can be changed, on a separate gateway."""
+    """A server with one tool, alone on a gateway. A test can change the tool's definition."""
 
     server: MCPServer
     url: str = ""
@@ -43,7 +43,7 @@ class Handbook:
 
     @property
     def shown(self) -> dict[str, str]:
-        """Return the tools that an agent sees, as names with descriptions."""
+        """Return the descriptions of the tools that an agent sees, by tool name."""
         return {tool["name"]: tool["description"] for tool in curl.list_tools(self.url, self.token).result["tools"]}
 
     def call(self) -> curl.Answer:

@@ -1,4 +1,4 @@
-"""The OAuth doctor in a real browser: from How to Connect to a readable report."""
+"""The OAuth doctor in a real browser: a person opens it from *How to Connect*, and reads its report."""
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -27,7 +27,7 @@ def test_the_doctor_is_asked_from_how_to_connect(live: Serve, page: Page) -> Non
 
 
 def test_a_temporary_refusal_is_shown_on_the_page(live: Serve, page: Page, trouble: Trouble) -> None:
-    """A person who sent too many requests submits the doctor's form by htmx, and sees the refusal on the page."""
+    """The doctor's form, which htmx sends, is answered with 429. The page shows the text of the answer."""
     trouble.expected = {"a status of 429", "Error Code 429"}
     page.goto(f"{live.url}/settings/oauth-doctor/?gateway=quickstart")
     told = "Too many of your requests are running. Try again in a few seconds."

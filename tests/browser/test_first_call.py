@@ -1,4 +1,4 @@
-"""From pasting a page's instructions to seeing the call arrive there, without a reload."""
+"""The page with a client's instructions and the dialog with a new token show the first call without a reload."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A form left open for longer than a password confirmation lasts, in a real browser."""
+"""A form is sent after the password confirmation has expired: the person confirms again, and no input is lost."""
 
 import pytest
 from playwright.sync_api import Page, expect

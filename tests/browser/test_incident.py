@@ -1,4 +1,7 @@
-"""An agent is stopped by two clicks on its page or one on its Incident page; a token is replaced without an outage."""
+"""An agent is stopped with two clicks on its own page, or with one click on its Incident page.
+
+A token is regenerated without an outage.
+"""
 
 import pytest
 from playwright.sync_api import Page, expect

@@ -87,7 +87,7 @@ def the_call_in_the_log(page: Page, live: Serve) -> None:
 
 
 def a_revocation_thought_over(page: Page, live: Serve, minted: Minted) -> None:
-    """Cancel changes nothing; OK revokes."""
+    """Check that Cancel in the confirmation changes nothing, and that OK revokes the connection."""
     steps.open_connections(page, live.url, "CI bot")
     connection = steps.row(page, "Quickstart", OWNER)
     connection.get_by_role("button", name="Revoke").first.click()

@@ -27,7 +27,10 @@ def refused(reason: str) -> Seen:
 
 
 def failing(reason: str, listed: object = WITHOUT) -> Seen:
-    """Return a bot's answers if one server of its gateway fails: an error from that server, success from the other."""
+    """Return a bot's outcomes if one of the gateway's two servers fails.
+
+    tools/list has the outcome `listed`, the call of github's tool fails, and the call of docs' tool succeeds.
+    """
     return (listed, (200, reason), 200)
 
 
@@ -183,7 +186,7 @@ def listed(answer: curl.Answer) -> object:
 
 
 def outcome(answer: curl.Answer) -> object:
-    """Return the status with the reason of an error, or a marker of success."""
+    """Return the HTTP status of a success, or the HTTP status and the reason of an error."""
     body: dict[str, Any] = answer.json
     if "error" in body:
         return answer.status, body["error"].get("data", {}).get("reason", body["error"]["message"])

@@ -1,4 +1,4 @@
-"""Journey J4: a CI job rotates its own token; the script itself is in tests/api/test_ci_script.py."""
+"""Journey J4: a CI job rotates its own token. tests/api/test_ci_script.py tests the script of such a job."""
 
 from concurrent.futures import ThreadPoolExecutor
 

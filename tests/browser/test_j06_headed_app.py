@@ -39,7 +39,7 @@ def test_j6_a_headed_app_appears_by_itself(
 
 
 def finds_its_way(url: str) -> None:
-    """Check that the 401 response leads to both metadata documents."""
+    """Check that the 401 response leads to the metadata of the gateway and of the authorization server."""
     refused = curl.list_tools(url, None)
     challenge = refused.headers["www-authenticate"]
     found = re.search(r'resource_metadata="([^"]+)"', challenge)

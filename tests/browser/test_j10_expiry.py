@@ -1,4 +1,4 @@
-"""Journey J10: lifetime of tokens."""
+"""Journey J10: a token gets one of the offered lifetimes, can be extended, and is refused after its expiry."""
 
 import re
 from collections.abc import Iterator

@@ -48,7 +48,10 @@ def statuses(claude: KeptApp, *tokens: str) -> list[int]:
 
 
 def asked_for_a_link(browser: Page, live: Serve, email: str) -> str:
-    """Get a reset link from the operator's command, because there is no mail server; the log must not have the link."""
+    """Return the reset link that the operator's command prints.
+
+    There is no mail server here, so the page tells the person to ask an administrator.
+    """
     browser.goto(f"{live.url}/accounts/login/")
     browser.get_by_role("link", name="Forgot your password?").click()
     expect(browser.get_by_text("Ask an administrator for a reset link")).to_be_visible()

@@ -1,4 +1,4 @@
-"""Journey J13: staff in the Django admin, which respects roles and uses the models' methods for changes."""
+"""Journey J13: staff use the Django admin, which respects their roles and makes changes by the models' methods."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The Logs page in a real browser: live calls, filter values, bars, and a call opened beside the list."""
+"""The Logs page in a real browser: live calls, filter values, the bar chart, and a call opened beside the list."""
 
 import re
 from functools import partial

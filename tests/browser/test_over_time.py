@@ -1,4 +1,7 @@
-"""Changing a switch or a gateway's reach shows, in a real browser, which calls of the last week would be refused."""
+"""Before a change is made, the page shows the calls of the last week that the change would have refused.
+
+The changes are disabling an agent and limiting a gateway's reach to teams.
+"""
 
 import re
 

@@ -1,4 +1,4 @@
-"""A person enters the key that a server asks for: on My identities, and on the way to a token."""
+"""A person enters the key that a server asks for: on *My identities*, and while connecting an agent."""
 
 from collections.abc import Iterator
 

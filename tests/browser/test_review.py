@@ -62,7 +62,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 @pytest.fixture(scope="module")
 def signed_in(browser: Browser, live: Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cookies of the reviewer, who starts the review, too."""
+    """The cookies of the reviewer, who both starts the review and answers its questions."""
     context, cookies = browser.new_context(), tmp_path_factory.mktemp("browser") / "reviewer.json"
     steps.sign_in(context.new_page(), live.url, REVIEWER)
     context.storage_state(path=cookies)
@@ -138,4 +138,4 @@ def test_a_reviewer_finishes_200_people_with_few_clicks(live: Serve, page: Page,
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     sys.stdout.write(done.stdout)
     assert (done.returncode, done.stdout.splitlines()[0]) == (0, "OK:"), done.stdout + done.stderr
-    assert f"{lines} lines and answers are those of the review Engineering" in done.stdout
+    assert f"{lines} lines and their answers match the review Engineering" in done.stdout

@@ -1,4 +1,4 @@
-"""On a desktop no state is truncated; on a phone, lists show that they scroll sideways."""
+"""On a desktop, lists cut off no status; on a phone, lists show that they scroll sideways."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def badges(*words: str) -> list[str]:
 
 
 def ends() -> list[str]:
-    """Return every outcome of calls in the log, with each reason of a refusal."""
+    """Return the log's outcome badges as HTML: one for each reason of a failure, and one for a protocol error."""
     said = []
     for name, reason in REASONS.items():
         outcome = {Step.TOKEN: "unauthorized", Step.USER: "unauthorized", Step.UPSTREAM: "upstream error"}

@@ -68,7 +68,7 @@ def test_the_browser_is_led_back(live: Serve, page: Page, trouble: Trouble, addr
 
 @pytest.mark.parametrize("scheme", ["cursor", "vscode", "vscode-insiders"])
 def test_an_app_with_a_scheme_of_its_own_is_called(live: Serve, page: Page, trouble: Trouble, scheme: str) -> None:
-    """No such app is installed here, so the page keeps a link for browsers that did not ask to open the app."""
+    """The browser cannot open the app, because none is installed here. The page keeps a link to the app."""
     trouble.expected = {"does not have a registered handler"}
     decide(page, question(live, f"{scheme}://anysphere.cursor-mcp/oauth/callback"), "Allow")
 

@@ -1,4 +1,7 @@
-"""Each capability works alone; changing includes viewing. The role editor lists actions that need two capabilities."""
+"""A capability to change something includes the capability to view it.
+
+Some actions need several capabilities; the role editor lists these actions.
+"""
 
 import pytest
 
@@ -16,7 +19,10 @@ pytestmark = pytest.mark.django_db
 
 
 def test_what_takes_several_capabilities_is_named_beside_one_of_them() -> None:
-    """The role editor names the sets of capabilities that pages and operations require together, and two more sets."""
+    """The role editor names every set of capabilities that a page or an operation requires together.
+
+    It also names two sets that only parts of pages require.
+    """
     needed = {door.rule for door in DOORS if isinstance(door.rule, frozenset)}
     pages = [door for doors in PAGES.values() for door in doors]
     needed |= {frozenset().union(*page.wanted) for page in pages if all(len(one) == 1 for one in page.wanted)}

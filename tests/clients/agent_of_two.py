@@ -1,8 +1,8 @@
 """An agent that serves two people at once: `python agent_of_two.py URL CALLS`, with their tokens on standard input.
 
-The input is {"ann": {"token": ..., "hears": ...}, ...}. `hears` is the expected answer: the credential that the server
-gets for this person. Each connection alternates between the people, call by call. Prints the number of calls with the
-expected answer for each person, and the number of each wrong answer.
+The input is {"ann": {"token": ..., "hears": ...}, ...}. The server answers each call with the credential that it
+received; `hears` is the expected answer for this person. Each of several HTTP connections alternates between the
+people, call by call. The program prints the number of right answers by person, and the number of each wrong answer.
 """
 
 import http.client

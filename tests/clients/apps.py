@@ -1,4 +1,4 @@
-"""Headed apps as separate processes: they open pages, a person answers, and they continue."""
+"""Apps with a browser, run as separate processes: an app opens a page, a person answers, and the app continues."""
 
 import json
 import os
@@ -26,7 +26,7 @@ CALL = {"TOOL": "echo", "ARGUMENTS": '{"text": "hello"}'}
 
 @dataclass(frozen=True, slots=True)
 class Desktop:
-    """A machine on which programs open pages: their URLs arrive through $BROWSER and a pipe."""
+    """A machine for apps. An app opens a page with the program $BROWSER, which writes the page's URL to a pipe."""
 
     folder: Path
     environment: Mapping[str, str]

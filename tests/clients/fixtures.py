@@ -1,6 +1,7 @@
 """The npm clients and servers of package.json: installed once, run as separate processes.
 
-Without npm, or without a registry to install from, these tests fail, because a skipped check proves nothing.
+If npm or its registry is missing, the tests that use these programs fail. They are not skipped, because a skipped
+check proves nothing.
 """
 
 import contextlib

@@ -1,4 +1,7 @@
-"""A Python client at its default time-outs: `python held.py NAME URL TOKEN TOOL` makes one call and prints its text."""
+"""A Python client with its default time-outs makes one tool call: `python held.py NAME URL TOKEN TOOL [MODE]`.
+
+NAME is `fastmcp` or `openai-agents`. MODE is passed to fastmcp only. The program prints the text of the call's result.
+"""
 # mypy: ignore-errors
 
 import asyncio

@@ -71,7 +71,7 @@ class RealIssuer:
         return dict(said) if said["active"] else {}
 
     def app(self) -> App:
-        """The server at /mcp, which introspects every token at the issuer, and names the issuer in its metadata."""
+        """Return the server at /mcp. It introspects every token at the issuer, and names the issuer in its metadata."""
         protected = upstreams.whoami_server()
 
         async def door(scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +104,9 @@ class RealIssuer:
 
 @contextmanager
 def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0) -> Iterator[RealIssuer]:
-    """Run the authorization server `name`; `comes_back` maps its URL to the redirect URIs of its client `entered`.
+    """Run the authorization server `name`, at which the client `entered` is registered from the start.
+
+    `comes_back` gets the server's issuer identifier, and returns the redirect URIs of the client `entered`.
 
     The authorization server keeps its data in memory: after a restart on the same port, it has no accounts or tokens.
     """
@@ -154,7 +156,10 @@ class Visitor:
         self.http.close()
 
     def comes_back(self, url: str, to: str = "/upstream-oauth/") -> str:
-        """Return path and query of the final redirect, which is not followed. Raises NoWayBack."""
+        """Answer the issuer's pages, and return the path and query of the URL that leads back to the client.
+
+        A URL leads back if it contains `to`; it is not requested. Raise NoWayBack if no page leads back.
+        """
         response = self.http.get(url)
         for _ in range(20):
             if response.is_redirect:

@@ -1,4 +1,4 @@
-"""A person who answers an app's pages in a browser without script, signed in once."""
+"""A person who signs in once, and then answers the pages that apps open, in a browser without script."""
 
 import re
 from dataclasses import dataclass
@@ -34,7 +34,10 @@ class Person:
         return self.http.post(page.url, data={"csrfmiddlewaretoken": token[1], **fields})
 
     def decide(self, question: str, decision: str = "allow") -> str:
-        """Go through the pages an app opened; return the redirect URL with the app's answer."""
+        """Choose the first gateway and the decision on the pages that an app opened.
+
+        Return the URL that leads back to the app with the decision.
+        """
         page = self.http.get(question)
         offered = OFFERED.findall(page.text)
         assert offered, f"no gateway offered on {page.url} ({page.status_code}): {page.text[:2000]}"

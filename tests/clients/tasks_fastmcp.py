@@ -1,7 +1,8 @@
-"""fastmcp 4 with tasks of MCP 2026-07-28: `serve PORT`, or `use URL TOKEN OTHER`, which prints a client's results.
+"""A server and a client of fastmcp 4, with tasks of MCP 2026-07-28.
 
-OTHER is the token of another client, which gets no access to the task. Runs in the environment of
-`tests/matrix/fastmcp.lock`, because the product's environment lacks fastmcp-tasks.
+`serve PORT` runs the server. `use URL TOKEN OTHER` runs the client, and prints its results as JSON. OTHER is the token
+of another client, which gets no access to the tasks. The program needs the environment of `tests/matrix/fastmcp.lock`,
+because the product's environment lacks fastmcp-tasks.
 """
 # mypy: ignore-errors
 

@@ -38,7 +38,7 @@ EXPIRED = "UPDATE servers_identity SET expires_at = now() - interval '1 s', rene
 
 
 class Life:
-    """One person's sign-ins at a server, whose issuer records every secret it issued."""
+    """The sign-ins of one person at one server. The server's issuer records every secret that it issues."""
 
     def __init__(self, live: Serve, owner: Person, issuer: Issuer, url: str) -> None:
         self.live, self.http, self.issuer = live, owner.http, issuer
@@ -48,7 +48,10 @@ class Life:
         self.noted: set[str] = {self.told["token"]}
 
     def note(self, secret: str) -> None:
-        """Add a secret. This test searches the rows and the log for it; the fixture `live` also searches the pages."""
+        """Add a secret to those that must not leak.
+
+        This test searches the rows and the log for these secrets; the fixture `live` also searches the pages.
+        """
         self.noted.add(secrecy.note(secret))
 
     def begin(self, path: str = "") -> str:
@@ -88,7 +91,10 @@ class Life:
                 self.note(form["code_verifier"])
 
     def enter_client(self, redirect_uri: str) -> None:
-        """Enter a client that the owner registered by hand; the page never shows its secret."""
+        """Enter the id and secret of a client that the owner registered at the issuer by hand.
+
+        Check that the page refuses another issuer, and never shows the secret.
+        """
         secret = f"entered-{token_urlsafe(24)}"
         self.note(secret)
         known = {"client_id": "entered", "client_secret": secret, "redirect_uris": [redirect_uri]}

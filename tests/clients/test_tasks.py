@@ -1,4 +1,4 @@
-"""Tasks of both eras over two workers, between third-party servers and clients."""
+"""Third-party clients run tasks of both eras at third-party servers, through a gateway with two workers."""
 
 import json
 import os

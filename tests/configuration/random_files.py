@@ -1,4 +1,4 @@
-"""Random configuration files, and the objects of a file by kind and name, for comparison with a plan."""
+"""Generate random configuration files, and list the objects of an exported file for comparison with a plan."""
 
 from random import Random
 from typing import Any
@@ -17,7 +17,7 @@ type Flat = dict[tuple[str, ...], dict[str, Any]]
 
 
 def random_file(random: Random, *, complete: bool = False) -> dict[str, Any]:
-    """Return the data of a file. Unless it is `complete`, lists and fields may be left out."""
+    """Return the data of a random file. If `complete` is false, some lists and fields can be missing."""
     teams = _some(random, TEAMS)
     servers = [_server(random, slug) for slug in _some(random, SLUGS)]
     gateways = [_gateway(random, slug, teams, servers) for slug in _some(random, SLUGS)]
@@ -94,7 +94,10 @@ def _assignment(random: Random, server: dict[str, Any], *, is_sole: bool) -> dic
 
 
 def _keep_aliases(gateway: dict[str, Any]) -> None:
-    """Give each server the same alias in all files, because a changed alias is refused without `moved`."""
+    """Set the aliases of the gateway's servers, which depend only on the slugs of the gateway and the server.
+
+    So all files give a server the same alias on this gateway. A changed alias would be refused without `moved`.
+    """
     for one in gateway["servers"]:
         one["alias"] = one["server"] + "-x" * (len(gateway["slug"] + one["server"]) % 2)
 

@@ -1,4 +1,4 @@
-"""Applying a file does exactly what its plan says, once, all or nothing."""
+"""Applying a file makes exactly the changes of its plan, makes them once, and makes all of them or none."""
 
 import os
 from random import Random

@@ -1,4 +1,4 @@
-"""The commands and CI workflows that the how-to prints, run on this machine."""
+"""The commands and CI workflows of docs/how-to/configuration-as-code.md are run on this machine."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""A plan says whom a change cuts off, in the words of the pages."""
+"""A plan says who loses access through a change, in the same words as the pages."""
 
 from datetime import timedelta
 from typing import Any

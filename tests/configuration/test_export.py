@@ -1,4 +1,4 @@
-"""An export is complete, has the same bytes each time, and its plan is empty."""
+"""An export is complete and has the same bytes each time. A plan of the exported file has no changes."""
 
 from io import StringIO
 

@@ -47,7 +47,7 @@ MISTAKES: dict[str, tuple[str, str, str]] = {
     "another version": ("version: 2\n", "1:10", "Write “version: 1”."),
     "version as text": ("version: '1'\n", "1:10", "Write “version: 1”."),
     "unknown list": ("version: 1\nteam: []\n", "2:1", "Write “teams”."),
-    "people": ("version: 1\nusers: []\n", "2:1", "Users are not in files. Remove the list."),
+    "people": ("version: 1\nusers: []\n", "2:1", "Users cannot be in configuration files. Remove the list."),
     "list that is text": ("version: 1\nteams: Engineering\n", "2:8", "Write a list of teams, or [] for none."),
     "list that is empty": ("version: 1\nteams:\n", "2:7", "Write a list of teams, or [] for none."),
     "item that is text": ("version: 1\nteams:\n  - Sales\n", "3:5", "Write the fields of the object"),

@@ -73,7 +73,7 @@ def test_mistakes_are_listed_with_their_places_and_the_text_stays(browser: Clien
         assert "Line 2, column 10" in shown
         assert "[{nam: &#x27;&lt;b&gt;&#x27;}]" in shown
     too_long = "#" * (plan_views.MOST_CHARACTERS + 1)
-    for text, message in (("", "The file is empty"), (too_long, "This page takes 1,000,000 characters")):
+    for text, message in (("", "The file is empty"), (too_long, "This page takes at most 1,000,000 characters")):
         assert message in browser.post(PAGE, {"text": text}).content.decode()
     assert browser.get(f"{PAGE}apply/")["Location"] == PAGE
     link = browser.get(PAGE, {"text": FILE}).context

@@ -87,7 +87,7 @@ def test_mistakes_are_reported_with_their_places() -> None:
 
     assert errors(answer) == {"files": ["gateway.yaml:2:9: “name” is missing. Add “name: …”."]}
     twice = rest.post("/config/plan", {"files": files(TEAM)["files"] * 2})
-    assert errors(twice) == {"files": ["Two files have the same name. Give each file another name."]}
+    assert errors(twice) == {"files": ["Two files have the same name. Give each file its own name."]}
 
 
 @pytest.mark.django_db
@@ -142,7 +142,7 @@ def test_the_server_reads_no_secret_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     refused = rest.post("/config/apply", files(SINK))
     applied = rest.post("/config/apply", files(SINK, secrets={"env:SIEM": SECRET}))
 
-    assert "env:SIEM is empty on this machine" in errors(refused)["files"][0]
+    assert "There is no secret for env:SIEM" in errors(refused)["files"][0]
     assert applied.json()["summary"] == "1 added"
     assert Sink.objects.get().secret() == SECRET
     assert SECRET not in applied.content.decode()

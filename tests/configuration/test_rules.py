@@ -1,4 +1,4 @@
-"""Rules on tool calls in configuration files: their values, their order, and what they cut off."""
+"""Rules on tool calls in configuration files: their values, their order, and the calls that they would affect."""
 
 from typing import Any
 

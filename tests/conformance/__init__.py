@@ -1,5 +1,6 @@
 """The MCP conformance suite against our fixture servers, directly and through the gateway.
 
-`python -m tests.conformance` prints the results of each fixture server, `--gateway` those through the gateway.
+`python -m tests.conformance` prints the results of each fixture server. With `--gateway`, the suite reaches the fixture
+servers through the gateway.
 `servers/` has the fixtures, `suite.py` runs the suite, and `header_proxy.py` adds the token.
 """

@@ -8,7 +8,7 @@ session era: `python -m tests.conformance.counter PORT`.
 (2026-07-28), of all calls so far.
 
 `wait` answers after `seconds` (default 30), and reports progress twice a second if requested. It ends without an
-answer if its session cancels it (`notifications/cancelled`) or its caller leaves.
+answer if the client cancels the call (`notifications/cancelled`) or disconnects.
 """
 
 import asyncio
@@ -40,7 +40,10 @@ TOOLS = [
 
 
 def is_for_lists(params: Json) -> bool:
-    """Return True if the gateway opened this session to read lists: then it declares all MCP client capabilities."""
+    """Return True if these are the `initialize` params of a session that the gateway opens to read lists.
+
+    In such a session, the gateway declares all client capabilities of MCP, including the extension for MCP Apps.
+    """
     return "io.modelcontextprotocol/ui" in params.get("capabilities", {}).get("extensions", {})
 
 
@@ -207,7 +210,7 @@ def result_of(structured: Json, session: str | None) -> Json:
 
 
 def fresh(session: str | None) -> Json:
-    """Return the result members that only lists of 2026-07-28 have; empty for the session era."""
+    """Return the members that MCP 2026-07-28 adds to results other than those of calls; empty if there is a session."""
     return {} if session else {"resultType": "complete", "ttlMs": 0, "cacheScope": "private"}
 
 

@@ -1,8 +1,8 @@
 """A loopback proxy that adds a bearer token, for programs that cannot send one.
 
 The proxy does not parse messages, but copies bytes. Host, Origin and repeated headers keep their spelling and white
-space, and each byte of an answer is passed on when it arrives. The proxy adds the header Authorization and replaces
-the header Connection, so that each connection has only one header block to change.
+space, and each byte of an answer is passed on when it arrives. The proxy adds the header Authorization and sends
+`Connection: close`. So each TCP connection has only one request, and the proxy changes only its first headers.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ HEAD_END = b"\r\n\r\n"
 
 
 class HeaderProxy:
-    """A proxy that listens as soon as it is created, so that its origin can be in the settings of a new gateway."""
+    """A proxy that opens its port when created, so that a gateway can start with the proxy's origin in its settings."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -30,7 +30,7 @@ class HeaderProxy:
 
     @contextlib.contextmanager
     def serving(self, port: int, token: str) -> Iterator[str]:
-        """Pass everything to `port` on this machine, with `token`; yield the origin to use."""
+        """Forward each request to `port` on this machine, with `token`. Yield the proxy's origin."""
         loop = asyncio.new_event_loop()
         started = threading.Event()
         stop = asyncio.Event()

@@ -1,7 +1,7 @@
-"""A browser-like server with one page per session: `python -m tests.conformance.page PORT`.
+"""An MCP server that imitates a browser, with one page per session: `python -m tests.conformance.page PORT`.
 
-Runs on Python SDK 1 in a separate environment, and speaks only the session era, like most such servers. A lost or
-mixed-up session is visible at once: the page is blank, or is another session's.
+Runs on Python SDK 1 in a separate environment, and speaks only the session era, like most servers that control a
+browser. `snapshot` reveals a lost session by a blank page, and mixed-up sessions by the URL of another session's page.
 """
 # mypy: ignore-errors
 
@@ -43,7 +43,7 @@ def snapshot(context: Context) -> str:
 
 @server.tool()
 async def load(seconds: float, context: Context) -> str:
-    """Load for `seconds`; counts as stopped if the client cancels."""
+    """Load the page for `seconds`. If the client cancels the call, the load is counted as stopped."""
     try:
         for step in range(round(seconds / STEP_SECONDS)):
             await context.report_progress(step, seconds / STEP_SECONDS)

@@ -1,6 +1,6 @@
-"""Create the suite's rows in the database of a running installation: for each server, a gateway and a token.
+"""Create each server of the suite, its gateway and a token in the database of a running installation.
 
-Reads `{name: address}` as JSON, prints `{name: {"slug": ..., "token": ...}}`.
+The argument is `{name: address}` of the servers as JSON. Prints `{name: {"slug": ..., "token": ...}}` of the gateways.
 """
 
 import json

@@ -1,9 +1,10 @@
 """Client for the suite's authorization scenarios: signs in through the pages of a running gateway.
 
-Takes the address of a server. The client registers the server in the workspace at GATEWAY_URL, behind the gateway
-that SLOTS names for the scenario, and calls the server's first tool with the gateway's token. When a refusal asks for a
-sign-in, the client signs in at the issuer and continues. Exits with an error if no tool could be called. WHO has the
-cookies and the form token of a signed-in person.
+The suite runs this program with the address of a server. The client adds the server to the workspace at GATEWAY_URL,
+assigns it to the scenario's gateway, and signs in at the server's issuer. Then it calls the server's first tool through
+the gateway, and signs in again if a refusal requires it. Exits with an error if the tool could not be called.
+
+SLOTS has the gateway and the token of each scenario. WHO has the cookies and the CSRF token of a signed-in person.
 """
 
 import json
@@ -43,13 +44,13 @@ class Gateway:
         return name
 
     def enter(self, slug: str, context: dict[str, Any]) -> None:
-        """Enter the OAuth client that was registered by hand."""
+        """Enter the id and secret of the OAuth client that the suite has registered beforehand."""
         client = {"client_id": context["client_id"], "secret": context["client_secret"], "issuer": context["issuer"]}
         answer = self.http.post(f"/servers/{slug}/client/", data=client)
         assert answer.status_code == httpx.codes.FOUND, answer.text
 
     def sign_in(self, slug: str) -> None:
-        """Sign in through the pages; the issuer redirects back without asking."""
+        """Sign in at the server's issuer through the pages. The issuer redirects back without a login page."""
         begun = self.http.post(self._place(slug), data={"connection": self.slot["connection"]})
         assert begun.status_code == httpx.codes.OK, words(begun)
         back = httpx.get(begun.headers["Refresh"].removeprefix("0; url="), trust_env=False, timeout=60)
@@ -59,7 +60,7 @@ class Gateway:
         assert done.status_code == httpx.codes.FOUND, words(done)
 
     def _place(self, slug: str) -> str:
-        """Return the path of the sign-in page: of the person's existing identity, or of the server if there is none."""
+        """Return the path of the sign-in page of the person's identity, or of the server if there is no identity."""
         identities = self.http.get("/api/identities", params={"page_size": 200}).json()["results"]
         own = [one["id"] for one in identities if one["server"]["slug"] == slug]
         return f"/identities/{own[0]}/authenticate/" if own else f"/servers/{slug}/authenticate/"

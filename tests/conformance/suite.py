@@ -1,9 +1,9 @@
 """Runs the MCP conformance suite against a server's address, and returns the result of each scenario.
 
-The result counts checks, not the suite's verdicts. The suite passes every scenario without a fault, even if nothing was
-checked: `server-sse-multiple-streams` ends with a single warning and no passed check if the server gave no session id.
-Here a scenario passes only if at least one of the scenario's own checks passed and none failed or warned. The check
-`wire-schema-valid`, which the suite adds to every scenario that exchanged a message, does not count as its own.
+This module counts the checks of a scenario itself, because the suite passes each scenario in which no check failed,
+even if none passed. For example, `server-sse-multiple-streams` ends with only a warning if the server gave no session
+id. Here a scenario passes only if at least one of its own checks passed and no check failed or warned. The check
+`wire-schema-valid` is not a scenario's own: the suite adds it to every scenario that exchanged a message.
 """
 
 import json
@@ -70,7 +70,7 @@ def run(url: str, revision: str) -> Outcomes:
 
 
 def outcome(results: Path, scenario: str) -> Outcome:
-    """Read the checks of one scenario from its folder in `results`, whose name has the scenario and the time."""
+    """Return the outcome of a scenario from its folder in `results`, named by the scenario and the time of its run."""
     folders = [
         folder for folder in results.glob("server-*") if re.fullmatch(rf"server-{scenario}-\d{{4}}-.+", folder.name)
     ]

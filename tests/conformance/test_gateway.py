@@ -1,4 +1,4 @@
-"""Every fixture server passes the conformance suite through two replicas behind nginx, one of them with two workers.
+"""Every fixture server passes the conformance suite through nginx and two replicas with two workers each.
 
 `python -m tests.conformance --gateway --why` prints the results and the messages of the checks.
 """

@@ -1,4 +1,4 @@
-"""The criteria by which a scenario passes."""
+"""Outcomes of scenarios, read from the suite's files, and their table."""
 
 import json
 from pathlib import Path

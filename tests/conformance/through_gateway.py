@@ -17,9 +17,10 @@ from tests.workspace import ROOT, Serve, free_port
 def gateway_before(
     servers: dict[str, str], directory: Path, *, workers: int = 2, replicas: int = 1
 ) -> Iterator[dict[str, str]]:
-    """Put each server (address by name) behind its own gateway, and yield the addresses to test, by name.
+    """Put each server behind its own gateway, and yield the addresses of the gateways by the names of the servers.
 
-    Needs the PostgreSQL of tests.cluster. Several replicas are behind nginx, which distributes requests in turn.
+    `servers` has the servers' addresses by name. Needs the PostgreSQL of tests.cluster. If there are several replicas,
+    nginx distributes the requests to them in turn.
     """
     proxies = {name: HeaderProxy() for name in servers}
     origins = ",".join(proxy.origin for proxy in proxies.values())

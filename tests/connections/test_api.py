@@ -118,7 +118,7 @@ def test_everybody_ends_their_own(ann: User, app: Connection) -> None:
 def test_the_key_of_an_app_is_renewed_with_the_capability_and_shown_to_nobody(
     ana: User, ann: User, app: Connection
 ) -> None:
-    """The prefix changes; status and connected date do not."""
+    """Of the connection's fields, only the key's prefix changes."""
     before = Rest.of(ana).get(f"/connections/{app.pk}").json()
     path = f"/connections/{app.pk}/regenerate"
     assert Rest.of(ann).post(path).json()["capability"] == "api-keys:revoke", "its owner lacks it"

@@ -1,4 +1,4 @@
-"""The confirmation of each switch states the impact."""
+"""Before something is disabled, a confirmation page states how many people, apps and agents lose access."""
 
 from collections.abc import Callable
 
@@ -49,7 +49,7 @@ LAYERS = {
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """A connection that depends on one object of each kind with a switch."""
+    """A connection that depends on one object of each kind that can be disabled."""
     github = make.server(auth_type="bearer")
     gateway = make.gateway()
     assigned = make.assignment(gateway, github, identity_scheme=IdentityScheme.PER_USER)

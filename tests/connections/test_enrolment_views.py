@@ -1,4 +1,4 @@
-"""The people for whom an agent acts, with the state of their tokens and identities."""
+"""The page of an agent that lists the people for whom the agent acts, and the state of their tokens and identities."""
 
 import pytest
 from pytest_django import DjangoAssertNumQueries

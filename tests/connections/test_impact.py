@@ -1,4 +1,4 @@
-"""The impact that the confirmation of a switch states."""
+"""The numbers of connections, people, apps and agents that disabling an object would cut off."""
 
 import pytest
 

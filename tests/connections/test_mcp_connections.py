@@ -29,7 +29,7 @@ def row(response: object, connection: Connection) -> str:
 
 
 def number(response: object, client: Client) -> str:
-    """Return the header's text: the number of connections, and the numbers by status, which are loaded separately."""
+    """Return the header's number of connections, and the numbers by status, which the page loads separately."""
     found = re.findall(r'id="connection-number"[^>]*><span[^>]*>([^<]*)</span><span hx-get="([^"]*)"', text(response))
     ((listed, url),) = found
     return f"{listed}{text(client.get(unescape(url)))}"
@@ -59,7 +59,7 @@ def test_a_row_says_everything_that_is_asked_for(ana: User, max: User, sign_in: 
 
 @pytest.mark.full
 def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: User, sign_in: SignIn) -> None:
-    """By default only apps are listed, so people who have only agents would see an unexplained empty list."""
+    """By default the page lists only apps. Without a hint, people who have only agents would see just an empty list."""
     make.connection(make.agent(by=ana, name="Nightly"), make.gateway(), ana)
     client = sign_in(ana)
 
@@ -73,7 +73,7 @@ def test_the_page_says_that_agents_are_listed_elsewhere_and_leads_there(ana: Use
 
 @pytest.mark.full
 def test_reading_alone_shows_rows_without_a_button(viv: User, sign_in: SignIn) -> None:
-    """Even the viewer's own rows have no button, because on this page buttons need the capability."""
+    """Even the viewer's own rows have no button, because each button on this page needs a capability."""
     own, other = make.app_connection(viv, make.gateway()), make.app_connection(make.user(), make.gateway())
 
     page = sign_in(viv).get(PATH)

@@ -93,7 +93,7 @@ def test_stopped_above_matches_every_blocked_connection() -> None:
 
 
 def test_identities_of_other_people_and_other_servers_are_never_bound() -> None:
-    """Both the model's method and the database refuse another person's identity."""
+    """The model's method refuses both kinds of identity. The database also refuses those of other people."""
     ann, ben = make.user(), make.user()
     github = make.server(auth_type="bearer")
     gateway = make.gateway()

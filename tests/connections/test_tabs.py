@@ -180,7 +180,7 @@ def test_a_full_tab_is_light_and_takes_few_statements(
 
 
 def offered(response: object, connection: Connection) -> set[tuple[str, str]]:
-    """Return the actions in a connection's rows, each as the first and the last part of its URL."""
+    """Return the forms in a connection's rows as the parts of their URLs before and after the id."""
     return set(re.findall(r'action="/((?:connections|tokens)/)[0-9a-f-]{36}(/[\w-]+/)"', row(response, connection)))
 
 

@@ -50,7 +50,7 @@ def text(answer: Any) -> str:
 
 
 def undone(client: Client, answer: Any) -> None:
-    """Undo the change that this response reports."""
+    """Undo a change as the Undo button in its response does."""
     found = [*filter(None, map(undo, get_messages(answer.wsgi_request)))][-1]
     client.post(found.url, dict(found.fields))
 
@@ -87,7 +87,8 @@ def test_a_set_is_made_copied_changed_and_archived_and_its_form_says_what_it_has
     assert told() == "boss@example.com created the tool set “Reading” on the gateway “Work”."
     assert [*reading.features.values_list("name", flat=True).order_by("name")] == ["drop", "get"]
     page = text(client.get(made["Location"]))
-    assert "Tools with the effect Read only, including new ones, and tools chosen one by one." in page
+    assert "This set includes tools with the effect Read only. New ones are added automatically." in page
+    assert "The set also includes tools that were chosen one by one." in page
     client.post(f"/tool-sets/{reading.pk}/copy/", {"gateway": str(work.pk), "name": "Other"})
     copy = ToolSet.objects.get(name="Other")
     assert copy.editable() == reading.editable() | {"name": "Other"}

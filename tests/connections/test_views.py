@@ -1,4 +1,4 @@
-"""Permissions for each action on a connection, its confirmation and its response."""
+"""Each action on a connection: who may do it, its confirmation page, and its response."""
 
 import pytest
 

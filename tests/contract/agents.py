@@ -1,4 +1,4 @@
-"""MCP clients: one request, a session, or a stream that stays open during a test."""
+"""MCP clients that send single requests, open sessions, or keep streams open during a test."""
 
 import json
 import socket
@@ -72,7 +72,7 @@ class Agent:
 
     @contextmanager
     def under_way(self, tool: str, number: int | str = 1, /, **arguments: Any) -> Iterator["Stream"]:
-        """Keep a call running during the block."""
+        """Start a call, yield its response stream, and disconnect at the end of the block."""
         params = {"name": tool, "arguments": arguments}
         with self.opened("POST", {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": params}) as stream:
             yield stream
@@ -120,7 +120,7 @@ def meta(capabilities: Object) -> Object:
 
 @dataclass
 class Stream:
-    """A response while it is read: its status, and its events so far."""
+    """A response that a thread is still reading, with its status and the events received so far."""
 
     status: int = 0
     body: bytes = b""
@@ -190,7 +190,7 @@ def result_of(answer: httpx.Response) -> Object:
 
 
 def eventually[T](fact: Callable[[], T], seconds: float = PATIENCE) -> T:
-    """Call `fact`, with growing pauses, until it returns a true value; return this value. Fails after `seconds`."""
+    """Return the first true value of `fact()`, which is called with growing pauses. Fails after `seconds`."""
     began = time.monotonic()
     while not (found := fact()):
         waited = time.monotonic() - began

@@ -1,4 +1,4 @@
-"""The workspace under test: a database, `manage.py serve` on it, and management commands beside it."""
+"""Runs the workspace under test: its database, `manage.py serve`, and management commands."""
 
 import base64
 import os

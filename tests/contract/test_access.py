@@ -1,4 +1,4 @@
-"""Access decisions: switches, tokens, their gateway and servers, teams, replaced secrets, and limits."""
+"""Calls are refused without a valid token, outside a gateway's teams, over a limit, or if an object is disabled."""
 
 import string
 from zlib import crc32

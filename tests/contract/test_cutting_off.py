@@ -1,4 +1,4 @@
-"""Losing access ends running calls and open streams, and nothing more is sent to them."""
+"""If access is lost, running calls and open streams end, and their client gets no further messages on them."""
 
 import time
 from collections.abc import Callable

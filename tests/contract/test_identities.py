@@ -43,7 +43,7 @@ class PerUser:
         return made
 
     def join(self, secret: str) -> tuple[Person, Object, Object, Agent]:
-        """Invite a person and store this credential; return person, credential, and a token with its agent."""
+        """Create a person with this credential and a token. Return person, credential, token and the token's agent."""
         person = new_person(self.workspace, "api-tokens:manage")
         identity = self.identity(person.browser, secret)
         carried = {self.row["id"]: identity["id"]}
@@ -87,7 +87,7 @@ def test_another_persons_credential_cannot_be_carried(per_user: PerUser, server:
 def test_another_persons_credential_is_not_sent_whatever_the_connection_says(
     workspace: Workspace, per_user: PerUser, server: Server
 ) -> None:
-    """Set another person's credential on a connection by SQL: no interface can, but a bug could leave such a row."""
+    """The test sets the credential by SQL, because no interface allows it. A bug could still create such a row."""
     _, of_ann, _, _ = per_user.join("of-ann")
     _, _, token, ben = per_user.join("of-ben")
     assert text(ben.call("whoami")) == "Bearer of-ben"

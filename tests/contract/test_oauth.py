@@ -1,4 +1,4 @@
-"""Apps: token requests must match what was allowed; codes and refresh tokens are single-use."""
+"""OAuth of apps: token requests must match the authorization request, and codes and refresh tokens are single-use."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""A directory: a revoked key is refused, and deactivated people lose access at once."""
+"""Provisioning by a directory: revoked keys are refused, and people whom it deactivates lose access at once."""
 
 import json
 

@@ -110,7 +110,7 @@ class Provider:
 
 @dataclass
 class Organisation:
-    """The provider as configured in the workspace, and the workspace's ACS."""
+    """The identity provider in the workspace's settings, and the workspace's address for responses (ACS)."""
 
     workspace: Workspace
     provider: Provider
@@ -120,7 +120,7 @@ class Organisation:
     audience: str
 
     def answer_for(self, browser: Browser, email: str, **changes: Any) -> dict[str, str]:
-        """Start a request with the button of the sign-in page, and return the response to it."""
+        """Press the provider's button on the sign-in page, and return the provider's response as form fields."""
         page = browser.http.get("/accounts/login/")
         (button,) = [one for one in html.fromstring(page.text).xpath("//button") if self.name in one.text_content()]
         asked = browser.submit(page, " ".join(button.text_content().split()))
@@ -131,14 +131,14 @@ class Organisation:
         return self.provider.answer(uid, email, **{"acs": self.acs, "audience": self.audience, **changes})
 
     def brought(self, fields: dict[str, str]) -> httpx.Response:
-        """Post the fields as from the provider's page, without the browser's cookies."""
+        """Post the response's fields to the workspace as the provider's page does: without the browser's cookies."""
         from_there = Browser.at(self.workspace.url)
         return from_there.http.post(self.acs, data=fields, follow_redirects=False)
 
 
 @pytest.fixture
 def organisation(workspace: Workspace) -> Iterator[Organisation]:
-    """A SAML provider for everybody of a domain, who may also sign in with a password."""
+    """A SAML provider for all people of one e-mail domain, who can still sign in with a password instead."""
     owner, name, domain, provider = workspace.owner, unique("Organisation"), f"{unique('d')}.example.com", Provider()
     role = next(one["id"] for one in results(owner, "/roles") if one["name"] == "Member")
     owner.patch("/organisation", protocol="saml", name=name)
@@ -151,7 +151,7 @@ def organisation(workspace: Workspace) -> Iterator[Organisation]:
 
 
 def leads_in(browser: Browser, brought: httpx.Response) -> bool:
-    """Return True if this browser is signed in after following the response."""
+    """Return True if the browser is signed in after it followed the redirect that `brought` returned."""
     assert brought.status_code in {303, 400}, brought.text
     browser.http.get(brought.headers.get("location", "/"))
     return browser.is_signed_in()

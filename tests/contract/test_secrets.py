@@ -1,4 +1,4 @@
-"""Entered or issued secrets are shown once, to their owner, and never afterwards."""
+"""Secrets that people entered are never shown. Secrets that the gateway issued are shown once, to their owner."""
 
 import json
 import secrets
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.full
 
 
 def everything(browser: Browser, *paths: str) -> Iterator[str]:
-    """Yield the rows of all REST lists, each separately, and recent admin events."""
+    """Yield each row of the REST lists at `paths`, the full object of each row, and recent admin events."""
     for path in paths:
         for row in results(browser, path):
             yield json.dumps(row)
@@ -72,7 +72,7 @@ def test_secret_of_a_token_is_told_to_its_owner_only(workspace: Workspace, place
 
 
 def test_field_of_an_event_that_names_a_secret_is_masked_on_the_page(workspace: Workspace, place: Place) -> None:
-    """Insert an event whose secret fields were never masked. The page masks them. No existing row is changed."""
+    """The test inserts an event with unmasked secrets by SQL, because the product masks secrets when it stores them."""
     value, uid = secrets.token_urlsafe(24), str(uuid4())
     (event, *_) = results(workspace.owner, "/admin-events", target_id=place.host["id"])
     listed = workspace.sql("SELECT column_name FROM information_schema.columns WHERE table_name = 'auditlog_event'")

@@ -85,7 +85,7 @@ def test_own_call_can_be_cancelled(place: Place, server: Server) -> None:
 
 
 def answered_with(name: str, call: Stream) -> Object:
-    """Return the answer to the question the server asked during this call."""
+    """Wait until the server asks for input during this call, and return an answer with this name."""
     eventually(lambda: "elicitation/create" in call.methods())
     (asked,) = [event for event in call.events if "method" in event]
     return {"id": asked["id"], "result": {"action": "accept", "content": {"name": name}}}
@@ -121,7 +121,7 @@ def test_stream_of_a_call_is_resumed_in_its_own_session_only(place: Place) -> No
 
 
 def waiting(agent: Agent, tool: str = "ask") -> Object:
-    """Return the body for the retry of a 2026-07-28 call that first needs input."""
+    """Call a tool that needs input (2026-07-28), and return the further params with which to retry the call."""
     return retry_of(agent.call_modern(tool, ELICITS), "Ada")
 
 

@@ -1,4 +1,4 @@
-"""A person's browser without script: pages are read by their labels, forms sent by their buttons."""
+"""A person's browser without JavaScript, which finds fields by their labels and forms by their buttons."""
 
 import random
 import ssl
@@ -21,7 +21,7 @@ def new_client(**settings: Any) -> httpx.Client:
 
 
 def some_address() -> str:
-    """Return an unused client address, because attempts are counted per address."""
+    """Return a random IP address for a new client, because the product counts attempts per address."""
     return f"10.{random.randrange(256)}.{random.randrange(256)}.{random.randrange(1, 255)}"
 
 

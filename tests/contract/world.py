@@ -57,7 +57,7 @@ class Place:
         return f"/connections/{self.token['connection_id']}"
 
     def another(self, **more: Any) -> tuple[Object, Agent]:
-        """Create a token of another host, hence of another connection, at this gateway; return it with its agent."""
+        """Create a token of a new host, and so of a new connection, at this gateway. Return the token and its agent."""
         return new_token(self.owner, new_host(self.owner), self.gateway, **more)
 
     def refresh(self) -> None:
@@ -92,7 +92,7 @@ def new_gateway(owner: Browser, **fields: Any) -> Object:
 
 
 def assign(owner: Browser, gateway: Object, server: Object, **fields: Any) -> Object:
-    """Assign the server to the gateway, without an alias."""
+    """Assign the server to the gateway, by default without alias and credential, and refresh the server's lists."""
     body = {"alias": "", "identity_scheme": "none", "server_id": server["id"], **fields}
     made: Object = owner.post(f"/gateways/{gateway['slug']}/servers", **body)
     owner.post(f"/gateways/{gateway['slug']}/tools/refresh")
@@ -112,7 +112,7 @@ def new_token(browser: Browser, host: Object, gateway: Object, **fields: Any) ->
 
 
 def new_place(workspace: Workspace, server: Server, **gateway: Any) -> Place:
-    """Create a gateway with only this server, which gets no credential, and a token of a new host."""
+    """Create a gateway with only this server, a host, and a token. The server gets no credential."""
     owner = workspace.owner
     row, place = new_server(owner, server), new_gateway(owner, **gateway)
     assignment = assign(owner, place, row)
@@ -122,7 +122,7 @@ def new_place(workspace: Workspace, server: Server, **gateway: Any) -> Place:
 
 
 def role_of(owner: Browser, *capabilities: str) -> str:
-    """Return the id of a role with exactly these capabilities."""
+    """Create a role with exactly these capabilities, and return its id."""
     return str(owner.post("/roles", name=unique("role"), capabilities=list(capabilities))["id"])
 
 

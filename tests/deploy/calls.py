@@ -14,7 +14,7 @@ from tests.eventually import eventually
 
 @dataclass
 class Calls(Agents):
-    """Agents that call a tool in a thread until the block ends, and never repeat a call."""
+    """Agents that call a tool, in a thread, until the `with` block ends. They never repeat a call."""
 
     url: str
     token: str

@@ -1,4 +1,4 @@
-"""A machine that runs containers, with `docker` on its PATH: podman behind its socket, and Debian trixie's Compose."""
+"""A machine that runs containers. Its `docker` command (docker.py) uses podman, and Compose from Debian trixie."""
 
 import json
 import os

@@ -212,7 +212,7 @@ def _fits(one: Object, fields: str, labels: str) -> bool:
 
 
 def merged(old: Any, patch: Any) -> Any:
-    """Apply a strategic merge patch, for lists whose elements have names."""
+    """Return `old` after a strategic merge patch. Elements of lists are matched by their names."""
     if isinstance(old, dict) and isinstance(patch, dict):
         result = dict(old)
         for name, value in patch.items():

@@ -44,7 +44,7 @@ def signs_in(open_client: Callable[[], httpx.Client], administrator: httpx.Clien
 
 
 def set_up(administrator: httpx.Client, metadata: str, domain: str) -> None:
-    """Enable SAML beside passwords for everybody of this domain."""
+    """Offer SAML, in addition to passwords, to everybody with an e-mail address in this domain."""
     token = FIELD.findall(administrator.get("/settings/profile").text)[0]
     headers = {"X-CSRFToken": token, "Referer": str(administrator.base_url)}
     roles = administrator.get("/api/roles", params={"q": "Member"}).json()["results"]

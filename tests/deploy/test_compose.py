@@ -1,4 +1,4 @@
-"""compose.yaml and the files it uses, and the Containerfile, checked without building the image."""
+"""compose.yaml, the files it uses and the Containerfile, checked without building the image."""
 
 import json
 import re

@@ -1,7 +1,8 @@
 """The commands of docs/how-to/deploy.md, back-up.md and upgrade.md, run in containers.
 
-The tests run and upgrade a whole Compose installation behind its nginx. They also run the image with other extras, and
-with its own database. PostgreSQL and nginx are Debian's, started like images of a registry (tests/deploy/standins).
+The tests run and upgrade a whole Compose installation behind its nginx. They also run an image with other extras, and
+an image with an embedded database. Images of Debian's PostgreSQL and nginx (tests/deploy/standins) replace those of the
+registry.
 """
 
 import json
@@ -155,7 +156,7 @@ def calls_of(host: Machine, site: Site) -> Calls:
 
 
 def logged(host: Machine) -> int:
-    """Return the number of tool calls in the log by the agents of `calls_of`."""
+    """Return the number of tool calls that the log has from the agents of `calls_of`."""
     return int(psql(host, "SELECT count(*) FROM auditlog_call WHERE host_name = 'Load' AND method = 'tools/call'"))
 
 

@@ -1,4 +1,4 @@
-"""nginx of compose.yaml while containers start and stop: only requests that no replica received are sent again."""
+"""The nginx of compose.yaml, while containers start and stop: it repeats only requests that no replica received."""
 
 import ssl
 import struct
@@ -29,9 +29,9 @@ CALL, CUT_OFF = b'{"jsonrpc":"2.0"}', b'{"cut":"off"}'
 
 @dataclass
 class Replica:
-    """A gateway that answers a call, or drops it; `taken` are all calls it received.
+    """A stand-in for a gateway. It answers every call except CUT_OFF, which it drops.
 
-    `headers` are the headers of the last call.
+    `taken` has all calls that it received, `headers` the headers of the last one.
     """
 
     port: int
@@ -41,7 +41,7 @@ class Replica:
 
 @dataclass
 class Names:
-    """A name server. It answers with `addresses`; `fails` has the error code for the next query of each type."""
+    """A name server. It answers with `addresses`, or once with the error code that `fails` has for a query type."""
 
     port: int
     addresses: tuple[str, ...] = ("127.0.0.1",)

@@ -1,7 +1,7 @@
 """The built image, run as user 10001 without Linux capabilities, on a root that is read-only except /tmp and /data.
 
-Here bubblewrap makes the namespaces, and `setpriv` in the image sets the user and drops groups and Linux capabilities.
-test_containers.py runs the image in containers.
+These tests start no container: bubblewrap makes the namespaces, and `setpriv` in the image sets the user and drops
+groups and Linux capabilities. test_containers.py runs the image in containers.
 """
 
 import signal

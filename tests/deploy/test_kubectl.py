@@ -53,7 +53,7 @@ def cluster() -> Iterator[Kubernetes]:
 
 
 class Reader:
-    """A person at a shell, in a folder with the manifests and the two files of URLs."""
+    """A person at a shell, in a folder with the manifests and the two files with database URLs."""
 
     def __init__(self, folder: Path, kubectl: str, cluster: Kubernetes) -> None:
         self.folder = folder
@@ -108,7 +108,7 @@ def _by_name(manifests: list[Manifest]) -> dict[tuple[str, str], Manifest]:
 
 
 def has_what_its_pods_read(cluster: Kubernetes, namespace: str) -> list[Pod]:
-    """Check that each secret mounted by a pod exists, and has each file that a setting names."""
+    """Check that the secrets mounted by pods exist, with every file that a setting names; return the pods."""
     manifests = cluster.all(namespace)
     maps = {one["metadata"]["name"]: one["data"] for one in manifests if one["kind"] == "ConfigMap"}
     found = list(pods(manifests))

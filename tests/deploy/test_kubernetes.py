@@ -1,4 +1,4 @@
-"""The manifests of deploy/kubernetes, checked by kubernetes-validate and for properties that it ignores."""
+"""The manifests of deploy/kubernetes, checked by kubernetes-validate and by tests of what it does not check."""
 
 import re
 from ipaddress import ip_address, ip_network

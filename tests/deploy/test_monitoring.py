@@ -36,7 +36,7 @@ MATCHER = re.compile(r'\s*(\w+)(=~|!~|!=|=)"([^"]*)"\s*')
 
 
 def exported() -> dict[str, set[str]]:
-    """Return the labels of each sample in /metrics, by name."""
+    """Return the label names of each sample in /metrics, by the sample's name."""
     for name in ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping", "proxy.metrics"):
         import_module(name)  # The import registers the module's metrics.
     background.failures()
@@ -118,7 +118,7 @@ def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
 
 
 def test_series_of_immediate_alerts_exist_before_the_first_fault() -> None:
-    """Prometheus sees no increase in a series that begins at 1, so without a 0 the first fault would raise no alert."""
+    """The first fault must raise an alert, but Prometheus sees no increase in a series that does not start at 0."""
     program = "import proxy.metrics, prometheus_client as p; print(p.generate_latest().decode())"
     fresh = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     at_once = [part for alert in ALERTS if "increase(" in alert["expr"] for part in parts(alert["expr"])]

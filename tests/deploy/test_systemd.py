@@ -1,4 +1,4 @@
-"""The systemd unit: the gateway waits indefinitely for its database, and the unit's settings are readable."""
+"""The systemd unit: unlimited restarts, a valid file of settings, and the system calls that the gateway may use."""
 
 from collections import defaultdict
 

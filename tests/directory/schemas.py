@@ -1,8 +1,8 @@
 """Schemas of the documents that clients read from the directory, limited to the parts that the product uses.
 
-If PUBLISHED_SCHEMAS is set, documents are also checked with newer published schemas. It is a folder with
-`openapi.yaml` (modelcontextprotocol/registry, docs/reference/api) and `claude-code-settings.json`
-(SchemaStore/schemastore, src/schemas/json).
+If PUBLISHED_SCHEMAS names a folder, documents are also checked with the published schemas in this folder:
+`openapi.yaml` (from modelcontextprotocol/registry, docs/reference/api) and `claude-code-settings.json`
+(from SchemaStore/schemastore, src/schemas/json).
 """
 
 import json

@@ -110,9 +110,9 @@ def test_deleting_a_team_says_that_its_address_stops(browser: Client, sales: Tea
 def test_an_empty_file_of_claude_code_is_marked(browser: Client, boss: User) -> None:
     address = DirectoryAddress.objects.add(team=None, by=boss)
 
-    assert "with it, Claude Code loads no MCP server" in text(browser.get(f"{LIST}{address.pk}/"))
+    assert "If Claude Code uses this file, it loads no MCP server" in text(browser.get(f"{LIST}{address.pk}/"))
     make.gateway(by=boss)
-    assert "with it, Claude Code loads no MCP server" not in text(browser.get(f"{LIST}{address.pk}/"))
+    assert "If Claude Code uses this file, it loads no MCP server" not in text(browser.get(f"{LIST}{address.pk}/"))
 
 
 @pytest.mark.full

@@ -35,7 +35,7 @@ class VsCode:
         return bool(self._http.get(f"{self._url}/{version}/servers?limit=1").status_code == 200)
 
     def pages(self, text: str = "") -> list[list[Shown]]:
-        """Return all pages of the gallery. Requests for further pages have an unquoted cursor, and no search."""
+        """Return all pages of the gallery. Requests after the first omit the search, and do not quote the cursor."""
         base = f"{self._url}/{self.version}/servers?limit={PAGE_SIZE}&version=latest"
         answer = self._http.get(f"{base}&search={quote(text.strip(), safe='')}" if text else base).json()
         found = [[shown(one) for one in answer["servers"]]]
@@ -53,8 +53,8 @@ class VsCode:
 def shown(entry: Any) -> Shown:
     """Return an entry as the client reads it.
 
-    Fails without `_meta`, as the client does, and without a name, description or version, because the client drops
-    entries without them.
+    Fails if the entry has no `_meta`, which would be an error in the client, or if it lacks a name, description or
+    version, because the client drops such an entry.
     """
     server, meta = entry["server"], dict(entry["_meta"])
     assert all(isinstance(server[key], str) and server[key] for key in ("name", "description", "version"))

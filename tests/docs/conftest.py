@@ -18,7 +18,7 @@ QUICKSTART = (ROOT / "docs" / "quickstart.md").read_text()
 
 @pytest.fixture(scope="session", params=["with tables", full("embedded")])
 def newcomer(request: pytest.FixtureRequest) -> Iterator[Newcomer]:
-    """A newcomer's workspace: on a migrated database for speed; in the full tests also on a new embedded database."""
+    """A newcomer's workspace. For speed, its database is migrated; the full tests also use a new embedded database."""
     start = re.search(r"^make run$", README, re.MULTILINE)
     again = re.search(r"^(GATEWAY_PRIVATE_UPSTREAMS)=(\S+) make run$", QUICKSTART, re.MULTILINE)
     assert start

@@ -10,7 +10,7 @@ REFERENCE, SCHEMA = ROOT / "docs" / "reference", ROOT / "static" / "configuratio
 
 
 def texts() -> dict[str, str]:
-    """Return the pages and the schema as they have to be, by path."""
+    """Return the generated texts of the pages and the schema, by path."""
     from auditlog import reference as log
     from configuration import reference, schema
 

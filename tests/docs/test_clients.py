@@ -1,4 +1,4 @@
-"""Client instructions have one source for docs, How to Connect and the show-once dialog. Each is run or parsed."""
+"""The documents name the clients in ui/clients.toml, and the instructions for each client are run or parsed."""
 
 import ast
 import json
@@ -115,7 +115,7 @@ PROGRAMS = {"curl": "bash", "python": "python", "typescript": "js"}
 
 @pytest.mark.usefixtures("npm")
 def test_a_call_is_copied_as_a_program_that_makes_it_whatever_is_called(subtests: pytest.Subtests) -> None:
-    """Run the playground's programs with names and arguments that contain special characters of shells or languages."""
+    """Programs copied from the playground keep names and arguments with special characters of shells or languages."""
     arguments = {ODD: [ODD, None, True, 1.5, 12345678901234567890]}
     for kind in ("tool", "prompt", "resource"):
         with subtests.test(kind):

@@ -42,7 +42,7 @@ def with_this_python(script: str) -> str:
 
 @contextmanager
 def shell(script: str, home: Path, port: int, **settings: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the script in a separate shell until the block ends, then wait until its `serve` has stopped."""
+    """Run the script in its own shell until the `with` block ends; then stop its processes and wait for the shell."""
     with (home / f"{port}.log").open("wb") as log:
         process = subprocess.Popen(
             ["bash", "-ec", with_this_python(script)],
@@ -80,7 +80,7 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
     suffix, address = database
 
     def mine(text: str) -> str:
-        """Return the text with this run's database URL and role names; databases of one PostgreSQL share its roles."""
+        """Return the text with this run's database URL, and role names that no other run on this PostgreSQL has."""
         for printed in (OWNER_URL, RUNNER_URL):
             role, password = urlsplit(printed).username, urlsplit(printed).password
             place = urlsplit(address)

@@ -119,7 +119,7 @@ def of_manage(command: str) -> None:
 
 
 def of_make(command: str) -> None:
-    """Check that `make` has the target; for the bench, check the options, too."""
+    """Check that `make` has the target, and that the benchmark has the options in ARGS."""
     target, *variables = shlex.split(command)[1:]
     subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
     for name, _, value in (variable.partition("=") for variable in variables):

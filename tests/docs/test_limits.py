@@ -39,10 +39,11 @@ LIMITS = {
     "a server's answer, MiB": settings.ANSWER_MIB,
     "MiB of large answers in memory, in each worker": settings.ANSWERS_MIB,
     "MiB of large answers for one person; a single answer may be larger": settings.ANSWERS_MIB // fair_queue.SHARES,
-    "MiB of large answers arriving together from one server; one that arrives alone may be larger": settings.ANSWERS_MIB
-    // fair_queue.SERVER_SHARES,
+    "MiB of large answers that arrive from one server at once; an answer that arrives alone may be larger": (
+        settings.ANSWERS_MIB // fair_queue.SERVER_SHARES
+    ),
     "KiB a second that a large answer must reach while another answer waits for memory": fair_queue.LEAST_PACE >> 10,
-    "seconds in which a client must read 16 KiB of a waiting answer, or all if less is left": int(
+    "seconds in which a client must read 16 KiB of an answer, or the rest if it is shorter": int(
         LimitedHttpProtocol.untaken_seconds
     ),
     "values in one JSON message larger than 1 MiB": jsonrpc.MOST_VALUES,
@@ -59,7 +60,7 @@ LIMITS = {
     "hours an MCP session lives without use": settings.SESSION_HOURS,
     "unread messages of one stream to a client": streams.MOST_PENDING,
     "MiB of unread messages of one stream, in total": streams.MOST_PENDING_BYTES >> 20,
-    "standing streams of servers, in each worker, for clients without a standing stream": (
+    "standing streams that one worker reads from servers, for clients without a standing stream": (
         upstream_streams.MOST_FOR_CALLS
     ),
     "tools, prompts or resources of one list of a server": client.MOST_FEATURES,
@@ -89,7 +90,7 @@ LIMITS = {
     "requests to the [client directory](../how-to/directory.md) in a minute, from one address": A_MINUTE["directory"],
     "exports of one person at once, in each worker": MAX_EXPORTS,
     "seconds a page waits for a database that does not answer": int(SILENCE_S),
-    "seconds a call of Gateway Admin waits for other calls": int(admin_server.LONGEST_WAIT_S),
+    "seconds a call to the built-in server Gateway Admin waits for its turn": int(admin_server.LONGEST_WAIT_S),
 }
 
 

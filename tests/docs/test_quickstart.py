@@ -174,7 +174,7 @@ def test_three_servers_and_three_people_as_the_page_says(
 def add(page: Page, newcomer: Newcomer, name: str, url: str) -> None:
     """Use *Add a server*: check the URL and enter the name.
 
-    Work is already ticked if it is the only gateway without a built-in server.
+    The form ticks Work beforehand if every other gateway has a built-in server.
     """
     flow = steps.check_server(page, newcomer.url, url)
     flow.get_by_label("Name", exact=True).fill(name)

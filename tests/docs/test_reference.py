@@ -81,7 +81,7 @@ STATUSES = {"session_lost": 404, "open_files": 503}
 
 
 def upstream_errors() -> list[type[UpstreamError]]:
-    """Return all classes of errors between the gateway and a server."""
+    """Return all subclasses of UpstreamError."""
     assert callable(app.runtime)  # The import defines the error classes.
     kinds = UpstreamError.__subclasses__()
     for kind in kinds:

@@ -9,5 +9,5 @@ from gatewayadmin.serving.http_protocol import LimitedHttpProtocol, McpHttpProto
 
 @pytest.fixture(params=[McpHttpProtocol, LimitedHttpProtocol], ids=["fast", "plain"])
 def http_protocol(request: pytest.FixtureRequest) -> type[LimitedHttpProtocol]:
-    """Return the HTTP protocol class. Each test runs twice: with the class for GATEWAY_FAST_HTTP, and the plain one."""
+    """Return an HTTP protocol class. Each test runs twice: with GATEWAY_FAST_HTTP's class, and with the plain class."""
     return cast(type[LimitedHttpProtocol], request.param)

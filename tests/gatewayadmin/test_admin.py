@@ -227,7 +227,7 @@ def test_a_list_takes_few_statements_and_no_more_with_more_rows(boss: Client) ->
 
 @pytest.mark.full
 def test_a_list_is_narrowed_by_what_it_shows_only(boss: Client, subtests: pytest.Subtests) -> None:
-    """Filtering by hidden columns would let a viewer of the rows guess their values letter by letter."""
+    """Filters on hidden columns would let a viewer guess the hidden values letter by letter."""
     world(user_of(boss))
 
     for model, lookup in (

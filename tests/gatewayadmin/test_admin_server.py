@@ -87,7 +87,7 @@ def desk(start: Start, sign_in: SignIn, owner: User) -> Iterator[Desk]:
 
 
 def refused_call(person: User, **fields: Any) -> Call:
-    """Return a logged call of `person` that their disabled agent made."""
+    """Return a logged call that was refused because the agent, which belongs to `person`, is disabled."""
     host = make.agent(by=person, name=make.unique("bot"))
     gateway = make.gateway(slug=make.unique("work"))
     connection = make.connection(host, gateway, person)
@@ -286,7 +286,7 @@ def test_disabled_on_the_next_request(desk: Desk, owner: User) -> None:
 @pytest.mark.full
 def test_requests_for_nobody_see_nothing(desk: Desk) -> None:
     for person in ("", NOBODY_ID, "owner@example.com"):
-        with pytest.raises(ToolFailed, match="acts for no active person"):
+        with pytest.raises(ToolFailed, match="is not active, or does not exist"):
             admin_server._run(person, TOOLS["list_waiting"], {})
 
 
@@ -305,7 +305,7 @@ async def test_calls_of_one_person_wait_for_each_other_and_others_do_not(
         gone.cancel()
         with monkeypatch.context() as patch:
             patch.setattr(admin_server, "LONGEST_WAIT_S", 0.1)
-            with pytest.raises(ToolFailed, match="Other calls of this server take too long"):
+            with pytest.raises(ToolFailed, match="This server is busy with other calls"):
                 await admin_server._in_thread(owner, waiting, {})
         assert not first.done()
         assert not second.done()

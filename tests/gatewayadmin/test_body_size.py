@@ -53,7 +53,7 @@ def answer_to(
 ) -> tuple[list[Message], int]:
     """Return the messages of the answer, and the number of unread pieces.
 
-    `known` is True if the session or token exists, None if the sender has too many waiting requests.
+    `known` tells if the session or token exists; None means that the sender has too many waiting requests.
     """
     left = [*pieces]
     sent: list[Message] = []

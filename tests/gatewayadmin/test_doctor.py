@@ -27,7 +27,7 @@ STEPS = 8
 
 @dataclass(frozen=True, slots=True)
 class Clinic:
-    """An installation behind a proxy, with its owner on the doctor's page."""
+    """An installation behind a proxy, with its signed-in owner."""
 
     served: Serve
     front: Front
@@ -74,7 +74,7 @@ def clinic(proxied: Clinic) -> Iterator[Clinic]:
 
 
 def at(path: str, mischief: Callable[[Exchange], object]) -> Callable[[Exchange], None]:
-    """Return a fault that applies only to paths starting with `path`."""
+    """Return the fault `mischief`, limited to requests whose path starts with `path`."""
 
     def picky(exchange: Exchange) -> None:
         if exchange.path.startswith(path):

@@ -89,14 +89,14 @@ def test_a_host_under_another_name_is_not_even_asked_to_register(stranger: Stran
     failed = walk(stranger)
 
     assert failed.title == "Registration"
-    assert f"answers named {stranger.base}, but the address of this installation is http://" in failed.reason
+    assert f"answers so far name {stranger.base}, but the address of this installation is http://" in failed.reason
     assert "/registration" not in stranger.asked
 
 
 def test_a_registration_that_is_not_the_doctors_own_stays_and_brings_nothing(
     stranger: Stranger, settings: Settings, subtests: pytest.Subtests
 ) -> None:
-    """Registrations here survive, even one from an earlier run that looks like the doctor's."""
+    """The doctor deletes no registration from before its run, not even one that looks like its own."""
     settings.PUBLIC_URL, settings.PUBLIC_URL_IS_SET = stranger.base, True
     claude, earlier = application(client_id="claude", name="Claude"), application(client_id="doctor")
     AccessToken.objects.create(application=claude, user=make.user(), token="t", expires="2100-01-01T00:00Z")

@@ -36,7 +36,7 @@ class Pages:
 
 
 class Browser:
-    """Requests paths of `served` with a given cookie or token."""
+    """A client of `served`. Each request has the given headers, such as a cookie or token."""
 
     def __init__(self, served: FairShares) -> None:
         self._served = served

@@ -1,4 +1,4 @@
-"""The Incident pages: the last 24 hours compared with the usual, the remaining access, and one action that ends it."""
+"""The Incident pages: the last 24 hours compared with a usual day, the remaining access, and an action to end it."""
 
 import re
 from datetime import datetime, timedelta
@@ -31,7 +31,7 @@ def boss() -> User:
 
 @pytest.fixture
 def link(ann: User) -> Connection:
-    """A connection with a token, of Ann's agent to a gateway with one tool."""
+    """The connection of Ann's agent to a gateway with one tool. The connection has a token."""
     gateway, docs = make.gateway(), make.server(name="Docs")
     assigned = make.assignment(gateway, docs)
     Feature.objects.learn(assigned, [{"name": "search"}])
@@ -185,7 +185,7 @@ def test_the_act_takes_what_its_verbs_take(link: Connection, sign_in: SignIn) ->
 
 
 def test_nobody_stops_a_person_who_may_do_more(link: Connection, ana: User, sign_in: SignIn) -> None:
-    """As on the person's page, the missing capability is named, and nothing is stopped."""
+    """The page says that the viewer's role cannot stop this person, and an attempt changes nothing."""
     clerk = sign_in(make.user(Capability.PEOPLE_MANAGE, Capability.MCP_CONNECTIONS_REVOKE, Capability.LOGS_READ))
 
     assert "Your role cannot stop this person." in text(clerk.get(f"/incident/people/{ana.pk}/"))
@@ -290,7 +290,7 @@ def test_totals_come_from_the_rollups_when_the_newest_calls_are_not_all(
 def test_nothing_is_new_or_unusual_if_less_than_a_day_before_was_read(
     link: Connection, boss: User, sign_in: SignIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The tool or address may have been used earlier, in calls that were not read."""
+    """A tool or address that seems new may have been used in earlier calls, which were not read."""
     now = timezone.now()
     called(link, at=now - timedelta(days=2), feature_name="pay", client_ip="185.220.101.7")
     called(link, at=now - timedelta(hours=30))

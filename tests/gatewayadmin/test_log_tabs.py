@@ -80,7 +80,7 @@ def test_each_row_of_what_was_used_leads_to_its_calls_also_when_it_has_ended(ana
     client = sign_in(ana)
 
     def led_to(path: str, row: str) -> set[str]:
-        """Return the feature names in the logged calls that this row links to."""
+        """Follow the row's link to the log, and return the feature names of the calls listed there."""
         of_row = text(client.get(path)).partition(f'id="{row}"')[2].partition("</tr>")[0]
         links = re.findall(r'href="(/logs/\?[^"]+)"', of_row)
         assert links, row

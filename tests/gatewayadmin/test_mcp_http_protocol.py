@@ -199,7 +199,7 @@ def test_repeated_headers_are_parsed_once() -> None:
 
 
 def test_a_cached_head_is_not_changed_through_a_scope() -> None:
-    """Changes to a scope last for one call. Only notes in the extension SAME_HEAD stay for equal headers."""
+    """An application's changes to a scope affect one call; only notes in SAME_HEAD reach calls with equal headers."""
     seen: list[object] = []
 
     async def careless(scope: Scope, receive: Receive, send: Send) -> None:
@@ -219,7 +219,7 @@ def test_a_cached_head_is_not_changed_through_a_scope() -> None:
 @pytest.mark.full
 @every_way
 def test_the_body_of_an_offered_upgrade_never_becomes_a_request(way: Way) -> None:
-    """The parser would treat a body after such headers as another protocol or, if it comes later, as a new request."""
+    """The parser would treat the body of an upgrade as another protocol, or a body that arrives later as a request."""
     inner = post(b"smuggled").replace(b"PATH", SHORT)
     head = post(b"x" * len(inner), b"Upgrade: h2c", b"Connection: Upgrade").removesuffix(b"x" * len(inner))
     for pieces in ([head, inner, inner], [head + inner, inner]):

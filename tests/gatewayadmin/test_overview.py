@@ -188,7 +188,7 @@ def test_a_full_dashboard_is_small(sign_in: SignIn) -> None:
 
     page = sign_in(boss).get("/")
 
-    for words in ("More of your tokens wait", "More servers are down", "Needs attention", "As a table", "Busiest"):
+    for words in ("You have more new tokens", "More servers are down", "Needs attention", "As a table", "Busiest"):
         assert words in text(page)
     assert page.content.count(b'id="waiting-') == 3
     assert wire_size(page) <= 30 * 1024

@@ -52,7 +52,7 @@ def partitions(transactional_db: None) -> None:
 
 @pytest.fixture
 def member() -> User:
-    """A member, who lacks capabilities for other people's objects."""
+    """A person without capabilities for other people's objects."""
     return make.user(Capability.OAUTH_CONNECT)
 
 
@@ -250,7 +250,10 @@ class Held:
         await request.answer({"content": [{"type": "text", "text": "here it is"}]})
 
     def asks(self, *people: User, leaving: bool = False) -> list[tuple[int, str]]:
-        """Let `people` run a tool concurrently; return statuses and pages. `leaving`: disconnect before any answer."""
+        """Let `people` run a tool concurrently; return statuses and pages.
+
+        If `leaving`, the people disconnect before the server answers, and the pages are empty.
+        """
 
         async def main() -> list[tuple[int, str]]:
             async with runtime(config()) as endpoint:

@@ -1,4 +1,4 @@
-"""A repeated header block is recognised by its bytes, and gives the same result as the parser."""
+"""The header cache recognises a repeated header block by its bytes, and returns the same result as the parser."""
 
 import httptools
 from hypothesis import given
@@ -89,7 +89,7 @@ def test_a_length_is_found_however_it_is_spelled() -> None:
 def test_it_finds_what_a_parser_finds(
     before: list[bytes], length: bytes, after: list[bytes], data: st.DataObject
 ) -> None:
-    """For any change to a parsed message, the header cache gives the parser's result or none."""
+    """For any changed message, the header cache returns None or the parser's result."""
     lines = [b"POST /mcp/work HTTP/1.1", *before, length, *after, b"", b""]
     first = parsed(b"\r\n".join(lines) + b"abc")
     known = header_cache(b"\r\n".join(lines) + b"abc", first.body, None) if first else None

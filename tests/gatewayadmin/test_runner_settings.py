@@ -1,4 +1,4 @@
-"""Address and secret of the runner: from the environment, or from files if `serve` starts the runner in a clone."""
+"""The runner's address and secret come from the environment, or from files if `serve` starts the runner itself."""
 
 from pathlib import Path
 

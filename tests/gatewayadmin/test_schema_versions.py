@@ -34,7 +34,7 @@ def probe() -> psycopg.Connection:
 
 @pytest.fixture
 def version(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Simulate a later version that dropped columns used before 1.9.0, and cannot upgrade versions before 1.4.0."""
+    """Simulate version 1.10.0: versions since 1.9.0 can use its tables, and it can upgrade tables since 1.4.0."""
     for name, value in (("VERSION", "1.10.0"), ("OLDEST", "1.9.0"), ("UPGRADES_FROM", "1.4.0")):
         monkeypatch.setattr(schema_versions, name, value)
 
@@ -64,7 +64,7 @@ def test_versions_are_compared_as_numbers() -> None:
         ("1.9.2", "1.9.0", ""),
         ("2.0.0", "1.10.0", ""),
         ("1.12.0", "1.11.0", "need version 1.11.0 or newer, but this is 1.10.0: use version 1.12.0"),
-        ("1.3.9", "1.0.0", "made by version 1.3.9, and version 1.10.0 upgrades from 1.4.0 or newer"),
+        ("1.3.9", "1.0.0", "made by version 1.3.9. Version 1.10.0 can upgrade only tables of version 1.4.0"),
     ):
         tables_of(made_by, oldest)
 

@@ -1,4 +1,4 @@
-"""NAME_FILE: a secret from a file, and each fault of such a file."""
+"""A variable whose name ends in `_FILE` names the file of a secret; faulty files are refused."""
 
 import os
 from base64 import b64encode
@@ -40,7 +40,7 @@ def neither_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of GATEWAY_METRICS_TOKEN_FILE; errors must not show its path, which could be the secret itself."""
+    """The path in GATEWAY_METRICS_TOKEN_FILE. Errors must not show it: someone may have set the secret instead."""
     place = tmp_path / "confused-with-the-secret"
     monkeypatch.setenv(f"{NAME}_FILE", str(place))
     return place

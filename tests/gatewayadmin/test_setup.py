@@ -1,4 +1,4 @@
-"""The first steps of a workspace: each is done once its object exists."""
+"""The first steps of a workspace: a step is done once its result exists, such as a server or a call."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""The page Tools and /api/tools list the tools of all servers on visible gateways, and each tool once."""
+"""The page Tools and /api/tools list each tool of the servers on visible gateways once."""
 
 import re
 from datetime import timedelta

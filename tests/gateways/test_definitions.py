@@ -145,7 +145,7 @@ def test_the_tab_says_what_came_of_asking_each_server(docs: Assignment, client: 
 
 @pytest.mark.full
 def test_one_failure_has_one_cause_on_the_tab(work: Gateway, client: Client) -> None:
-    """The cause is worded as on the server's page, with advice, right after *Refresh tools* and on later visits."""
+    """After *Refresh tools* and on the next visit, the tab shows the cause and advice of the server's page."""
     server = make.server(name="Dead", url=f"http://127.0.0.1:{free_port()}/mcp")
     dead = make.assignment(work, server)
     general = REASONS["unreachable"].sentence
@@ -199,7 +199,7 @@ def test_a_returning_viewer_sees_that_a_new_assignment_is_being_asked(run: Run, 
 
 @pytest.mark.full
 def test_an_answer_that_was_not_kept_is_not_waited_for(docs: Assignment, client: Client) -> None:
-    """The process ended during the request, so the page stops waiting for an answer."""
+    """The process ended before it stored the server's answer, so the page stops waiting."""
     Feature.objects.note_asking(docs, FeatureKind.TOOL)
     Listing.objects.update(asked_at=timezone.now() - timedelta(minutes=5))
 

@@ -1,4 +1,4 @@
-"""Changed definitions of all gateways in one list, with their differences and both decisions on each."""
+"""One list shows the changes to definitions on all gateways. Each change can be accepted or quarantined."""
 
 import pytest
 

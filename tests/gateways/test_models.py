@@ -103,7 +103,7 @@ def test_the_database_works_out_the_effect_as_it_is_told_before_a_server_is_adde
 
 
 def test_an_effect_follows_its_annotations_whoever_writes_them() -> None:
-    """The database derives the effect, because `save` may write an old value, and other writers write none."""
+    """The database derives the effect from the annotations, even if a writer sets an old effect or none."""
     assignment = make.assignment(make.gateway(), make.server())
     feature = Feature.objects.create(assignment=assignment, name="t", annotations={"readOnlyHint": True})
     for annotations in ({"destructiveHint": True}, {"readOnlyHint": False}):

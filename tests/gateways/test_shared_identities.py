@@ -30,13 +30,13 @@ def shared(server: Server) -> Identity:
 
 @pytest.fixture
 def gina() -> User:
-    """A person who may only manage gateways."""
+    """A person who may manage gateways, but not identities."""
     return make.user(Capability.GATEWAYS_MANAGE, Capability.SERVERS_TOGGLE)
 
 
 @pytest.fixture
 def ida() -> User:
-    """A person who may only manage identities."""
+    """A person who may manage identities, but not gateways."""
     return make.user(Capability.IDENTITIES_MANAGE, Capability.GATEWAYS_READ)
 
 

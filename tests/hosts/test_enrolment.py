@@ -1,4 +1,4 @@
-"""The host page's enrolment switch and link, and approving a waiting app."""
+"""The page of a host: the switch and the link for enrolment, and the approval of a waiting app."""
 
 from typing import Any
 

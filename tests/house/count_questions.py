@@ -132,7 +132,7 @@ def _requests_to_decide(ask: Ask) -> int:
 
 
 def _strange_hosts() -> Any:
-    """Return all hosts, but leave out our own Playground unless it waits for approval."""
+    """Return the hosts that are not archived, including our own Playground only while it waits for approval."""
     ours = Host.objects.filter(dedupe_key="playground")
     return Host.objects.filter(**STILL).exclude(
         pk__in=[host.pk for host in ours if not host.needs_approval or host.approved_at]
@@ -194,7 +194,7 @@ def _token_states(ask: Ask) -> list[str]:
 
 
 def _active_tokens(ask: Ask) -> int:
-    """Count active tokens, including active tokens that are blocked for another reason."""
+    """Count active tokens, including those blocked by something else, such as a disabled connection."""
     states = _token_states(ask)
     return states.count("active") + states.count("blocked")
 
@@ -240,7 +240,10 @@ def _asked_kind(ask: Ask) -> str:
 
 
 def _usable(ask: Ask, kind: str, **of: Any) -> int:
-    """Count features seen by clients: feature, assignment and server are enabled, and the policy is not BLOCK_ALL."""
+    """Count the features that clients see.
+
+    Feature, assignment and server are enabled, a definition is approved, and the policy is not BLOCK_ALL.
+    """
     rows = _features(ask, missing_since=None, enabled=True, state__in=("approved", "held"), **of)
     rows = rows.filter(assignment__enabled=True, assignment__server__enabled=True)
     rows = rows.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)
@@ -327,7 +330,7 @@ def _tools_unused(ask: Ask) -> Answer:
 
 
 def _tool_tokens(**where: Any) -> int:
-    """Estimate the tokens of all listed tool definitions: one per four bytes, rounded up for each definition."""
+    """Estimate the LLM tokens of all listed tool definitions: one per four bytes, rounded up for each definition."""
     tools = Feature.objects.filter(
         kind="tool", missing_since=None, enabled=True, state__in=("approved", "held"), **where
     )
@@ -380,7 +383,7 @@ def _server_gateways(ask: Ask) -> int:
 
 
 def _in_set(ask: Ask) -> int:
-    """Count a tool set's features: all of the gateway's in “Everything”, only its read-only tools in any other set."""
+    """Count a tool set's features. “Everything” has all features of its gateway; other sets have read-only tools."""
     features = Feature.objects.filter(assignment__gateway__slug="wide", missing_since=None, **PLACED)
     everything = ToolSet.objects.get(pk=ask.pk).name == "Everything"
     return features.count() if everything else features.filter(kind="tool", effect="read_only").count()
@@ -404,9 +407,9 @@ def _role_users(ask: Ask) -> int:
 
 
 def _lacking(held: set[str], ask: Ask) -> int:
-    """Count the capabilities in `held` that the viewer lacks, except the three that the page names.
+    """Count the capabilities in `held` that the viewer lacks. The page names three of them, which do not count.
 
-    Capabilities that another missing capability includes do not count.
+    Capabilities that another missing capability includes do not count either.
     """
     missing = {one for one in Capability if one.slug in held and not ask.viewer.has_perm(one)}
     return max(len(missing - {included for one in missing for included in one.includes}) - 3, 0)
@@ -462,7 +465,7 @@ def _call(ask: Ask) -> Call:
 
 
 def _call_parts(ask: Ask) -> tuple[float, ...]:
-    """Return the call's duration and, if its row was written late, the delay. The test calls have no other times."""
+    """Return the times of a test call: its duration, and the delay of its row if the row was written late."""
     call = _call(ask)
     late = (call.recorded_at - call.created_at).total_seconds() * 1000 - call.duration_ms if call.recorded_at else -1
     return (call.duration_ms, *([float(ms(late).split()[0].replace(",", ""))] if 0 < late <= 60_000 else []))
@@ -507,7 +510,7 @@ def _busiest(ask: Ask) -> "QuerySet[Call]":
 
 
 def _used(ask: Ask) -> "QuerySet[Call]":
-    """Return the tool calls of the page's gateway by known people, optionally of one person and one tool."""
+    """Return the gateway's tool calls by known people: by all, by one person, or by one person to one tool."""
     since = timezone.now() - SPANS[ask.query.get("range", "30d")]
     gateway = Gateway.objects.get(slug=ask.path[1])
     rows = Call.objects.filter(gateway_id=gateway.pk, method="tools/call", created_at__gte=since).exclude(user_id=None)
@@ -710,7 +713,7 @@ def _ask_identity(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_names(number: int) -> tuple[float, ...]:
-    """Return, as a tuple, how many of `number` names a page hides after the first five; empty if it hides none."""
+    """Return a tuple with the number of names that a page hides after the first five; empty if it hides none."""
     return (number - 5,) if number > 5 else ()
 
 
@@ -776,7 +779,7 @@ def _act_effect(ask: Ask) -> tuple[float, ...]:
 
 
 def _of_day(ask: Ask) -> "QuerySet[Call]":
-    """Return the last 24 hours of calls of the incident's subject."""
+    """Return the calls of the incident's object since the start of the hour 24 hours ago."""
     since = timezone.now().replace(minute=0, second=0, microsecond=0) - DAY
     return Call.objects.filter(**{_stopped_column(ask): ask.path[2]}, created_at__gte=since)
 
@@ -841,14 +844,14 @@ def _asked(ask: Ask) -> tuple[float, ...]:
 
 
 def _calls_of_feature(ask: Ask) -> int:
-    """Count an app's or agent's calls of a feature in the last 7 days; the key names the feature and the caller."""
+    """Count an app's or agent's calls of a feature in the last 7 days; `ask.of` names the feature and the caller."""
     tool = Feature.objects.get(pk=ask.kind)
     rows = Call.objects.filter(_of_feature(tool)[1], created_at__gte=timezone.now() - 7 * DAY)
     return rows.filter(host_name=ask.pk).count()
 
 
 def _week(ask: Ask, column: str) -> int:
-    """Count the calls of a list's row in the last 7 days; only viewers who may read the whole log see this column."""
+    """Count the last 7 days' calls of the object in a list's row. Only viewers of the whole log see this number."""
     return Call.objects.filter(**{column: ask.pk}, created_at__gte=timezone.now() - 7 * DAY).count()
 
 
@@ -886,7 +889,7 @@ def _hours(ask: Ask) -> tuple[float, ...]:
 
 
 def _first_steps(ask: Ask) -> tuple[float, ...]:
-    """Return how many first steps are done, and how many there are. Only the mail server is missing here."""
+    """Return how many first steps are done, and how many there are. The test world lacks only the mail server."""
     return (5, 6)
 
 

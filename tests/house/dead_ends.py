@@ -1,4 +1,4 @@
-"""Finds pages that offer nothing, and links that lead their reader to a refusal."""
+"""Finds pages without an action or an explanation, and links that lead to a refusal."""
 
 import re
 from collections.abc import Iterator

@@ -172,7 +172,7 @@ FIELDS = {
 
 
 class Holders:
-    """People with exactly the given capabilities, who sign in when a test first needs them."""
+    """Signed-in people, one for each set of capabilities that a test asks for; created when first needed."""
 
     def __init__(self) -> None:
         self._sessions: dict[frozenset[Capability], str] = {}
@@ -186,7 +186,7 @@ class Holders:
 
 
 class Site:
-    """A test world of rows, with users who have exactly the given capabilities."""
+    """A test world of rows, and browsers of people with any set of capabilities."""
 
     def __init__(self) -> None:
         self.world: World = build()
@@ -280,12 +280,12 @@ class Site:
         return ApiKey.objects.create(user=self.world.owner, name="mine", expires_at=ends, **held)
 
     def _flow(self) -> str:
-        """Start an authorize flow in the owner's browser."""
+        """Start an authorize flow in the owner's browser; return its id."""
         return str(self.owning().get(f"/connect/?host={self.enrolling.pk}")["Location"].split("/")[2])
 
     @contextmanager
     def with_shared_identity(self) -> Iterator[None]:
-        """Make the world's identity a service account without an owner until the block ends."""
+        """Replace the world's identity by a shared one, without an owner, until the block ends."""
         own = self.things["identity"]
         server = Identity.objects.get(pk=own).server
         with transaction.atomic():
@@ -305,7 +305,7 @@ def channel_of(owner: User) -> Channel:
 def session_of(user: User) -> str:
     """Return the key of a session in which `user` signed in, confirmed the password and has a second factor.
 
-    The confirmation lasts a day here, because one session serves many tests, for longer than a confirmation lasts.
+    The confirmation lasts a day, because many tests share the session, and a usual confirmation would expire.
     """
     Authenticator.objects.create(user=user, type=Authenticator.Type.TOTP, data={"secret": ""})
     client = Client()

@@ -1,4 +1,4 @@
-"""One world with objects in every state, in a different number for each state, so that any mix-up is noticed.
+"""One world with objects in every state. Their numbers differ between most states, so that mix-ups are noticed.
 
 No name contains a digit, so every digit on a page belongs to a counted number.
 """
@@ -409,7 +409,7 @@ def _calls(world: World) -> None:
 
 
 def _refusals(world: World) -> None:
-    """Add calls refused because their host is disabled, and changes and calls that share one request."""
+    """Add calls that were refused for a disabled host. Add calls and events that belong to one request."""
     halted = world.hosts["halted"]
     row = halted.connections.get()
     refused: dict[str, Any] = {

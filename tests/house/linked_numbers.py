@@ -16,7 +16,7 @@ CHARTS = {"a", "g", "svg", "table"}
 
 
 class Linked(NamedTuple):
-    """A number in a link, or next to the only link in its part of a page, with the link's address."""
+    """A number and the address of its link: the link around it, or the only link in the same part of the page."""
 
     key: str
     of: str
@@ -35,7 +35,7 @@ class Linked(NamedTuple):
 
 @dataclass
 class LinkedPage(Page):
-    """A parsed page with its menu: linked numbers, number of rows, and number of list items by enclosing element."""
+    """A parsed page, including its menu: linked numbers, the number of rows, and the number of items of each list."""
 
     linked: list[Linked] = field(default_factory=list)
     listed: int = 0

@@ -1,4 +1,4 @@
-"""Invalid input by category: what people paste, programs get wrong and attackers try."""
+"""Invalid input by category, as people, faulty programs and attackers send it."""
 
 NONSENSE = {
     "nothing": "",

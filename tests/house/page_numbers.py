@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 
 class Switch(NamedTuple):
-    """A switch on a page: the object, the state, and the displayed obstacle to switching."""
+    """A switch on a page: the object, the state, and the displayed reason why an enabled object is blocked."""
 
     of: str
     on: bool
@@ -177,7 +177,7 @@ class Page(HTMLParser):
         return f"{'feature' if named[1] == 'tool' else named[1]}:{named[2]}"
 
     def _placed(self, element: Element) -> None:
-        """Set the column of a cell, and the object of a row from the row's link."""
+        """Set a number's key from the header of its column, and a row's object from the row's link."""
         if element.tag == "table":
             self.heads = []
         elif element.tag == "tr":
@@ -195,7 +195,7 @@ class Page(HTMLParser):
                 one.of = of
 
     def _ticked(self, element: Element) -> None:
-        """Set key and object of the number beside a filter's checkbox: it counts calls with the checkbox's value."""
+        """Set key and object of the number beside a filter's checkbox. The number counts calls with that value."""
         name, line = element.attrs.get("name", ""), next((one for one in reversed(self.open) if one.tag == "li"), None)
         if line and element.tag == "input" and element.attrs.get("form") == "log" and not name.startswith("not_"):
             line.of, line.ticks = f"{name}:{element.attrs.get('value', '')}", True
@@ -203,7 +203,7 @@ class Page(HTMLParser):
             element.key = "facet.calls"
 
     def _attributes(self, element: Element) -> None:
-        """Record an `aria-label` with a number but no key, and the state of a row or section."""
+        """Record an `aria-label` whose number has no key. Record the state of a row or section."""
         label = element.attrs.get("aria-label", "")
         named = element.key or any(one.key for one in self.open)
         if element.inside and not (element.quoted or element.data) and NUMBER.search(label) and not named:

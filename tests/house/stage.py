@@ -47,7 +47,7 @@ type Seen = dict[tuple[str, str], dict[str, Any]]
 
 @dataclass
 class Stage:
-    """A world of objects found by name, and a person who may do everything to the objects."""
+    """The objects of a test world by name, and a person who may do everything."""
 
     boss: User
     session: str
@@ -82,12 +82,12 @@ def page(path: str, /, **fields: Any) -> Step:
 
 
 def errors_of(answer: Any) -> Any:
-    """Return the errors in the form of a refused page."""
+    """Return the form's errors on a refused page, or the start of the page if it has no form."""
     return getattr((answer.context or {}).get("form"), "errors", answer.content[:2000])
 
 
 def rest(request: str, /, **body: Any) -> Step:
-    """Return a step that sends an API request: `POST /hosts/{host}/disable`."""
+    """Return a step that sends an API request, such as `POST /hosts/{host}/disable`."""
     method, path = request.split(" ")
 
     def send(stage: Stage) -> object:
@@ -111,7 +111,7 @@ def admin(path: str, action: str, thing: str) -> Step:
 
 
 def admin_form(path: str, /, **fields: Any) -> Step:
-    """Return a step that submits a Django admin form: of a row, a new row, or a deletion."""
+    """Return a step that submits a form of the Django admin to change, add or delete a row."""
 
     def send(stage: Stage) -> object:
         answer = stage.page.post(f"/admin/{_filled(path, stage)}/", _filled(fields, stage))
@@ -145,7 +145,7 @@ def _filled(value: Any, stage: Stage) -> Any:
 
 
 def outcome(stage: Stage, before: Step | None, act: Step) -> tuple[Any, Any]:
-    """Return the rows changed and created by `act`, and its events, without values that differ on each run."""
+    """Return the rows that `act` changes, creates and deletes, and its events. Values that vary by run are left out."""
     with undone():
         known = {key for _, key in stage.rows}  # Keys of rows that `before` makes differ on each run.
         if before:

@@ -93,7 +93,10 @@ TYPED = {  # Irreversible for many objects at once, or for an object that everyb
 
 
 class Question(HTMLParser):
-    """A page's confirmation, if `asks`; `kind` is the `data-kind` of its button. If `typed`, a text must be typed."""
+    """The confirmation on a page. `asks` is False if the page has none, and `kind` is the `data-kind` of its button.
+
+    `typed` is True if a text must be typed.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -272,7 +272,7 @@ class Walk:
         return {"boss": self.world.boss.pk, "asking": self.asking.pk, "since": since, **hosts}
 
     def acts(self) -> Iterator[tuple[str, str, str]]:
-        """Yield the pages of token creation, app connection and server test, and the overview without a mail server."""
+        """Yield pages to create a token, connect an app and test a server, and the overview without a mail server."""
         host = f"/connect/?host={self.world.hosts['idle'].pk}"
         gateway = self.client.get(host)["Location"]
         identity = self.client.post(gateway, {"gateway": "asking"})["Location"]
@@ -310,7 +310,7 @@ class Walk:
         return self.open_pages([*(door for door in PAGES if door.name == "overview"), *taking])
 
     def open_pages(self, doors: list[Door] = PAGES) -> Iterator[tuple[str, str, str]]:
-        """Yield the pages in order, without the pages of a flow."""
+        """Yield the pages that this person may open. Pages of the authorize flow are left out."""
         for door in filter(self.may_enter, doors):
             for address in self.addresses(door):
                 response = self.client.get(address)
@@ -356,7 +356,7 @@ def wrong_number(one: Counted, ask: Ask) -> Iterator[str]:
 
 
 def wrong_total(one: Counted, page: Page) -> Iterator[str]:
-    """Yield a fault if no other number on the page equals the total of a truncated list."""
+    """Yield a fault if no other number on the page equals the total that a shortened list states."""
     if one.numbers[-1] not in {number for other in page.counted if other.key != one.key for number in other.numbers}:
         yield f"{one.text!r}, but none of the lists has as many"
 
@@ -370,7 +370,7 @@ def wrong_state(shown: Shown | Switch, table: dict[str, Any], said: tuple[object
 
 
 def keys_of_templates() -> set[str]:
-    """Return the keys in templates, except those built from parts."""
+    """Return the `data-count` keys in templates, except keys that a template builds from parts."""
     pages = "".join(path.read_text() for path in (ROOT / "templates").rglob("*.html"))
     chosen = re.findall(r"data-count=.{{ \w+\|yesno:'([^']+)' }}", pages)
     return {*re.findall(r'data-count="([^"{]+)"', pages), *(key for keys in chosen for key in keys.split(","))}

@@ -1,4 +1,4 @@
-"""The migrated tables are stored for the next run, until anything they depend on changes."""
+"""The migrated tables are kept for the next test run, until something that they depend on changes."""
 
 from datetime import date
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Every list runs as many statements with thousands of rows as with fifty.
+"""Every list page runs the same number of database statements for thousands of rows as for fifty.
 
 `python -m bench.lists` measures the duration of the statements with twenty times as many rows.
 """

@@ -1,7 +1,7 @@
 """The newest release can serve during and after later migrations. A long log does not prolong a migration's locks.
 
-During the next upgrade (docs/how-to/upgrade.md), that release still serves, on the new tables, so everything it inserts
-and reads must exist. A column it no longer needs is removed one release later, and listed in CONTRACTED.
+During the next upgrade (docs/how-to/upgrade.md), the newest release still serves on the new tables. Everything that it
+inserts and reads must exist. A migration may remove a column that this release does not need, if CONTRACTED lists it.
 """
 
 from collections.abc import Iterable, Iterator
@@ -89,7 +89,7 @@ def is_as_wide(old: Any, new: Any) -> bool:
 
 
 def test_the_newest_release_can_serve_what_the_migrations_since_make() -> None:
-    """Before the first release, there are no earlier migrations to compare with."""
+    """Before the first release, there is nothing to compare."""
     loader = MigrationLoader(None, replace_migrations=False)
     release, made_here, wrong = newest_release(), set[tuple[str, str]](), {}
     here = of_apps(str(path.relative_to(ROOT)) for path in tracked(MIGRATIONS))

@@ -1,6 +1,7 @@
 """Submit every form of every page with invalid values. Each page must show a clear error and keep the input.
 
-The fields of a page are found by submitting a form and watching which are read, so new forms are included.
+The tests find the fields of a page: they submit a form and record the names that the page reads. New forms are
+therefore included.
 tests/api/test_contract.py and tests/api/test_nonsense.py do the same for the API.
 """
 
@@ -113,7 +114,7 @@ def noticed() -> Iterator[None]:
 
 @contextmanager
 def watched() -> Iterator[dict[int, set[str]]]:
-    """Yield the names read from each form and each query string, by the id of its object."""
+    """Yield the names read from each form and each query string, by the `id()` of its MultiValueDict."""
     asked = defaultdict[int, set[str]](set)
     _watchers.append(asked)
     try:
@@ -307,8 +308,8 @@ def test_requests_that_once_failed_succeed(site: Site, subtests: pytest.Subtests
 def faults(walk: Walk, number: int | None = None) -> list[str]:
     """Send invalid values in one field at a time, then in all fields at once, and return the faults.
 
-    With `number`, only some kinds of values, selected by the number, are sent: one kind in each field, then two kinds
-    in all fields. Many fields have the same class, so every field class still gets every kind of value on some page.
+    `number` selects some kinds of values: one kind for each field, then two kinds for all fields. Without a number, all
+    kinds are sent. Many fields have the same class, so every class gets every kind of value on some page.
     """
     names, filled = sorted(walk.names()), walk.filled()
     nonsense = {**NONSENSE, "somebody else's": walk.foreign}

@@ -1,8 +1,9 @@
 """Every page opens only to people whom its rule admits.
 
-Each page is requested by an anonymous visitor, by the owner, and by people with no capabilities, only the needed
-ones, or all others. The cases are generated from the rules that the views declare. A page without a rule fails, and so
-does a page whose address needs an unknown object. tests/api/test_matrix.py does the same for the API.
+Each page is requested by an anonymous visitor, by the owner of its object, and by people who have no capabilities,
+only the needed ones, or all but those. The cases are generated from the rules that the views declare. A page without a
+rule fails. So does a page whose URL needs an object and has no entry in `doors.PLACES`. tests/api/test_matrix.py does
+the same for the API.
 """
 
 import re
@@ -34,9 +35,9 @@ ENTERED, REFUSED, ASKED_WHO = "entered", "refused", "asked to sign in"
 
 @pytest.fixture(scope="module")
 def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
-    """Create one world for all tests of this module; each request leaves it as it was.
+    """Create the objects for all tests of this module. Requests do not change them.
 
-    The servers of the world are programs of a runner that does not answer.
+    The servers are programs of a runner that does not answer.
     """
     is_program = patch.object(programs, "program_name", return_value="time")
     has_runner = override_settings(RUNNER=Runner("http://127.0.0.1:9", "secret"))
@@ -46,7 +47,7 @@ def site(django_db_setup: None, django_db_blocker: Any) -> Iterator[Site]:
 
 
 def seen(response: Any) -> str:
-    """Return the meaning of a response: entered, refused, or sent to sign in."""
+    """Return the effect of a response on the visitor: entered, refused, or asked to sign in."""
     if response.status_code == 302:
         # This page redirects people who have a password to the password question.
         is_for_others = response.wsgi_request.path == "/accounts/organisation/confirm/"
@@ -195,7 +196,7 @@ def test_only_programs_post_without_csrf(site: Site) -> None:
 
 
 def test_csrf_is_asked_for_everywhere_but_where_programs_post() -> None:
-    """REST views check the CSRF token themselves, and only for requests with a session."""
+    """Django does not check REST views: they check the CSRF token of requests with a session themselves."""
     exempt = {name for name, route in routes() if getattr(route.callback, "csrf_exempt", False)}
 
     assert {name for name in exempt if not name.startswith("api:") or name == "api:nothing"} == NO_COOKIE

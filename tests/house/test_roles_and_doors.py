@@ -1,10 +1,10 @@
-"""The doors (pages and operations) that a role of the previous release opens, and those that the Auditor opens.
+"""Roles of the previous release keep their access to pages and operations, and the Auditor has the intended access.
 
-A role of the previous release opens the same doors after the migration that split capabilities. `earlier_doors.json`
-was written by the same walk over the previous release. For each permission, `alone` lists the doors that a role with
-only this permission opens, and `without` lists the doors that a role with all other permissions does not open. Both
-leave out the doors that every role or no role opens. This comparison reads the doors' rules; the matrices of pages and
-operations prove that each door enforces its rule.
+A "door" is a page or an API operation. A role of the previous release opens the same doors after the migration that
+split capabilities. `earlier_doors.json` records the doors in the previous release. For each permission, `alone` lists
+the doors that a role with only this permission opens, and `without` lists the doors that a role with all other
+permissions does not open. Both leave out the doors that every role or no role opens. The comparison reads the doors'
+rules. Other tests, the matrices of pages and operations, prove that each door enforces its rule.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def earlier(permissions: Iterable[str]) -> frozenset[Capability]:
 
 
 def opened_by_rule(held: frozenset[Capability]) -> set[str]:
-    """Return the doors whose rule these capabilities satisfy, on other people's objects."""
+    """Return the doors that their rules open to a person with these capabilities, for other people's objects."""
     operations = {f"{door.method.upper()} {door.name}" for door in rest.DOORS if satisfies(door, held)}
     return operations | {
         f"{page.method} {page.name}" for page in pages.DOORS if all(held & one_of for one_of in page.wanted)
@@ -105,7 +105,7 @@ def test_the_walk_knew_every_door_that_is_still_there() -> None:
 
 
 def opened(site: Site, role: Role, named: set[str]) -> set[str]:
-    """Return those of the named doors that open to a person with this role, on objects of other people."""
+    """Return the doors in `named` that a person with this role can open for other people's objects."""
     person = User.objects.create_user(f"{make.unique('door')}@example.com", None, role=role)
     found, session = set(), session_of(person)
     for door in rest.DOORS:

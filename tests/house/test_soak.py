@@ -16,7 +16,10 @@ type Series = Callable[[int], float]
 def samples(
     actions: Series, *, leaks: float = 0.0, memory: Series = lambda _: 200.0, files: Series = lambda _: 60
 ) -> list[Sample]:
-    """Return samples: 2 % of actions leave a row for five minutes; the share `leaks` of actions leaves one forever."""
+    """Return samples of one hour in which 2 % of the actions each store a row for five minutes.
+
+    The share `leaks` of the actions stores a row forever.
+    """
     done = [int(actions(number)) for number in range(SAMPLES)]
     ever = list(accumulate(done))
     rows = [

@@ -1,6 +1,6 @@
-"""One word for each state and each cause: on pages, in REST, in the Django admin, in the log and for callers.
+"""REST and the Django admin show an object's state as pages do, and a connection's reason is that of its refusals.
 
-test_counts.py compares the numbers on pages with the same rows.
+test_counts.py compares the numbers and states on pages with the database.
 """
 
 from collections.abc import Iterator
@@ -94,7 +94,7 @@ def compare(model: type[models.Model], told: dict[str, Any], world: World) -> No
 
 
 def test_a_connections_blocked_reason_equals_the_refusal_of_its_calls() -> None:
-    """For each combination of disabled objects, the row has the reason that callers and the log get."""
+    """For each combination of disabled objects, the connection and its token show the reason of the refusal."""
     user, host, gateway = User(), Host(kind="headed"), Gateway(reach=Reach.TEAMS)
     connection = Connection(user=user, host=host, gateway=gateway)
     token = Token(connection=connection, digest=b"", expires_at=None)

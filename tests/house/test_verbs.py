@@ -1,4 +1,4 @@
-"""Each model method has the same effect and event through every interface that offers it."""
+"""Each model method has the same effect and records the same event, through whichever interface it is called."""
 
 import inspect
 from collections.abc import Iterator
@@ -52,7 +52,7 @@ OURS = {
 
 @pytest.fixture(scope="module")
 def stage(django_db_setup: None, django_db_blocker: Any) -> Iterator[Stage]:
-    """Create one world for all methods; each call is rolled back."""
+    """Create the objects on which all methods are called. Each call is rolled back."""
     with django_db_blocker.unblock(), undone():
         yield staged()
 

@@ -24,7 +24,7 @@ from tests.undone import undone
 
 @dataclass
 class Edited:
-    """A model with a form: the page, two changes to the object, and the REST path."""
+    """An object to edit, the URL of its form, two changes to it, and its path in REST."""
 
     thing: Any
     form: str

@@ -47,7 +47,7 @@ def verb(name: str, *surfaces: Step, before: Step | None = None, case: str = "")
 
 
 def off(model: Any, thing: str) -> Step:
-    """Return a step that disables an object beforehand."""
+    """Return a step that disables an object before the tested method is called."""
     return lambda stage: stage.row(model, thing).disable(by=None)
 
 
@@ -86,7 +86,7 @@ def broke_the_glass(stage: Stage) -> None:
 
 
 def flow_at(begun: Any) -> str:
-    """Return the URL of a flow's first page, which is also the prefix of the flow's other pages."""
+    """Return the URL of an authorize flow's first page. The URLs of the flow's other pages begin with it."""
     return "/connect/{}/".format(begun["Location"].split("/")[2])
 
 

@@ -47,7 +47,7 @@ def parsed() -> argparse.Namespace:
 
 
 def run(clients: list[str], names: list[str], home: Path) -> tuple[dict[str, Found], dict[str, Found]]:
-    """Return the results by client: without the gateway, and through it. Needs `servers.install()`."""
+    """Return the results by client, without the gateway and through it. Call `servers.install()` first."""
     with contextlib.ExitStack() as stack:
         urls = {}
         for number, name in enumerate(names):
@@ -66,7 +66,7 @@ def run(clients: list[str], names: list[str], home: Path) -> tuple[dict[str, Fou
 def gateway_before(
     urls: dict[str, str], clients: list[str], home: Path
 ) -> Iterator[dict[str, dict[str, dict[str, object]]]]:
-    """Yield each client's targets, through a gateway on a database that is dropped at the end."""
+    """Yield each client's targets: the servers behind gateways, whose database is dropped at the end."""
     with cluster.run_of_ones_own():
         yield from _gateway_before(urls, clients, home)
 

@@ -54,7 +54,10 @@ def printed(command: list[str], given: str, **more: str) -> Found:
 
 
 def python(program: str, home: str = "", mode: str = "") -> Callable[[Targets], Found]:
-    """Return a runner of tests/matrix/programs.py, in the virtual environment `home`, or in this one if empty."""
+    """Return a function that runs `program` of tests/matrix/programs.py.
+
+    The program runs in the virtual environment `home`, or in the current one if `home` is empty.
+    """
     command = [python_of(home) if home else sys.executable, "-m", "tests.matrix.programs", program]
     return lambda targets: printed(command, json.dumps({"mode": mode, "targets": targets}))
 

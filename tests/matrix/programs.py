@@ -1,7 +1,8 @@
 """The Python clients in the compatibility table: `python -m tests.matrix.programs NAME`, in that client's environment.
 
-Standard input is {"mode": ..., "targets": {server: {"url", "token", "asks"}}}; prints {server: {ability: reason}}, with
-"" as the reason for success. Abilities the client lacks are left out.
+A client reads {"mode": ..., "targets": {server: {"url", "token", "asks"}}} from standard input, and prints
+{server: {ability: reason}}. The reason says why the ability failed; it is "" if the ability works. Abilities that the
+client lacks are left out.
 """
 # mypy: ignore-errors
 
@@ -35,7 +36,7 @@ def value_for(field):
 
 
 class Session:
-    """A client that is the Python SDK's own session, of SDK 1 or 2."""
+    """A client that uses the session class of the Python SDK 1 or 2."""
 
     sampling = roots = None
 
@@ -81,7 +82,7 @@ class Session:
 
 
 class Host(Session):
-    """A client with a model and roots."""
+    """A client that supports sampling and roots."""
 
     sampling = roots = True
 
@@ -335,7 +336,7 @@ OWN_METHODS = {"list", "prompt", "resource", "progress", "cancel"}
 
 
 async def does(client, ability, ask):
-    """Perform the request; return "" on success, else the failure reason, or None if the client lacks the feature."""
+    """Return "" if the request succeeds, the reason if it fails, or None if the client lacks the ability."""
     method = getattr(client, ability if ability in OWN_METHODS else "call")
     if method is None or getattr(client, ability, True) is None:
         return None

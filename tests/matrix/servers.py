@@ -1,6 +1,6 @@
 """The servers in the compatibility table: their commands, and the requests to each.
 
-A stdio server runs behind a bridge that makes it an HTTP server, as a user would run it.
+A stdio server runs behind a bridge that serves it over HTTP, because people run it this way.
 """
 
 import contextlib
@@ -76,7 +76,7 @@ def counted(says: str = "call") -> list[Ask]:
 
 
 def by_its_defaults(name: str, version: Callable[[], str], **more: Ask) -> Server:
-    """Return a fixture server of tests/conformance: a library with default settings, which speaks both eras."""
+    """Return a server of tests/conformance. It uses its library's default settings, and speaks both eras."""
     asks = {
         "list": {"says": "test_simple_text"},
         "call": asked("test_simple_text", says="simple text response"),

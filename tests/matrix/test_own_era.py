@@ -56,7 +56,7 @@ RUN["fastmcp, legacy"] = python("fastmcp", "matrix-fastmcp", mode="legacy")
 
 @pytest.fixture(scope="module")
 def targets(live: Serve) -> Iterator[dict[str, Targets]]:
-    """The URL of a gateway with FastMCP, and a token, for each client."""
+    """Yield each client's target: a gateway with FastMCP, and the client's token for it."""
     servers.install()
     with fixtures.running(SERVER) as url:
         rows = json.dumps({"servers": {SERVER: url}, "clients": [*ABILITIES, MODERN_CLIENT]})

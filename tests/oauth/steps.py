@@ -16,7 +16,7 @@ def text(response: Any) -> str:
 
 
 def begin(client: Client, host: Host, **query: str) -> str:
-    """Start a flow; return the URL of its first page, which is also the prefix of the flow's other pages."""
+    """Start a flow, and return the URL of its first page. The URLs of the flow's other pages begin with it."""
     response = client.get("/connect/", {"host": str(host.pk), **query})
     assert response.status_code == 302, text(response)
     return "/connect/{}/".format(response["Location"].split("/")[2])

@@ -64,7 +64,7 @@ def test_an_app_appears_by_itself_and_gets_tokens_for_one_gateway(app: App, memb
 def test_a_second_registration_of_the_same_app_joins_its_host_and_one_that_borrows_its_name_does_not(
     app: App, member: User, gateway: Gateway
 ) -> None:
-    """The port of a loopback redirect differs each time. Attack: another redirect URI under a known name."""
+    """Registrations may differ in the loopback port. Attack: another redirect URI under a known name."""
     connect(app, member, gateway)
     again = register(redirect_uris=["http://127.0.0.1:51000/callback"], client_name="claude desktop").json()
     other = App(again["client_id"], redirect_uri="http://127.0.0.1:51000/callback")
@@ -157,7 +157,7 @@ def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: Use
 def test_a_refresh_outlives_switches_and_a_new_key_but_neither_deactivation_nor_a_month_of_silence(
     app: App, member: User, gateway: Gateway
 ) -> None:
-    """The proxy already refuses calls through a disabled object; if the refresh failed, apps would open a browser."""
+    """A disabled object stops calls, not refreshes: after a failed refresh, an app would open a browser."""
     make.user(Capability.PEOPLE_MANAGE)
     refresh = connect(app, member, gateway)["refresh_token"]
     connection = Connection.objects.get()
@@ -312,7 +312,7 @@ NOT_WEB = (
 def test_nothing_is_sent_to_an_address_that_is_not_the_apps(
     app: App, member: User, gateway: Gateway, subtests: pytest.Subtests
 ) -> None:
-    """Attack: redirect mix-ups and an open redirect, signed in or not. The answer is a page with status 400."""
+    """Attack: a redirect URI that the app did not register. Visitors get a 400 page, signed in or not."""
     web = App(register(redirect_uris=[WEB]).json()["client_id"])
     links = [app.question(gateway, redirect_uri=uri) for uri in NOT_LOOPBACK]
     links += [web.question(gateway, redirect_uri=uri) for uri in NOT_WEB]

@@ -263,7 +263,7 @@ def test_a_document_that_breaks_a_rule_makes_no_app(subtests: pytest.Subtests) -
 
 
 def test_after_a_failure_nobody_is_asked_for_a_minute_but_after_a_timeout(somebody: Any) -> None:
-    """A timeout is not cached as a failure, because other requests may have occupied the readers."""
+    """A timeout is not cached as a failure, because other documents may have occupied the reader threads."""
     for fetch in (failing, telling()):
         with pytest.raises(UnreadableDocument, match="out of order"):
             learn(somebody, ID, fetch=fetch)
@@ -352,7 +352,7 @@ def test_where_the_internet_is_out_of_reach_documents_are_switched_off(somebody:
 
 @pytest.mark.django_db
 def test_a_stranger_makes_us_read_nothing_and_other_endpoints_read_no_documents() -> None:
-    """Anonymous visitors must sign in first, private addresses are refused, and other endpoints fetch no documents."""
+    """Only the authorize page fetches documents, after the person has signed in. It refuses private addresses."""
     asked = Client().get(App(ID).question(None))
     refused = Client().get(App("https://10.0.0.5/client.json").question(None))
 

@@ -50,7 +50,7 @@ def test_only_what_is_served_is_promised() -> None:
 
 
 def test_there_is_no_document_for_what_is_no_gateway() -> None:
-    """Metadata of the whole origin would make tokens valid for every gateway."""
+    """A document for the whole origin would make tokens valid for every gateway."""
     for path in ("/mcp/unknown", "", "/mcp", "/mcp/a/b", "/other"):
         assert Client().get(f"/.well-known/oauth-protected-resource{path}").status_code == 404, path
     assert Client().get(f"{SERVER}/zzz").status_code == 404

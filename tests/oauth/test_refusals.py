@@ -1,4 +1,4 @@
-"""Flows: who owns them, when they end, and when they are refused."""
+"""Authorize flows: who owns them, when they end, and when they are refused."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.django_db
 
 @pytest.mark.full
 def test_without_the_capability_the_flow_refuses_in_words(ann: User, sign_in: SignIn) -> None:
-    """The start of a flow answers 403 and gives the reason, also for an enrolment link while enrolment is off."""
+    """The flow's first page answers 403 and says that the capability is missing and enrolment is disabled."""
     host = make.agent(by=ann)
     make.gateway()
 

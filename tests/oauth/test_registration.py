@@ -175,7 +175,7 @@ def test_an_app_reads_and_deletes_its_own_registration_and_changes_nothing() -> 
 
 
 def test_a_deleted_client_is_told_with_401() -> None:
-    """Claude registers again only after exactly this response."""
+    """Claude registers again only after a 401 with the error `invalid_client`."""
     body = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": "gone"}
 
     response = Client().post("/oauth/token", body)

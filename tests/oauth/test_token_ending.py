@@ -234,7 +234,7 @@ def test_a_second_token_joins_the_live_connection_under_a_free_name(ana: User, s
     seen = text(client.get(page))
     minted(client.post(page, {"name": "CI bot-quickstart-2", "scope": "all"}))
 
-    assert "The new token joins that connection." in seen
+    assert "The new token belongs to the same connection." in seen
     assert 'value="CI bot-quickstart-2"' in seen
     assert connection.tokens.count() == 2
     assert Connection.objects.count() == 1

@@ -31,7 +31,10 @@ EVERYTHING: Object = {"elicitation": {"form": {}, "url": {}}, "sampling": {}, "r
 
 @dataclass
 class Asker(Script):
-    """A server that sends the requests `asks` in turn on the stream of each call; the call's result has the answers."""
+    """A server that sends the requests in `asks` to the client, one after the other, during each call of `it`.
+
+    The result of the call contains the client's answers.
+    """
 
     sessions: bool = True
     asks: Sequence[Object] = ()
@@ -91,7 +94,7 @@ type Reply = Callable[[Object], object]
 
 @dataclass
 class Person:
-    """A client with a session, and its answers to server requests."""
+    """A client with a session, in which it can answer a server's requests."""
 
     agent: Agent
     capabilities: Object = field(default_factory=lambda: EVERYTHING)
@@ -139,7 +142,7 @@ class Person:
 
 
 def answers_of(response: Object) -> Any:
-    """Return the client's answers that the server got during this call."""
+    """Return the answers that the server got from the client during the call, as the call's result lists them."""
     return response["result"]["structuredContent"]["answers"]
 
 

@@ -35,7 +35,7 @@ type Start = Callable[..., "Proxy"]
 
 @dataclass
 class Agent:
-    """A client with one token at one gateway: bare POSTs, like curl's."""
+    """A client with one token for one gateway. It sends plain POST requests, as curl does."""
 
     url: str
     secret: str | None
@@ -91,7 +91,7 @@ class Proxy:
 
 
 def sessions_of_clients() -> QuerySet[UpstreamSession]:
-    """Return the sessions at servers that the gateway opened for clients, not for lists."""
+    """Return the gateway's sessions at servers, without those that it opened only to list features."""
     return UpstreamSession.objects.exclude(owner_id__in=Assignment.objects.values("pk"))
 
 
@@ -147,7 +147,7 @@ def served(**changes: Any) -> Iterator[Proxy]:
 
 @asynccontextmanager
 async def hearing[T](begin: Callable[[StatePool, Bus], T]) -> AsyncIterator[T]:
-    """Yield the result of `begin(state, bus)`. The StatePool and the Bus are connected before the block begins."""
+    """Yield the result of `begin(state, bus)`, once the StatePool `state` and the Bus `bus` have connected."""
     state = StatePool(database.conninfo())
     bus = Bus(database.conninfo(), state)
     begun = begin(state, bus)
@@ -188,9 +188,9 @@ def sql(statement: str, *parameters: Any) -> None:
 
 
 def eventually_unused(table: str, age: str, fact: Callable[[], object]) -> None:
-    """Set the last use of all rows of `table` back by `age` until `fact` is true.
+    """Set the last use of all rows of `table` to `age` ago, again and again until `fact` is true.
 
-    Repeats the update, because the gateway may still write the use of a call that was answered before.
+    Once is not enough: the gateway may record the use by a call after it has answered the call.
     """
 
     def is_true() -> object:

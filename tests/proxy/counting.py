@@ -1,4 +1,4 @@
-"""A server that records its calls. Each call names a case, and gets the answer prescribed for this case."""
+"""A server that records its calls. Each call names a test case, and gets the answer that the test set for the case."""
 
 import json
 from collections import defaultdict
@@ -14,7 +14,7 @@ UNSUPPORTED_VERSION = -32022
 class Said(NamedTuple):
     """An answer of the server: a JSON-RPC error if it has a `code`, otherwise plain text.
 
-    `has_id` is False for an error without an id, as servers send for requests they refuse unread.
+    `has_id` is False for an error without the request's id. Servers send it if they refuse a request unread.
     """
 
     status: int
@@ -29,7 +29,7 @@ class Said(NamedTuple):
 
     @property
     def loses_session(self) -> bool:
-        """True for a 404 that lacks the request's id: in a session, it means that the server has lost the session."""
+        """Return True for a 404 without the request's id. Within a session, it says that the session is lost."""
         return self.status == 404 and (self.code is None or not self.has_id)
 
     def body(self, request_id: object) -> bytes:
@@ -51,10 +51,10 @@ class Arrival(NamedTuple):
 
 @dataclass
 class Counting(Script):
-    """A server with one tool, `it`, whose calls name a `case`; `answers` has the answer of each case.
+    """A server with one tool, `it`. Its calls name a `case`, and `answers` has the answer to each case.
 
-    A call answered with "unknown session" is not executed. If it is repeated in another session, it is executed there,
-    unless the server is `forgetful`.
+    If the answer says that the session is lost, the server does not execute the call. It executes the call when the
+    client repeats it, unless the server is `forgetful`.
     """
 
     version: str = SESSION_ERA

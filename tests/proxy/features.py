@@ -20,7 +20,7 @@ def offer(name: str, kind: str, *, alias: str = "docs", enabled: bool = True) ->
 
 
 def server(*, modern: bool = False, **methods: Handler) -> App:
-    """Return a server that answers these methods: `prompts_get=...`."""
+    """Return a server with a handler for each of these methods: `prompts_get=...` handles prompts/get."""
     return Script(modern=modern, methods={name.replace("_", "/"): handler for name, handler in methods.items()}).app()
 
 

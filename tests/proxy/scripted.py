@@ -26,7 +26,7 @@ class Request:
     send: Send
 
     async def answer(self, body: bytes | Object, *, status: int = 200, **headers: str) -> None:
-        """Answer with this body, or with this result."""
+        """Send the bytes `body`, or the object `body` as the result of a JSON-RPC response."""
         if isinstance(body, dict):
             body = json.dumps({"jsonrpc": "2.0", "id": self.message.get("id"), "result": body}).encode()
         await self.respond(status, body, {"content-type": "application/json", **headers})
@@ -56,9 +56,9 @@ type Handler = Callable[[Request], Awaitable[None]]
 
 @dataclass
 class Script:
-    """An MCP server: its tools, and its handling of calls.
+    """An MCP server whose tools and answers a test provides.
 
-    `pages` are the tools page by page. `methods` answer other requests; `said` are all received messages, in order.
+    `pages` are the pages of its tool list. `call` answers tool calls, and `methods` answer requests of other methods.
     """
 
     pages: Sequence[Sequence[Object]] = ()
@@ -118,7 +118,7 @@ class Script:
 
     @property
     def capabilities(self) -> Object:
-        """Return the server's declared capabilities; the gateway sends no log level to a server without `logging`."""
+        """Return the declared capabilities. The gateway sends log levels only to a server that declares `logging`."""
         return {"tools": {}, **({"logging": {}} if "logging/setLevel" in self.methods else {})}
 
     async def initialize(self, request: Request) -> None:
@@ -163,7 +163,7 @@ def serving(method: str, handler: Handler, *, modern: bool = False) -> App:
 
 
 def returning(result: Object | bytes) -> Handler:
-    """Return a handler that sends this result, or these bytes with `ID` replaced by the request's id."""
+    """Return a handler that sends `result`. If it is bytes, `ID` in it is replaced by the request's id."""
 
     async def answer(request: Request) -> None:
         if isinstance(result, bytes):

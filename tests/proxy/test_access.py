@@ -177,7 +177,7 @@ type Asked = list[tuple[str, str, ServersNeeded, str]]
 
 
 def ask(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | None]:
-    """Return the statement's results for these queries, run together."""
+    """Return the result of each query, and fail if one has an error. The queries are sent together."""
     grants: list[AccessRow | None] = []
     for told in put(questions, keys):
         assert not isinstance(told, BaseException), told
@@ -186,9 +186,9 @@ def ask(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | N
 
 
 def put(questions: Asked, keys: list[bytes] | None = None) -> list[AccessRow | BaseException | None]:
-    """Return the result of each query, or its error.
+    """Return the result of each query, or its error. The queries are sent together.
 
-    The smaller statement for calls must give the same results as the whole statement.
+    Calls use a smaller statement. Check that it gives the same results as the whole statement.
     """
 
     async def main() -> list[AccessRow | BaseException | None]:
@@ -367,7 +367,7 @@ def test_equal_concurrent_queries_are_sent_once(known: Known, monkeypatch: pytes
 
 
 def test_facts_that_cannot_be_read_are_no_harm_to_others(known: Known, caplog: pytest.LogCaptureFixture) -> None:
-    """A server's tool schema can make one query's row unreadable; the statement's other queries get results."""
+    """A huge number in a tool's schema makes one row unreadable. Other queries of the statement get results."""
     user = known.connection.user
     other = make.connection(make.agent(by=user), make.gateway(make.server(), slug="b"), user)
     Feature.objects.create(assignment=other.gateway.assignments.get(), name="bomb", exposed_name="b__bomb")
@@ -472,7 +472,7 @@ def test_a_statement_that_is_refused_refuses_access(known: Known) -> None:
 
 @pytest.fixture
 def app_token(transactional_db: None) -> Known:
-    """An access token of a headed app, bound to its connection and to the generation of its key."""
+    """Return a headed app's access token, bound to the app's connection and the current generation of its key."""
     user = make.user(email="ana@example.com")
     return token_of_app(user, make.gateway(slug="work"))
 

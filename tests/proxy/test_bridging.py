@@ -85,7 +85,7 @@ def result_of(answer: httpx.Response) -> Object:
 
 
 def retry(agent: Agent, wanted: Object, answers: Any = GIVEN, **more: Any) -> httpx.Response:
-    """Repeat the call with `answers` as the answer to each server request in the result `wanted`."""
+    """Repeat the call that got the result `wanted`, and give `answers` to each input request of this result."""
     return ask(agent, **{**answering(wanted, answers), **more})
 
 
@@ -195,8 +195,8 @@ def test_a_server_that_gives_no_state_gets_none_back(work: Work) -> None:
 class Wanted:
     """Inputs that a 2026-07-28 server requires of a session client, and the call's outcome.
 
-    `outcome` is the error's data, a part of the error message, or None for a result; `rounds` is the number of
-    requests to the server.
+    `outcome` is None if the call gets a result. If it gets an error, `outcome` is the error's data or a part of its
+    message. `rounds` is the number of requests that the server gets.
     """
 
     inputs: list[Any]

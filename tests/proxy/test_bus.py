@@ -47,9 +47,9 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 
 
 def end_bus_connections(number: int) -> None:
-    """Kill the database connections of all buses, once there are `number` of them.
+    """Wait until the buses have `number` database connections, then kill these connections.
 
-    On a busy machine, a connection that did not answer in time is missing until it is reopened.
+    On a busy machine, a connection may be missing: the bus closes it after a timeout, and opens another.
     """
 
     def ended() -> bool:

@@ -1,4 +1,4 @@
-"""Server messages outside calls: forwarded to the client's stream on any worker, within limits, or dropped."""
+"""A server's messages outside calls reach the client's stream on any worker, as long as they are within limits."""
 
 import asyncio
 import threading
@@ -33,7 +33,7 @@ def work(start: Start, run: Run) -> TalkingWork:
 
 
 def heard_by_the_first(work: TalkingWork) -> Person:
-    """Return a client that declares sampling, in a session whose stream at the server is read by the first worker."""
+    """Return a client with a session and sampling. The first worker reads the session's stream at the server."""
     person = Person(work.agent(), {"sampling": {}}).initialize()
     assert "result" in person.call("docs__count")
     eventually(lambda: work.talker.open == 1)

@@ -28,7 +28,7 @@ MOST_PARAMETERS = 65_535  # PostgreSQL's limit per statement.
 
 @pytest.fixture
 def play() -> Play:
-    """Return a function that runs a scenario with a connection."""
+    """Return a function that calls an async function with a new PostgreSQL connection, and closes it afterwards."""
 
     def play(scene: Callable[[PgConnection], Awaitable[None]], timeout: float = PATIENCE) -> None:
         async def main() -> None:

@@ -1,7 +1,7 @@
-"""Statement and decision match docs/reference/decision-order.md in random worlds.
+"""The access statement and the decision in Python follow docs/reference/decision-order.md.
 
-The decision is written here again, as plainly as possible. Each world is queried for every token, at every gateway, for
-several tools and from several addresses, all in one statement.
+A world is one set of random values for all rows. The class `Plain` makes the decision again, as plainly as possible.
+In each world, every token is tried at every gateway, for several tools and from several addresses.
 """
 
 import asyncio
@@ -127,7 +127,7 @@ PAINTED = ("User", "Gateway", "Host", "Server", "Assignment", "Tool", "Identity"
 
 @dataclass
 class Skeleton:
-    """The rows every world has, with values that differ from world to world."""
+    """The rows that exist in every world. Their values differ from world to world."""
 
     rows: dict[str, list[Any]] = field(default_factory=dict)
     secrets: list[str] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Skeleton:
             self.numbers |= {(kind, row.pk): number for number, row in enumerate(rows) if isinstance(row, Model)}
 
     def world(self, seed: int) -> Drawn:
-        """Return the values of each row in the world with this number, the same on every run."""
+        """Return random values for all rows; they are always the same for the same seed."""
         chance = Random(seed)
         return {
             kind: [{name: chance.choice(values) for name, values in what.items()} for _ in self.rows[kind]]
@@ -427,7 +427,7 @@ def _chosen(rows: Iterable[Any], drawn: Iterable[dict[str, Any]], what: str) -> 
 
 
 class Plain:
-    """The documented decision for a world, check by check."""
+    """Decides as documented, check by check, from the values of one world."""
 
     def __init__(self, bones: Skeleton, drawn: Drawn) -> None:
         self.bones, self.rows, self.drawn = bones, bones.rows, drawn
@@ -500,8 +500,8 @@ class Plain:
     def is_given(self, link: Connection, number: int | None, identity: str) -> bool:
         """Return True if the person has this tool and the agent may use it.
 
-        For a tool without a row (`number` is None), return True if its server can be asked (`identity`, the reason why
-        not, is empty), or if the gateway gives all tools and the agent has no limit.
+        For a tool without a row, `number` is None. Then return True in two cases: its server can be asked for its
+        tools (`identity`, the reason against it, is empty), or the gateway gives all tools and the agent has no limit.
         """
         limit = self.at_gateway(link)["limit"] if link.gateway == self.rows["Gateway"][0] else None
         if number is None:
@@ -723,7 +723,7 @@ def test_the_trail_says_what_the_proxy_decides_and_what_would_be_next(transactio
 
 
 def _follows(plain: Plain, token: Token, slug: str, tool: str, address: str, verdict: Verdict | None) -> bool:
-    """Remove the first obstacle, and compare the next with the model's. Return False if no obstacle can be removed."""
+    """Remove the first reason to refuse, and compare the next with the model's. Return False if none can be removed."""
     assert verdict is not None
     number = next((n for n, one in enumerate(plain.rows["Assignment"]) if tool.startswith(f"{one.alias}__")), 0)
     if verdict.reason not in MENDED:

@@ -1,4 +1,4 @@
-"""Clients and servers of both protocol eras, lost and new sessions, and no use of other people's identities."""
+"""Clients and servers of both protocol eras, lost sessions, and the identities that calls carry."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -348,7 +348,7 @@ def test_a_replaced_secret_is_used_at_once_and_in_a_session_of_its_own(identitie
 
 @pytest.mark.full
 def test_identities_of_others_are_never_used_whatever_the_rows_say(identities: Identities) -> None:
-    """The access statement ignores other people's identities that SQL has written into the rows."""
+    """Let ana's rows name ben's identity. The access statement does not use it."""
     ben = identities.users["ben"].identities.get()
     sql("ALTER TABLE connections_connectionidentity DISABLE TRIGGER USER")
     sql("ALTER TABLE gateways_assignment DISABLE TRIGGER USER")

@@ -1,4 +1,4 @@
-"""Tool lists and calls find the server of a tool name by one function, and agree for every order of servers."""
+"""Tool lists and calls agree on the server of a tool name, in every order of the servers."""
 
 from itertools import permutations, product
 

@@ -1,4 +1,4 @@
-"""Known complaints about other gateways that no other test here covers; see tests/field.md."""
+"""Complaints about other gateways that need a test of their own; see tests/field.md."""
 
 import pytest
 

@@ -18,7 +18,7 @@ type Load = list[Waiting[int, int]]
 
 
 class Carrier:
-    """Batch handler that doubles each number; waits until `open` is set, and raises if `fails`."""
+    """Batch handler that waits until `open` is set. Then it doubles each number, or raises if `fails` is True."""
 
     def __init__(self) -> None:
         self.loads: list[list[int]] = []
@@ -54,7 +54,7 @@ def batches_of(carriers: list[Carrier], conninfo: str = "", **more: Any) -> Grou
 def run(
     scene: Callable[[GroupCommit[int, int], Carrier, Carrier], Coroutine[Any, Any, None]], *, connections: int = 1
 ) -> None:
-    """Run a scenario with a carrier per connection, and check that everything ends when stopped."""
+    """Run `scene` with one carrier for each connection, and check that the GroupCommit can then be stopped."""
 
     async def play() -> None:
         first, second = Carrier(), Carrier()
@@ -202,7 +202,7 @@ async def mute() -> AsyncIterator[Mute]:
 
 @pytest.fixture
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set the timeout of connection attempts longer than any test."""
+    """Make the timeout of connection attempts longer than any test."""
     monkeypatch.setattr("proxy.store.pg.CONNECT_SECONDS", 2 * PATIENCE)
     monkeypatch.setattr("proxy.store.pg.STOP_SECONDS", 0.02)
 

@@ -1,4 +1,4 @@
-"""Costly rules and hostile arguments over the wire: these calls are refused while another agent's are answered."""
+"""Calls with hostile arguments under costly rules are refused, and another agent's calls are answered meanwhile."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor

@@ -93,7 +93,7 @@ def served(sock: socket.socket, talk: Talk) -> None:
 
 @contextmanager
 def hostile(talk: Talk) -> Iterator[str]:
-    """Serve a tool `bad`, which behaves as `talk` does, and a tool `good`, which answers."""
+    """Yield the URL of a server with two tools. Calls of `bad` are passed to `talk`; calls of `good` are answered."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def accept() -> None:

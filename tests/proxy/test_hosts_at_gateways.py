@@ -1,4 +1,4 @@
-"""Gateways that only some apps and agents may use; calls, settings pages and the page of a call agree."""
+"""Gateways that only some apps and agents may use. Calls, the settings pages and a call's page in the log agree."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 """Failures of issuers: the person's page, the agent's error, and the log.
 
-The cases are failures that were reported for clients of real servers. The real issuers in other tests do not fail like
-that, so these tests use a scripted issuer.
+Clients of real servers have reported these failures. The real issuers in other tests do not fail in these ways, so
+these tests use a scripted issuer.
 """
 
 import html
@@ -127,11 +127,11 @@ SEES_AT_BEGIN = {
         Issuer(
             answers={"/register": (201, JSON, '{"client_id":"a","token_endpoint_auth_method":"client_secret_post"}')}
         ),
-        "with an authentication that it cannot use (client_secret_post)",
+        "with an authentication method that the gateway cannot use (client_secret_post)",
     ),
     "it wants what no client here can": (
         Issuer(answers={"/register": (201, JSON, '{"client_id":"a","token_endpoint_auth_method":"private_key_jwt"}')}),
-        "with an authentication that it cannot use (private_key_jwt)",
+        "with an authentication method that the gateway cannot use (private_key_jwt)",
     ),
 }
 
@@ -177,7 +177,7 @@ def test_sign_ins_ask_for_the_scopes_that_the_server_names_and_for_lasting_acces
 
 
 def greeting(app: App, status: int) -> App:
-    """Return `app`, except that `initialize` needs no token, and is answered with `status`."""
+    """Return `app`, changed so that it answers `initialize` with `status` and does not require a token for it."""
 
     async def door(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["path"] != "/mcp":

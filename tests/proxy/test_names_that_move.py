@@ -1,4 +1,4 @@
-"""Journey J14, in the data plane: a public host name that later resolves to a private address."""
+"""Calls to a server whose public host name later resolves to a private address (journey J14)."""
 
 import socket
 from typing import Any

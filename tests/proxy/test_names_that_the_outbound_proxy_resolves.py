@@ -1,7 +1,7 @@
-"""A server's metadata cannot make the outbound proxy resolve names.
+"""A server's metadata cannot choose which host names the outbound proxy resolves.
 
-The proxy gets only those host names that an administrator entered or the operator listed. Here all names of
-`example.test` resolve to a private address, and the proxy connects all of them to one server.
+From metadata, the proxy gets only host names that an administrator entered or that the operator listed exactly. Here
+all host names resolve to a private address, and the proxy connects all of them to one server.
 """
 
 import json
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @dataclass
 class Elsewhere:
-    """The server at OURS, and all hosts in its metadata; `at` maps the issuer and its endpoints to their host names."""
+    """The server at OURS, and each host that its metadata names. `at` has the host names of issuer and endpoints."""
 
     at: dict[str, str] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)

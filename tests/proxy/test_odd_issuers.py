@@ -107,7 +107,7 @@ class Place:
         return browser(by).post(f"/servers/{self.server.slug}/client/", typed | shown)
 
     def with_entered_client(self, by: User, *, method: str = "client_secret_post") -> dict[str, str]:
-        """Remove the issuer's metadata, and enter its endpoints and a client that it knows. Return the endpoints."""
+        """Remove the issuer's metadata. Enter and return the issuer's endpoints; enter a client known to the issuer."""
         self.set(**(endpoints := undescribed(self)))
         authorize = endpoints["authorization_endpoint"]
         secret = "" if method == "none" else "s3cret-of-ours"
@@ -207,7 +207,9 @@ def test_the_issuer_of_all_tenants_of_entra_takes_two_exceptions_and_names_one_t
     github.issuer.metadata = {"issuer": template, "code_challenge_methods_supported": None}
     agent = proxy.agent(github.connection(ann))
 
-    assert f"has metadata of another issuer than {common}: {template}." in words(github.begin(browser(ann)))
+    assert f"does not have the metadata of {common}, but of another issuer: {template}." in words(
+        github.begin(browser(ann))
+    )
     github.server.edit(expected_issuer=template, resource_sent="omit", fixed_scopes="api/.default", by=boss)
     assert "does not announce PKCE" in words(github.begin(browser(ann)))
     github.server.edit(assume_pkce=True, by=boss)

@@ -1,4 +1,4 @@
-"""A call with a server's own tool name, as MCP Apps send, is refused unless exactly one server has the tool."""
+"""A call may name a tool as its server does, without the alias, if only one server has it. MCP Apps do so."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
@@ -21,7 +21,7 @@ __all__ = ["work"]
 
 @pytest.fixture
 def clock(work: Work) -> Upstream:
-    """Add a server `docs` with the tools `it` and `both`, and `clock` with `now` and `both`; list the tools once."""
+    """Add the servers `docs` (tools `it` and `both`) and `clock` (`now` and `both`). List the tools; return `clock`."""
     work.put(offering("it", "both"))
     clock = work.put(offering("now", "both"), "clock")
     assert {"docs__it", "clock__now"} <= set(work.agent.tools())

@@ -39,7 +39,7 @@ ARGUMENTS: dict[str, Any] = {
 
 
 async def echo(request: Request) -> None:
-    """Return everything it received: arguments, headers, and the credential in other encodings."""
+    """Answer with everything received: arguments, headers, and the credential in other encodings."""
     arguments = request.message["params"]["arguments"]
     told = json.dumps({"heard": arguments, "headers": request.headers})
     if arguments.get("fail") == "error":
@@ -166,7 +166,7 @@ def test_the_password_in_a_credential_is_known_too(sent: str) -> None:
 
 @pytest.fixture
 def redacting_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make the test fail if this process, instead of its reader process, redacts a large payload."""
+    """Make the test fail if a large payload is redacted in this process and not in the reader process."""
 
     def redact(message: bytes, *_: object) -> None:
         assert len(message) <= INLINE_BYTES

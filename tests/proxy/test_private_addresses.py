@@ -1,4 +1,4 @@
-"""A public host name never leads to a private network, even if a range is allowed for private servers.
+"""A public server is never called in a private network, not even in a range that is allowed for private servers.
 
 The owner of a name can change its address at any time (DNS rebinding). Here `localhost` is such a name: its server was
 registered as public, but the name now resolves to an allowed private range.
@@ -55,7 +55,7 @@ def docs(run: Run) -> Upstream:
 
 
 def named(upstream: Upstream) -> str:
-    """Return the server's URL with a host name instead of its address, like that of a third party's server."""
+    """Return the server's URL with the host name `localhost` instead of the IP address."""
     return upstream.url.replace("127.0.0.1", "localhost")
 
 

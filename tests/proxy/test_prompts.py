@@ -1,4 +1,4 @@
-"""prompts/get is routed and governed by name like a tool, and its answer is unchanged."""
+"""prompts/get is routed and checked by the prompt's name, as a call is by the tool's. Its answer is unchanged."""
 
 import json
 

@@ -165,7 +165,7 @@ def renamed(table: str) -> Iterator[None]:
 
 @pytest.mark.full
 def test_two_worker_processes_let_through_what_the_limit_says(live: Serve) -> None:
-    """At least 90 % of the limit is let through: only calls that a worker has leased but not used can be missing."""
+    """Workers lease calls in advance. Leased calls that are not used may be at most 10 % of the limit."""
     issued = live.issue_token(host=make.unique("limited"), gateway="quickstart")
     live.rows("UPDATE tokens_token SET calls_per_minute = 200 WHERE id = %s", issued["id"])
 

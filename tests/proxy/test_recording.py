@@ -80,7 +80,7 @@ class Relay:
                 end.shutdown(socket.SHUT_RDWR)
 
     def note(self, pending: bytes, started: bool) -> tuple[bytes, bool]:
-        """Record a statement for each Query or Bind message in `pending`; return the rest, and the new `started`."""
+        """Record the Query, Parse and Bind messages in `pending`. Return its incomplete rest and the new `started`."""
         while True:
             skip = 0 if not started else 1
             if len(pending) < skip + 4:

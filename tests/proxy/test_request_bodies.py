@@ -29,7 +29,7 @@ def issued(transactional_db: None) -> Issued:
 
 
 async def asked(secret: str | None, *pieces: bytes, **headers: str) -> tuple[int, int]:
-    """Return the status of a POST with these pieces, and how many of them were never read."""
+    """Return the status of a POST whose body arrives in these pieces, and the number of pieces never read."""
     left = [*pieces]
     sent: list[Any] = []
 

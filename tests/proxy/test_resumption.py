@@ -382,7 +382,7 @@ def test_missed_events_are_written_once_the_database_answers_or_logged_as_lost(
 
 
 class Rows:
-    """A database without rows; `written` has the parameters of all statements that write."""
+    """A database that returns no rows. `written` has the parameters of each statement that writes."""
 
     def __init__(self) -> None:
         self.written: list[Any] = []

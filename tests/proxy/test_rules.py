@@ -266,7 +266,7 @@ def test_a_broken_condition_in_the_table_refuses_its_calls_and_no_other(world: W
 
 @pytest.mark.parametrize("effect", ["refuse", "hold"])
 def test_rules_and_approvers_see_the_arguments_that_the_server_gets(proxy: Proxy, run: Run, effect: str) -> None:
-    """A gateway URI is decoded before rules are checked, so that it cannot hide text from them."""
+    """A gateway URI in the arguments is decoded before rules are checked, so it cannot hide text from the rules."""
     work = work_of(proxy, run)
     docs = put(work, tools_call=returning({"content": []}))
     put(work, "other")

@@ -37,7 +37,7 @@ CHANGED = {"jsonrpc": "2.0", "method": "notifications/tools/list_changed"}
 
 
 class Talker(Counter):
-    """A server that counts requests, as `Counter`, and sends each message in `say` on its standing streams."""
+    """A `Counter` that also sends each message in `say` on its standing streams."""
 
     def __init__(self) -> None:
         super().__init__(SESSION_ERA)

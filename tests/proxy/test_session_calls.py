@@ -1,4 +1,4 @@
-"""Servers send messages for a call on the session's standing stream, as SDKs do if no related request is named."""
+"""Servers that send a call's messages on the session's standing stream, as SDKs do without a related request id."""
 
 import asyncio
 import re
@@ -33,9 +33,9 @@ ON_ITS_STREAM = {**NOTE, "params": {"level": "info", "data": "hello", "logger": 
 
 @dataclass
 class StandingAsker(Asker):
-    """A server that sends its requests on the session's standing stream. Without a stream, they are lost, as in SDKs.
+    """A server that sends its requests on the session's standing stream. If none is open, they are lost, as in SDKs.
 
-    `slow` sends `said` and then waits for `go`.
+    The tool `slow` sends the messages in `said`, and then waits for `go`.
     """
 
     said: list[Object] = field(default_factory=list)
@@ -366,7 +366,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
     def used_again() -> list[str]:
         """Call in the last two sessions, and return all sessions with an open stream.
 
-        The calls are repeated, because a stream that is still opening is not closed to make room for another.
+        The test repeats this, because a stream is not closed to make room for another while it is still opening.
         """
         assert all("result" in person.call("docs__quick") for person in people[2:])
         return sorted(work.server.open)
@@ -435,7 +435,7 @@ def test_sessions_that_begin_at_once_are_not_listened_to_beyond_the_limit(
 def test_sessions_whose_clients_listen_no_more_are_given_up_beyond_the_limit(
     work: StandingWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Make a recent call in each session, because below the limit such a call keeps the session's stream open."""
+    """Each session has a recent call, which would keep its stream open if the limit were not exceeded."""
     monkeypatch.setattr("proxy.upstream_streams.MOST_FOR_CALLS", 1)
     monkeypatch.setattr("proxy.upstream_streams.LEASE_AGAIN_SECONDS", 0.05)
     first = work.person()

@@ -1,4 +1,4 @@
-"""Hand-encoded spans, decoded with OpenTelemetry's published messages."""
+"""Spans encoded by the gateway's own code can be decoded with OpenTelemetry's published message classes."""
 
 import pytest
 from hypothesis import given

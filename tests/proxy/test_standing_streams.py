@@ -493,7 +493,7 @@ def test_a_process_that_stops_ends_its_streams_a_listen_with_its_result(start: S
 
 
 class Wire:
-    """The client of a stream. `sent` has the data sent to the client. Unless the client `reads`, each send blocks."""
+    """The client of a stream. `sent` has the data sent to the client. If `reads` is False, each send blocks."""
 
     origin, uid, task = None, "0192aa00-0000-7000-8000-000000000000", None
 

@@ -1,4 +1,4 @@
-"""Events stored for resumption: in memory while the client reads, then in sealed rows."""
+"""Events kept for resumption: in memory while the client reads, and in encrypted rows after it disconnects."""
 
 import asyncio
 import base64

@@ -1,4 +1,4 @@
-"""Progress is streamed as it happens; a client's disconnect cancels its call in 2026-07-28, not in the session era."""
+"""Progress is streamed as it happens. Disconnecting cancels the call of a modern client, not of a session-era one."""
 
 import asyncio
 import json

@@ -36,7 +36,7 @@ OFFERED = {"tools": {"listChanged": True}, "resources": {"subscribe": True, "lis
 
 
 class Library:
-    """A server with resources, of one era; sends the messages in `say` on its standing streams."""
+    """A server of one era, with resources. It sends the messages in `say` on its standing streams."""
 
     def __init__(self, *, is_modern: bool) -> None:
         self.is_modern = is_modern
@@ -125,7 +125,7 @@ class Library:
 
 
 class LibraryWork(Work):
-    """A gateway at two workers, with another server and a library whose capabilities the gateway already knows."""
+    """A gateway at two workers, with a library and another server. The gateway knows the library's capabilities."""
 
     def __init__(self, start: Start, run: Run, *, is_modern: bool = False, library: Library | None = None) -> None:
         self.library = library or Library(is_modern=is_modern)
@@ -161,7 +161,7 @@ def not_asked_any_more(library: Library) -> bool:
 
 
 def heard_of(library: Library) -> bool:
-    """Return True if the gateway has subscribed to the resource at the server, by the server's URI, and listens."""
+    """Return True if the gateway has subscribed at the server, with the server's own URI, and has a stream open."""
     if library.is_modern:
         asked = library.of("subscriptions/listen")
         return library.open > 0 and any(URI in each["notifications"].get("resourceSubscriptions", ()) for each in asked)
@@ -242,7 +242,7 @@ def test_a_list_that_a_server_says_has_changed_is_asked_for_and_told(work: Libra
 
 
 class SlowLists(Library):
-    """A server that delays answers to tools/list while `go` is not set; `go` is set at the start."""
+    """A server whose answers to tools/list wait until `go` is set. `go` is set at the start; tests clear it."""
 
     def __init__(self) -> None:
         super().__init__(is_modern=False)

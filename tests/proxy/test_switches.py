@@ -18,7 +18,7 @@ from tests.proxy.conftest import Agent, Proxy, eventually, in_words, sql
 
 @dataclass
 class World:
-    """Journey J2: `CI bot` and `Bot 2` on the gateway `work`, in front of docs and github."""
+    """Two agents, `CI bot` and `Bot 2`, on the gateway `work`, which has the servers `docs` and `github`."""
 
     bot: Agent
     other: Agent
@@ -138,7 +138,7 @@ LAYERS = {
 
 
 def test_the_current_decision_equals_the_answer_to_the_next_call(world: World) -> None:
-    """Disable layer by layer: a call gets the newest layer's reason; a dry run returns all reasons, newest first."""
+    """Disable row after row. A call gets the reason of the last one; a dry run gets all reasons, the last one first."""
     told: list[str] = []
     for table, reason in LAYERS.items():
         sql(f"UPDATE {table} SET enabled = false WHERE id = %s", world.ids[table])

@@ -1,4 +1,4 @@
-"""Metric labels have a limited number of gateway and server names, however many gateways and servers are called."""
+"""Metric labels name a limited number of gateways and servers, however many are called."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_the_first_names_are_told_apart_and_all_others_are_one(tmp_path: Path) -
 
 
 def test_workers_agree_upon_the_names(tmp_path: Path) -> None:
-    """Two workers use up a limit of two names. Both then know both names, and count a third as OTHER."""
+    """Each of two workers adds a name, and the limit is two. Both know both names; a third name becomes OTHER."""
     first, second = names(2, tmp_path), names(2, tmp_path)
 
     assert first.label("one\nline") == "one\nline"

@@ -64,7 +64,7 @@ def test_a_browser_may_send_its_trace(proxy: Proxy) -> None:
 def test_the_trace_of_a_call_does_not_go_on_with_the_next_one_on_its_connection(
     proxy: Proxy, run: Run, modern: bool
 ) -> None:
-    """Send two requests in one write. The second is handled right after the first, in any context left by the first."""
+    """Send three requests in one write, only the first with a trace. The next two must not get the first's trace."""
     upstream = run(Script(pages=[[{"name": "it", "inputSchema": {"type": "object"}}]], modern=modern).app())
     user = make.user()
     gateway = make.gateway(make.server(slug="docs", url=upstream.url))

@@ -32,7 +32,7 @@ ARCHITECTURE = ROOT / "docs" / "explanation" / "architecture.md"
 
 @lru_cache(1000)
 def module_of(code: CodeType) -> str:
-    """Return the module of proxy/ or wire/ with this code; empty for any other."""
+    """Return the name of the module with this code, or "" if the module is not in proxy/ or wire/."""
     path = Path(code.co_filename)
     beside = path == ROOT / "wire" / "background.py"  # Background loops may run during any call.
     is_ours = (path.is_relative_to(ROOT / "proxy") or path.is_relative_to(ROOT / "wire")) and not beside
@@ -41,7 +41,7 @@ def module_of(code: CodeType) -> str:
 
 @contextmanager
 def entered_functions() -> Iterator[Counter[tuple[str, str, str]]]:
-    """Count calls of functions in proxy/ and wire/: by module, name, and the caller's module."""
+    """Yield a count of the calls to functions in proxy/ and wire/, by module, function name, and caller's module."""
     entered: Counter[tuple[str, str, str]] = Counter()
     tool = next(number for number in range(6) if sys.monitoring.get_tool(number) is None)
 
@@ -64,7 +64,7 @@ def entered_functions() -> Iterator[Counter[tuple[str, str, str]]]:
 
 
 def way_of_a_call(start: Start, run: Run, *, modern: bool) -> Counter[tuple[str, str, str]]:
-    """Return the functions that every repeated call enters, without background work."""
+    """Return the functions that each of three repeated calls enters. This leaves out background work."""
 
     async def call(request: Request) -> None:
         await request.answer({"content": [], **({"resultType": "complete"} if modern else {})})

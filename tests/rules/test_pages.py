@@ -135,7 +135,7 @@ def test_an_argument_that_no_selected_tool_has_is_refused(client: Client) -> Non
 
 
 def test_whoever_only_looks_gets_the_names_of_the_rule(client: Client) -> None:
-    """The request has no `tools`, because the fields are disabled, and a browser sends no disabled fields."""
+    """A viewer's fields are disabled, so the browser sends no `tools`. The names come from the rule's own tools."""
     assigned = make.assignment(make.gateway(), make.server(slug="pay"))
     for tool, argument in (("pay__charge", "amount"), ("pay__note", "remark")):
         schema = {"type": "object", "properties": {argument: {"type": "string"}}}
@@ -238,7 +238,7 @@ def test_whoever_may_not_read_arguments_tries_no_condition_on_them(client: Clien
 
 
 def test_whoever_may_not_read_arguments_writes_no_condition_on_them() -> None:
-    """Labels on matching calls would reveal the arguments' values. The rule's other fields can be changed."""
+    """Otherwise labels on matching calls would reveal the arguments' values. Other fields can be changed."""
     person = make.user(Capability.RULES_MANAGE, Capability.LOGS_READ)
     client = Client()
     client.force_login(person)

@@ -1,4 +1,4 @@
-"""A replay judges a recorded call as the call itself was judged, and counts calls that it cannot judge."""
+"""A replay finds the recorded calls that a rule would have affected, and counts calls that it cannot judge."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Conditions that are evaluated together decide as each of them does alone."""
+"""Rules match the same calls when their conditions are evaluated together as when they are evaluated one by one."""
 
 import math
 from typing import Any

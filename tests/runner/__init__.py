@@ -1,1 +1,1 @@
-"""The runner, as the command that people start, with real programs."""
+"""Tests of the runner. Most of them start its command, as people do, and run real programs."""

@@ -88,7 +88,10 @@ def huge(arguments):
 
 
 def look(arguments):
-    """Try to read other processes' environments and the given files; return the sizes and this program's rights."""
+    """Try to read other processes' environments and the given files.
+
+    Return the sizes of those that could be read, and the rights of this program.
+    """
     seen = {}
     for folder in Path("/proc").glob("[0-9]*"):
         if folder.name != str(os.getpid()):

@@ -1,4 +1,4 @@
-"""Tables of docs/reference/runner.md, from the schema: `python -m tests.runner.reference` writes them."""
+"""`python -m tests.runner.reference` writes the tables of docs/reference/runner.md from the schema."""
 
 import re
 from typing import Any

@@ -40,7 +40,7 @@ def readable_python() -> str:
 
 
 def hostile(name: str, *arguments: str, **fields: Any) -> dict[str, Any]:
-    """Return an entry for the hostile program."""
+    """Return an entry of runner.yaml for the hostile program."""
     return {"name": name, "command": [readable_python(), "-S", str(HOSTILE), *arguments], **fields}
 
 

@@ -13,7 +13,7 @@ from wire.runner import Runner
 
 
 def test_the_runner_of_a_clone_gets_no_keys_of_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With `isolation: none`, the runner's programs can read the runner's environment."""
+    """The keys must stay secret from programs, which can read the runner's environment with `isolation: none`."""
     file, seen = tmp_path / "runner.yaml", tmp_path / "seen"
     file.write_text("servers: [{name: a, command: [a], environment: {B: env:GATEWAY_TOKEN_OF_A}}]")
     ours = [

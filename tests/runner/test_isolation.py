@@ -1,6 +1,6 @@
 """Each program runs as its own system user, cannot read other programs' or the runner's data, and leaves no process.
 
-A session's program also leaves no file.
+A program that runs for one session also leaves no file.
 """
 
 import ctypes
@@ -122,7 +122,7 @@ async def test_the_home_of_a_shared_program_lasts_and_a_stopped_runner_leaves_no
 
 @pytest.mark.full
 def test_without_the_power_to_isolate_the_runner_refuses_to_start(tmp_path: Path) -> None:
-    """Root without CAP_SETUID is refused like any other user, unless the file says `isolation: none`."""
+    """Even as root, a runner without CAP_SETUID refuses to start, unless the file says `isolation: none`."""
     (tmp_path / "runner.yaml").write_text("version: 1\n")
     prctl = ctypes.CDLL(None).prctl
     done = subprocess.run(
@@ -145,9 +145,9 @@ def test_without_the_power_to_isolate_the_runner_refuses_to_start(tmp_path: Path
 @pytest.mark.full
 @needs_root
 def test_the_killer_of_a_program_has_no_capability_and_the_program_cannot_signal_it() -> None:
-    """The killer signals every process that it is allowed to signal, so it gets only the rights of the program's user.
+    """The killer, a process of the runner, kills every process that it may signal: those of the program's user.
 
-    The program must not be able to kill the killer.
+    More rights would let it kill other processes. The program must not be able to kill the killer.
     """
     program, guard = FIRST + 200, FIRST + 201
     command = [sys.executable, "-S", "-c", KILLER, str(ROOT / "runner"), str(program), str(guard)]

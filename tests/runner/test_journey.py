@@ -1,4 +1,4 @@
-"""A program of runner.yaml becomes a server with one click, serves clients through a gateway, and is killed."""
+"""A program of runner.yaml is added as a server and called through a gateway; then it and the runner are killed."""
 
 import os
 import signal

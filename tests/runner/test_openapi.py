@@ -1,4 +1,4 @@
-"""Operations of an HTTP API as tools: only those listed, called with the entry's headers and none of the client's."""
+"""The listed operations of an HTTP API are tools, which send the headers of the entry and none of the client's."""
 
 import json
 import signal
@@ -50,7 +50,7 @@ paths:
 
 
 class Api(BaseHTTPRequestHandler):
-    """Describes itself at /openapi.json, answers slowly at /slow, and notes the headers of all other requests."""
+    """An HTTP API, slow at /slow, that notes the headers of all requests but those for its /openapi.json."""
 
     seen: ClassVar[list[dict[str, str]]] = []
 

@@ -27,7 +27,7 @@ TOKEN = "the-token-of-the-program"
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Running]:
-    """A runner without isolation, which runs everywhere, with a program for each kind of failure."""
+    """A runner with a program for each kind of failure. It needs no rights, because it does not isolate programs."""
     servers = [
         hostile(name, limits=QUICK | HANGS if name == "hang" else QUICK, environment={"TOKEN": "env:TOKEN"})
         for name in BROKEN
@@ -347,7 +347,7 @@ async def test_a_reload_keeps_unchanged_programs_and_a_broken_file_changes_nothi
         for number, name in enumerate(("four", "five"), 1):
             running.write(servers=[hostile("one"), hostile(name)], data="elsewhere")
             running.process.send_signal(signal.SIGHUP)
-            await until(lambda: running.log().count("Restart the runner to change: data.") == number)  # noqa: B023
+            await until(lambda: running.log().count("Restart the runner to apply the new settings: data.") == number)  # noqa: B023
         assert (await called(running, "five", "count")).startswith("call 1")
 
     assert (before[:6], after[:6], again[:6]) == ("call 1", "call 2", "call 1")

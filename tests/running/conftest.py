@@ -1,4 +1,4 @@
-"""Data directories (unused ones, and copies of a directory in which a first start has completed), and two replicas."""
+"""Fixtures: new data directories, copies of one in which the gateway has run once, and two replicas."""
 
 import json
 import os
@@ -47,7 +47,7 @@ FOREIGN = {
 
 
 class FirstStart(NamedTuple):
-    """Observations of a first start in a new data directory, with variables set for another PostgreSQL."""
+    """Observations of a first start in a new data directory, while PG* variables name another PostgreSQL."""
 
     url: str
     greeting: str
@@ -58,7 +58,7 @@ class FirstStart(NamedTuple):
 
 
 def finish() -> Path:
-    """A data directory after its first start and stop; one per run."""
+    """Return a data directory after its first start and stop. It is made once per test run."""
     home = Path(os.environ[cluster.HOME]) / "finished" / "var"
     with cluster.once("finished") as missing:
         if missing:

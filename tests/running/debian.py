@@ -87,7 +87,7 @@ def restart(binaries: Path, url: str) -> None:
 
 
 def as_account() -> dict[str, Any]:
-    """Return subprocess arguments that replace root by `postgres`, because these programs refuse root."""
+    """Return subprocess arguments that run a program as `postgres` if we are root, which PostgreSQL refuses."""
     if os.geteuid() != 0:
         return {}
     account = pwd.getpwnam("postgres")

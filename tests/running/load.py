@@ -19,7 +19,7 @@ AGENTS = 6
 
 @dataclass
 class Load(Agents):
-    """Agents that call in a thread until the block ends.
+    """Agents that call, in a thread, until the `with` block ends.
 
     `answered` are the request ids of all successful calls; `slowest` is the longest duration of one, in seconds.
     """

@@ -97,9 +97,10 @@ async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 class Troubled(Counter):
-    """A counting server that can also send requests to its client (tool `ask`; on the session's stream if `standing`).
+    """A counting server with two more tools, `ask` and `bad`.
 
-    The tool `bad` misbehaves: its argument `how` selects one of FAULTS.
+    `ask` sends a request to the client: on the call's stream, or with `standing` on the session's standing stream.
+    `bad` misbehaves: its argument `how` selects one of FAULTS.
     """
 
     def __init__(self) -> None:
@@ -251,7 +252,7 @@ class Replicas:
 
 
 def in_session(agent: Agent, capabilities: Json | None = None) -> Agent:
-    """Return this client after `initialize`, in a session of its own."""
+    """Open a new session with `initialize`, and return a copy of this client that uses it."""
     info = {"name": "probe", "version": "1"}
     params = {"protocolVersion": "2025-11-25", "capabilities": capabilities or {}, "clientInfo": info}
     answered = agent.ask("initialize", params)
@@ -292,7 +293,7 @@ def replicas(
     before: type[RoundRobin] | type[Nginx] = RoundRobin,
     **settings: str,
 ) -> Iterator[Replicas]:
-    """Yield the ready replicas behind a front of the type `before`, on a new database unless a URL is given."""
+    """Yield ready replicas behind a load balancer of the type `before`, on a new database unless a URL is given."""
     counter, port = Troubled(), free_port()
     url = f"http://localhost:{port}"
     if before is Nginx:

@@ -1,4 +1,4 @@
-"""`manage.py serve` started like an operator does, with only the test's settings."""
+"""`manage.py serve`, started as an operator starts it, with only the settings that a test gives."""
 
 import os
 import re
@@ -86,7 +86,7 @@ class Started:
 def serving(
     home: Path, settings: Mapping[str, str] | None = None, *, workers: int = 1, port: int = 0
 ) -> Iterator[Started]:
-    """Yield a ready `serve` on the data directory `home`; killed at the end if it still runs."""
+    """Yield a ready `serve` on the data directory `home`; kill it at the end if it still runs."""
     started = start(home, settings, workers=workers, port=port)
     try:
         started.wait()

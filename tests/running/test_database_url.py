@@ -1,4 +1,4 @@
-"""The tests of a first start, with an operator's own PostgreSQL."""
+"""A first start on an operator's own PostgreSQL instead of the embedded one."""
 
 from collections.abc import Iterator
 from pathlib import Path

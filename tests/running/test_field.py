@@ -1,4 +1,4 @@
-"""Known complaints about other gateways behind a load balancer; see tests/field.md."""
+"""Complaints about other gateways behind a load balancer, which must not apply to this one; see tests/field.md."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -1,6 +1,6 @@
 """A database made by the first commit of release 1.0.0 gets the same schema as a new database.
 
-Some tables, columns and triggers were added to the initial migrations a day later.
+A day later, some tables, columns and triggers were added to migrations that such a database has already applied.
 """
 
 import os

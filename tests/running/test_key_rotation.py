@@ -1,5 +1,6 @@
-"""docs/how-to/back-up.md, run as printed on two replicas under load: no call fails, and the old keys can be
-removed.
+"""The key rotation of docs/how-to/back-up.md, run as printed on two replicas under load, fails no call.
+
+The old keys can be removed afterwards.
 """
 
 import subprocess

@@ -30,7 +30,7 @@ def issued(live: Serve) -> Iterator[dict[str, str]]:
 
 
 def numbers(live: Serve) -> Numbers:
-    """Return the value of every sample, by metric name and label values (in the order of the label names)."""
+    """Return the value of every sample by metric name and label values, sorted by label and without `replica`."""
     families = text_string_to_metric_families(httpx.get(f"{live.url}/metrics").text)
     return {
         (one.name, *(value for name, value in sorted(one.labels.items()) if name != "replica")): one.value
@@ -138,7 +138,7 @@ def test_printed_metrics_are_documented(live: Serve) -> None:
 
 
 def test_documented_metrics_exist() -> None:
-    """Read the registry, because /metrics exports a metric with labels only after its first count."""
+    """Read the registry instead of /metrics, which lacks a metric with labels until its first count."""
     serving = ("gatewayadmin.serving.health", "gatewayadmin.serving.housekeeping")
     for name in (*serving, "proxy.metrics"):
         import_module(name)  # Importing registers the module's metrics.

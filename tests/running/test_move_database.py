@@ -1,4 +1,4 @@
-"""Moving from the embedded PostgreSQL 18 to an operator's own server: all rows or none."""
+"""The move from the embedded PostgreSQL 18 to an operator's own server copies all rows or none."""
 
 import json
 import os
@@ -54,7 +54,7 @@ def embedded(home: Path) -> Iterator[psycopg.Connection]:
 
 
 def contents(connection: psycopg.Connection) -> dict[str, list[str]]:
-    """Return every row of every table as text, except migrations, whose times differ."""
+    """Return every row of every table as text, without the table of migrations, whose times differ."""
     tables = connection.execute(
         "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition"
         " AND relnamespace = 'public'::regnamespace AND relname <> 'django_migrations'"
@@ -117,7 +117,7 @@ def test_all_rows_or_none_are_moved_as_printed_and_the_new_database_serves(
     assert done.returncode == 0, done.stderr
     assert "auditlog_call 2\n" in done.stdout
     rows = sum(len(found) for found in before.values())
-    last = f"Moved {rows} rows; each table has as many as before. {home} is left as it was."
+    last = f"Moved {rows} rows. Each table has as many rows as before. {home} is left as it was."
     assert done.stdout.splitlines()[-1] == last
     with psycopg.connect(database_url, autocommit=True) as connection:
         assert contents(connection) == before
@@ -208,7 +208,7 @@ def test_a_dry_run_says_if_it_can_be_moved_and_changes_nothing(home: Path, targe
     other = {"GATEWAY_TOKEN_KEYS": KEYS["GATEWAY_TOKEN_KEYS"], "GATEWAY_TOKEN_KEYS_FILE": ""}
     place = home / "keys" / "token_keys"
     assert refusal(home, target, **other) == (
-        f"GATEWAY_TOKEN_KEYS is not the key the installation has: set GATEWAY_TOKEN_KEYS_FILE to {place} instead."
+        f"GATEWAY_TOKEN_KEYS differs from the key of the installation: set GATEWAY_TOKEN_KEYS_FILE to {place} instead."
     )
     with psycopg.connect(target, autocommit=True) as connection:
         connection.execute("CREATE TABLE of_others (id int)")

@@ -1,4 +1,4 @@
-"""Many listening clients at a low limit of open files: calls continue, excess streams get an error."""
+"""When more clients listen than files may be open, calls still work and excess streams get an error."""
 
 import asyncio
 import json
@@ -83,7 +83,7 @@ def test_every_call_is_answered_while_more_clients_listen_than_files_may_be_open
 
 
 async def _listen_and_call(clients: Clients, number: int, agent: Agent, url: str) -> list[Counter[int]]:
-    """Open `number` streams at once; return the statuses of calls meanwhile, and of calls and /livez afterwards."""
+    """Open `number` streams; return the statuses of calls made meanwhile, and of calls and /livez afterwards."""
     meanwhile, afterwards = Counter[int](), Counter[int]()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(clients.close)

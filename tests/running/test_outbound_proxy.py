@@ -53,7 +53,7 @@ def started(directory: Path, proxy: str, **settings: str) -> Iterator[Serve]:
 
 
 def agent_of(serve: Serve, name: str, url: str) -> tuple[str, str]:
-    """Return the address of a gateway with a server at this URL, and a token for it."""
+    """Create a gateway with a server at this URL; return the gateway's address, and a token for the gateway."""
     code = f"import json; from tests.conformance.rows import make\nprint(json.dumps(make({name!r}, {url!r})))"
     made = json.loads(serve.manage("shell", "--no-imports", "-c", code))
     return f"{serve.url}/mcp/{made['slug']}", made["token"]
@@ -65,9 +65,9 @@ def asked_for_calls(proxy: ForwardProxy) -> list[str]:
 
 
 def test_everything_goes_out_through_the_proxy_as_printed() -> None:
-    """Call servers at a checked address, at a name that the proxy resolves, and at a private address without the proxy.
+    """A server at a public address, and one at a name that the proxy resolves, are called through the proxy.
 
-    A webhook and spans are sent through the proxy too.
+    A webhook and spans are sent through it too. A server at a private address is called without the proxy.
     """
     with ExitStack() as stack:
         directory = stack.enter_context(folder())
@@ -110,7 +110,7 @@ def test_everything_goes_out_through_the_proxy_as_printed() -> None:
 
 
 def test_squid_lets_through_what_its_rules_allow_and_the_rest_is_told_in_words() -> None:
-    """Use both HTTP clients behind a squid that has a user, and rules for names and ports."""
+    """Use the HTTP clients of calls and of OAuth discovery, behind a squid with a user and rules."""
     with ExitStack() as stack:
         directory = stack.enter_context(folder())
         end = certificate(directory / "end.pem", PUBLIC, NAMED, "banned.example.com")

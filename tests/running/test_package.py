@@ -31,7 +31,7 @@ APART = {*PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built as documented, with the locked development packages instead of the network."""
+    """The wheel, built by the documented command, but with installed build packages instead of downloaded ones."""
     place = tmp_path_factory.mktemp("wheel")
     (printed,) = re.findall(r"`(pip wheel --no-deps --wheel-dir dist \.)`", DEPLOY)
     command = [sys.executable, "-m", "pip", *printed.replace("dist", str(place)).split()[1:], "--no-build-isolation"]
@@ -109,7 +109,7 @@ def test_a_release_is_built_from_a_clean_main_only(tmp_path: Path) -> None:
 
 
 class Installed:
-    """The wheel in its own environment with the packages of the image, and a folder outside the checkout."""
+    """The wheel, installed with the image's packages in an environment of its own, outside the checkout."""
 
     def __init__(self, home: Path, wheel: Path) -> None:
         self.home = home

@@ -1,4 +1,4 @@
-"""`manage.py reencrypt`: every stored secret moves to the newest key, while everything runs."""
+"""`manage.py reencrypt` encrypts every stored secret with the newest key while everything runs."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,7 @@ type Keys = Callable[..., None]
 
 @pytest.fixture
 def keys(monkeypatch: pytest.MonkeyPatch) -> Iterator[Keys]:
-    """Yield a function that sets the encryption keys, newest first, and drops the cipher, as a restart does."""
+    """Yield a function that sets the encryption keys, newest first, and clears the cached cipher, like a restart."""
 
     def restart(*newest_first: bytes) -> None:
         monkeypatch.setattr(settings, "ENCRYPTION_KEYS", list(newest_first))
@@ -102,7 +102,7 @@ def test_every_secret_moves_once_nothing_else_changes_and_the_old_key_may_go(key
 
 
 def test_every_table_that_names_a_key_is_counted_by_keys() -> None:
-    """If `keys` did not count a row, it could report the row's key as removable, and the row would be lost."""
+    """If `manage.py keys` did not count a row, an operator might remove the row's key, and lose its secret."""
     tables = {model._meta.db_table for model in apps.get_models() if "key_id" in {f.name for f in model._meta.fields}}
 
     with CaptureQueriesContext(database) as asked:

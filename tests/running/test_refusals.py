@@ -108,7 +108,7 @@ VERSIONS = {
     ),
     "too old": (
         "UPDATE accounts_schemaversion SET made_by = '0.9.0', oldest = '0.9.0'",
-        "made by version 0.9.0, and version",
+        "made by version 0.9.0. Version",
     ),
 }
 

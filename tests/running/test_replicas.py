@@ -240,7 +240,7 @@ def test_a_revoked_token_ends_the_streams_of_all_replicas(both: Replicas) -> Non
 
 
 def test_a_server_request_is_answered_through_any_replica(both: Replicas) -> None:
-    """The server sends its request on the call's or the standing stream; the client gets it on the call's stream."""
+    """The client gets the request on the call's stream, even if the server sent it on a standing stream."""
     agent = in_session(both.agent(), ELICITATION)
     for here, there, is_standing in ((0, 1, False), (1, 0, True), (0, 0, True)):
         with listening(both.at(here, agent), "POST", call("ask", standing=is_standing)) as answer:

@@ -50,7 +50,7 @@ def database(name: str) -> Iterator[str]:
 
 
 class Drill:
-    """An installation with an encrypted credential, a sink and load, and its operator's actions."""
+    """An operator's actions, and the server, sink and keys that the old and the new installation share."""
 
     def __init__(self, home: Path, stack: ExitStack) -> None:
         self.home = home
@@ -79,7 +79,7 @@ class Drill:
         return done.stdout
 
     def received(self, log: str) -> dict[str, list[Row]]:
-        """Return the sink's rows of this log, by id."""
+        """Return the rows of this log that the sink has received, by id."""
         found = defaultdict(list)
         for row in list(self.hook.rows):
             if row["log"] == log:
@@ -102,7 +102,7 @@ def at_gateway(serve: Serve, secret: str) -> Agent:
 
 
 def seal_and_send(drill: Drill, serve: Serve) -> None:
-    """Wait until the sink has received all current calls, and a checkpoint newer than the current one."""
+    """Run housekeeping until the sink has received all calls so far, and a new checkpoint."""
     wanted = logged(serve)
     [last] = serve.rows("SELECT coalesce(max(number), 0) AS number FROM auditlog_checkpoint")
 
@@ -149,7 +149,7 @@ def is_after(row: Row, noted: str) -> bool:
 
 
 def back_up_under_load(drill: Drill, old: Serve) -> Before:
-    """Dump the database during calls; then revoke a token, and make, seal and send further calls before the loss."""
+    """Dump the database during calls. Then make further calls, revoke a token, and seal and send the log."""
     sink = {"name": "Archive", "kind": "webhook", "address": drill.hook.url, "secret": SECRET}
     (_, secret), (revoked, again) = govern(old, drill.upstream, sink)
     with Load(f"{old.url}/mcp/sealed", secret, 3, 0.01) as load:
@@ -169,7 +169,7 @@ def back_up_under_load(drill: Drill, old: Serve) -> Before:
 
 
 def restore(drill: Drill, new: Serve, before: Before) -> str:
-    """Restore the backup as documented and compare; return the time up to which the log is sealed."""
+    """Restore the backup as documented, and check its calls; return the time up to which the log is sealed."""
     said = drill.run("load", new)
     assert "MISSING" not in said
     correlated = {row["correlation_id"] for row in new.rows("SELECT correlation_id FROM auditlog_call")}
@@ -205,7 +205,7 @@ def must_be_counted(serve: Serve) -> None:
 
 
 def test_a_copy_of_the_data_directory_starts_elsewhere_with_its_tokens_and_its_log(home: Path, tmp_path: Path) -> None:
-    """For the embedded database: `tar` the folder, unpack it, and start."""
+    """Back up an embedded database as documented: `tar` the data directory, and unpack it elsewhere."""
     with serving(home) as served:
         words = ("issue_token", "--user", "admin@localhost", "--host", "CI", "--gateway", "quickstart")
         token = str(json.loads(manage(home, *words).stdout)["token"])

@@ -1,4 +1,4 @@
-"""One database role changes tables, another serves calls; a migration never makes calls queue behind it."""
+"""One database role owns the tables, another serves calls. A migration holds up calls only for a moment."""
 
 import os
 import subprocess
@@ -55,7 +55,7 @@ WAITED = 9  # Seconds. Only a call that waits for a lock takes this long, howeve
 
 
 class Roles(NamedTuple):
-    """`owner` and `runner` are URLs of one database, for its owner and for the database role `name`, which serves."""
+    """Two URLs of a database: `owner` for its owner, and `runner` for the role `name`, which serves."""
 
     home: Path
     owner: str
@@ -268,7 +268,7 @@ def test_serve_without_migrating_names_what_is_missing(roles: Roles, served: Ser
 
 @pytest.mark.full
 def test_a_migration_waits_a_moment_for_a_table_and_then_lets_the_calls_go_on(roles: Roles, served: Serve) -> None:
-    """While a reader locks the log, migrations let calls pass; they finish once the reader has left."""
+    """While a reader locks the log, a migration lets calls pass and retries. It finishes after the reader has left."""
     issued = served.issue_token(host="Waiter", gateway="quickstart")
     with (
         psycopg.connect(roles.owner) as reader,
@@ -318,7 +318,7 @@ def migrating(roles: Roles, *words: str) -> subprocess.Popen[str]:
 
 
 def chores(manage: Callable[..., str]) -> str:
-    """Run housekeeping once no other process is running it, and return the output."""
-    while "doing this already" in (done := manage("housekeeping")):
+    """Wait until no other process does the housekeeping, run it, and return the output."""
+    while "doing the chores already" in (done := manage("housekeeping")):
         pass
     return done

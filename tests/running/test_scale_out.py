@@ -75,7 +75,7 @@ def documented(beginning: str, places: dict[str, str]) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield a superuser's URL of an operator's PostgreSQL, with a limited role `app` made by the page's SQL."""
+    """Yield a superuser's URL of a PostgreSQL server. The page's SQL has configured its role `app`."""
     with postgres(programs()) as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("CREATE ROLE app LOGIN PASSWORD 'p@ss/word'")
@@ -87,7 +87,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _as_app(server: str, name: str) -> str:
-    """Return the URL of this database for its owner, a role without other rights."""
+    """Return the URL of the database `name` for its owner `app`, which has no other rights."""
     parts = urlsplit(server)
     return urlunsplit(parts._replace(netloc=parts.netloc.replace("gateway", "app", 1), path=f"/{name}"))
 
@@ -104,7 +104,7 @@ def database(server: str, template: str = TABLES) -> Iterator[str]:
 
 @contextmanager
 def serving(directory: Path, url: str, **settings: str) -> Iterator[Serve]:
-    """Yield a `serve` on this database, which creates missing tables itself."""
+    """Yield a `serve` on this database. If tables are missing, `serve` creates them."""
     data_dir = directory / "var"
     data_dir.mkdir(mode=0o700, exist_ok=True)
     served = Serve(data_dir, url, free_port(), {**cluster.keys(), **settings})
@@ -168,7 +168,7 @@ def test_pages_rest_and_chores_work_through_a_pooler_and_calls_go_on_without_it(
 
 
 def everything_works(browser: httpx.Client, issued: dict[str, str], turn: int) -> None:
-    """Make calls, read pages and an export, and create rows through REST, twice with the same idempotency key."""
+    """Make calls, read pages and an export, and create rows through REST, also with repeated idempotency keys."""
     assert called(issued) == OK
     for page in PAGES:
         assert browser.get(page).status_code == OK, page
@@ -234,9 +234,9 @@ def test_the_check_of_the_page_warns_of_too_few_connections_and_of_a_replica_tha
         finally:
             operator.execute("ALTER ROLE app CONNECTION LIMIT -1")
     takes = "1 worker and the chores open up to 16 connections to the database"
-    assert re.search(rf"{takes}, \d+ to the replica, and temporarily", said)
-    warning = f"{takes}, which grants 14, and 5 more are needed temporarily"
-    assert f"{warning}: raise max_connections or the limit of the role or database, or start fewer" in said
+    assert re.search(rf"{takes}, \d+ to the replica\. Exports temporarily", said)
+    warning = f"{takes}. Starts, commands and administrators temporarily need 5 more, but PostgreSQL allows 14."
+    assert f"{warning} Raise max_connections or the limit of the role or database, or start fewer" in said
     assert f"{READ} does not lead to a replica" in said
 
 

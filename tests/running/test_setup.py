@@ -1,4 +1,4 @@
-"""`.ci/setup`, interrupted anywhere: the next run makes a working environment."""
+"""After `.ci/setup` was interrupted, at any step, its next run makes a working environment."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ UV = '#!/bin/bash\ncase "$*" in *"pip sync"*) {hang} ;; esac\nexec "{real}" "$@"
 
 @dataclass
 class Clone:
-    """A clone with the files of a set-up: the script, and lock files of one available package."""
+    """A clone with only the files that a set-up needs: the script, and lock files that name one local package."""
 
     folder: Path
     programs: Path
@@ -104,7 +104,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.fixture
 def clone(repository: Clone) -> Clone:
-    """A clone without hanging programs and with original locks; the environment may exist or not."""
+    """The module's clone, with programs that do not hang and unchanged lock files. It may have an environment."""
     wheel = next(repository.folder.parent.glob("*.whl"))
     for lock in ("requirements.lock", "requirements-dev.lock"):
         (repository.folder / lock).write_text(f"# {lock}\nthing @ {wheel.as_uri()}\n")
@@ -138,19 +138,19 @@ def wheel_in(folder: Path) -> Path:
 
 
 def while_making(clone: Clone) -> None:
-    """The environment has Python, and no pip yet."""
+    """Let `.ci/setup` hang when the environment has Python but no pip yet."""
     first = f'"{sys.executable}" -m venv --without-pip .venv;'
     program(clone.programs / "python", PYTHON, sys.executable, HANG.format(mark=clone.mark, first=first))
 
 
 def before_installing(clone: Clone) -> None:
-    """The environment exists, without packages."""
+    """Let `.ci/setup` hang when the environment exists but has no packages yet."""
     uv = str(Path(sys.executable).with_name("uv"))
     program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=""))
 
 
 def while_installing(clone: Clone) -> None:
-    """The package is recorded as installed, but one of its modules is missing."""
+    """Let `.ci/setup` hang when the package is recorded as installed but its module is missing."""
     uv = str(Path(sys.executable).with_name("uv"))
     first = f'"{uv}" "$@"; rm .venv/lib/python*/site-packages/thing.py;'
     program(clone.programs / "uv", UV, uv, HANG.format(mark=clone.mark, first=first))
@@ -234,7 +234,7 @@ def test_the_extras_of_an_install_stay(clone: Clone) -> None:
 
 @pytest.mark.full
 def test_other_accounts_can_read_the_packages_whatever_the_umask(clone: Clone) -> None:
-    """As root, the gateway starts PostgreSQL as another account."""
+    """If root starts the gateway, PostgreSQL runs as another account, from the installed packages."""
     clone.set_up()
     cache = clone.folder.with_name("cache")
     subprocess.run(["chmod", "-R", "go=", str(cache)], check=True)  # As if uv had filled it under this umask.

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.full
 
 
 def test_first_start_prints_where_to_sign_in_and_the_second_keeps_the_data(first: FirstStart, home: Path) -> None:
-    """Variables for another PostgreSQL were set at the first start."""
+    """The first start ignores variables that name another PostgreSQL."""
     printed = password_of(first.greeting)
     assert printed is not None
     assert f"Gateway Admin {with_commit(settings.COMMIT)} runs at {first.url}\n" in first.greeting

@@ -92,7 +92,7 @@ def another_worker_takes_the_place_of_an_ended_one(pid: int) -> None:
 
 
 def test_nobody_has_connected_to_a_process_that_finds_that_it_cannot_start(fresh: Path) -> None:
-    """Refuse connections, so that calls go to another process while Compose or Kubernetes restarts this one."""
+    """The process refuses connections, so that calls go to another one while Compose or Kubernetes restarts it."""
     port, empty = free_port(), cluster.fresh_database(f"empty_{os.getpid()}")
     with Callers(port) as callers:
         done = manage(fresh, "serve", "--no-migrate", "--port", str(port), DATABASE_URL=empty, **cluster.keys())

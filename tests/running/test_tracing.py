@@ -1,4 +1,4 @@
-"""Traces of a running gateway: set up by OpenTelemetry's own variables; without them nothing is loaded."""
+"""Traces of a running gateway. OpenTelemetry's variables turn them on; without these, no exporter is loaded."""
 
 import subprocess
 import sys

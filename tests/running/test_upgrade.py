@@ -46,7 +46,7 @@ def test_no_call_fails_while_a_gateway_in_use_is_upgraded(tmp_path: Path) -> Non
 
 
 def test_an_index_whose_maker_is_killed_is_made_by_the_gateway_that_starts_next(live_alone: Serve) -> None:
-    """PostgreSQL may continue an index build after its client has gone. Such an index must not count as a leftover."""
+    """PostgreSQL may continue an index build after its client has gone. A migration must not drop that index."""
     served = live_alone
     with closing(psycopg.connect(served.database_url)) as reader:
         served.rows(DECLARE)

@@ -111,7 +111,7 @@ BY_DATE = "UPDATE {table} SET ends_at = now() + interval '1 second' WHERE gatewa
 
 @dataclass
 class Load:
-    """Calls to all `urls` in turn, until CALLS of them began after the withdrawal."""
+    """Concurrent calls to all `urls`, until CALLS calls that began after the withdrawal have been answered."""
 
     urls: list[str]
     secret: str
@@ -181,7 +181,7 @@ def test_no_call_is_accepted_at_either_replica_after_access_was_withdrawn_at_one
 
 
 def test_standing_streams_end_with_a_grant_that_ends_by_date(both: Replicas) -> None:
-    """Streams of both eras end at either replica at a grant's end date, although no row changes then."""
+    """At a grant's end date, streams of both eras end on both replicas, although no row changes then."""
     [things] = json.loads(both.shell(STAGE.format(url=both.upstream_url, kinds={"one": "grant"}))).values()
     agent = Agent(f"{both.url}/mcp/{things['slug']}", things["secret"], HEADERS)
     body, headers = modern("subscriptions/listen", {"notifications": {"toolsListChanged": True}})

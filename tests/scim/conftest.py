@@ -79,7 +79,7 @@ class InProcess(httpx2.BaseTransport):
 
 
 def key_for(role: Role, *capabilities: Capability, name: str = "") -> IssuedProvisioningKey:
-    """Create a provisioning key that gives `role` and can change people with `capabilities`; return it."""
+    """Return a new provisioning key with `capabilities`, by default those of `role`, which it gives to new people."""
     maker = make.user(*Capability)
     held = capabilities or tuple(role.capabilities)
     return ProvisioningKey.objects.issue(name=name or make.unique("Okta"), role=role, capabilities=held, by=maker)
@@ -96,7 +96,7 @@ def member(db: None) -> Role:
 
 @pytest.fixture
 def issued(member: Role) -> IssuedProvisioningKey:
-    """A key that may only change members, and that creates people as members."""
+    """A key that creates people as members, and may change only members."""
     return key_for(member)
 
 

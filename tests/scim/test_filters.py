@@ -56,7 +56,7 @@ FILTERS = [
 
 @pytest.fixture
 def people(directory: Directory, member: Role) -> dict[str, Any]:
-    """Return people, as SCIM describes them, by id; one of them was not created by the directory."""
+    """Return the SCIM resources of people by id, including a person whom the directory did not create."""
     cat = User.objects.create_user("cat@example.com", make.PASSWORD, role=member)
     ana = directory.make(
         "ana@example.com",

@@ -1,4 +1,4 @@
-"""/api/provisioning-keys: everything the pages of provisioning keys do, for programs."""
+"""/api/provisioning-keys lets programs do everything that the pages of provisioning keys do."""
 
 from typing import Any
 

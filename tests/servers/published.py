@@ -1,7 +1,7 @@
-"""Configuration files as the documentation of their clients publishes them, with other URLs and credentials.
+"""Configuration files of clients, copied from the clients' documentation, with other URLs and credentials.
 
-`{open}` stands for the URL of a server without credential, `{key}` for one with a bearer token, `{crm}` for one with
-`X-API-Key`. Their credentials are SECRETS.
+`{open}` stands for the URL of a server that needs no credential, `{key}` for a server that needs a bearer token, and
+`{crm}` for a server that needs `X-API-Key`. SECRETS has all credentials in the files.
 """
 
 TOKEN, KEY, PASSWORD = "ghp_publishedT0kenOfTheFile1", "plain-words-of-a-key", "Tr0ub4dor"
@@ -121,7 +121,7 @@ BECOMES = {
 
 
 def filled(name: str, **urls: str) -> str:
-    """Return the file with these URLs and the credentials."""
+    """Return the file with these URLs and the credentials in place of its placeholders."""
     text = FILES[name]
     for key, url in urls.items():
         text = text.replace(f"{{{key}}}", url)

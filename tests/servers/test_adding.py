@@ -277,8 +277,8 @@ def test_a_server_where_everybody_shares_a_sign_in_is_added_before_it_goes_behin
     added = client.post(PATH, values)
 
     told = (
-        "Add the server without a gateway, sign in as the shared account on the page of the server, "
-        "and then assign the server."
+        "Add the server without a gateway. Open the page of the server, and sign in as the shared account. "
+        "Then assign the server."
     )
     assert (refused.status_code, told in text(refused)) == (422, True)
     assert (added.status_code, Server.objects.get().name) == (302, "Docs")
@@ -376,7 +376,7 @@ def test_a_file_of_tiles_that_cannot_be_used_says_why_and_leaves_the_address_fie
 
 
 def registry(*entries: Any, status: int = 200) -> App:
-    """Return a registry with the official API that lists these servers."""
+    """Return a registry that lists these servers through the official registry's API."""
     asked: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -1,4 +1,4 @@
-"""The authentication a server requires is discovered from all documents in which servers and issuers state it."""
+"""The gateway finds the authentication that a server requires, wherever the server and its issuer publish it."""
 
 from typing import Any
 

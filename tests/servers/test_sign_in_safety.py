@@ -64,7 +64,7 @@ class Busy(Issuer):
 
 @dataclass
 class Github:
-    """The server `github`, protected by `issuer`; at the gateway `work`, each person signs in to it."""
+    """The server `github`, protected by `issuer`. On the gateway `work`, each person signs in to the server."""
 
     issuer: Busy
     upstream: Upstream
@@ -421,7 +421,7 @@ def origin(github: Github) -> str:
 
 
 def mixed_up(evil: Github, client: Client, **instead: str) -> str:
-    """Return the authorization URL of a sign-in at Evil, changed to GitHub's issuer and GitHub's client."""
+    """Start a sign-in at Evil; return its authorization URL, but with the client and the URL of another issuer."""
     asked = evil.begin(client, "/servers/evil/authenticate/")
     registration = ClientRegistration.objects.get(issuer=instead.pop("issuer"))
     theirs = {"client_id": registration.client_id, "redirect_uri": registration.redirect_uri, "resource": ""}

@@ -40,7 +40,7 @@ def link(server: Server, ana: User) -> Connection:
 
 
 def consent(client: Client, link: Connection) -> str:
-    """Start a new flow, and return the page that asks for the identity."""
+    """Start the authorization of a new agent, and return the URL of the page that asks for the identity."""
     first = begin(client, make.agent(by=link.user), gateway=link.gateway.slug)
     return str(client.post(first, {"gateway": link.gateway.slug})["Location"])
 

@@ -1,4 +1,4 @@
-"""Servers: the list, the page of one server, its switch, and *Test connection*."""
+"""Pages of servers: the list, a server's page, the form to add or edit a server, and *Test connection*."""
 
 from typing import Any
 

@@ -67,7 +67,7 @@ def unreadable(status: int, **headers: str) -> Answer:
 
 
 class Webhook:
-    """Records deliveries, acknowledged or not.
+    """A webhook that records all deliveries, even those that it refuses.
 
     `script` has the next answers. When it is empty, a delivery is acknowledged unless `refuses` returns a status.
     """
@@ -137,7 +137,7 @@ def webhook() -> Iterator[Webhook]:
 
 
 class Syslog:
-    """Collects messages by their octet counts; the operating system buffers up to `room` unread bytes."""
+    """A syslog receiver for messages framed by octet counts. Its sockets buffer about `room` unread bytes."""
 
     def __init__(self, tls: ssl.SSLContext | None = None, room: int = 1 << 20) -> None:
         self.messages: list[bytes] = []

@@ -226,7 +226,7 @@ def test_large_day_makes_several_files_and_a_search_says_when_it_finds_more_than
     assert len(out.getvalue().splitlines()) == 2
     assert "more than 2" in err.getvalue()
     call_command("search_archive", "--from", searched_from(OLD + 7), "--to", searched_from(OLD), stdout=out, stderr=err)
-    assert "The archive has nothing of 7 of these days: " in err.getvalue()
+    assert "The archive lacks 7 of the requested days: " in err.getvalue()
 
 
 @pytest.mark.full

@@ -78,7 +78,7 @@ def writing(chance: random.Random) -> Iterator[set[str]]:
 def test_killed_senders_leave_out_no_row(
     to_hook: MakeSink, hook: Webhook, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Kill senders at any time, even while they wait for the answer about rows that arrived or were lost."""
+    """Kill senders at any time, even while they wait for an answer. Their rows may have arrived, or be lost."""
     chance = random.Random(request.node.name)
     Call.partitions.make_for(datetime.now(UTC).date())
     to_hook()
@@ -89,7 +89,7 @@ def test_killed_senders_leave_out_no_row(
         return len(hook.requests) >= wanted
 
     def kill_first(taken: Request) -> None:
-        """Kill the sender before it gets the answer, after the receiver has stored or lost the rows."""
+        """Kill the sender before it gets an answer. The receiver stores its rows only if `taken_first`."""
         if taken_first:
             hook.rows += taken.rows
             hook.acknowledged.update(row["id"] for row in taken.rows)
@@ -126,7 +126,9 @@ def test_killed_senders_leave_out_no_row(
 
 
 def kill_senders(name: str, deliveries: Callable[[], int], arrived: Callable[[], list[str]]) -> str:
-    """Kill senders, each soon after a few deliveries; check that a last sender sends all rows, and return a summary.
+    """Kill several senders, check that a last sender sends the remaining rows, and return a summary.
+
+    Each sender is killed soon after its first deliveries.
 
     `deliveries` returns the number of deliveries, and `arrived` the ids of the rows received, including repeats.
     """

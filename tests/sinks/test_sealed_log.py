@@ -1,6 +1,7 @@
 """Two hundred attacks on a sealed log of four days: `verify_log` finds each attack, and names the unproved period.
 
-Each attack is tried with a public key stored elsewhere and a sink's copy of the log, and with only one of the two.
+Most attacks are tried twice: with only a public key stored elsewhere, and with only a sink's copy of the log. Some
+attacks are found only with the key, and others only with the copy.
 """
 
 import io
@@ -55,7 +56,7 @@ def named(ago: int) -> str:
 
 @contextmanager
 def clock(at: datetime) -> Iterator[None]:
-    """Make the block's checkpoints as if it were this time."""
+    """Use `at` as the current time for the checkpoints that the block makes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sealing, "timezone", SimpleNamespace(now=lambda: at))
         yield
@@ -202,7 +203,7 @@ def cut_tail(ago: int) -> None:
 
 
 def roll_back(ago: int) -> None:
-    """Restore the log as it was `ago` days ago, two minutes after midnight."""
+    """Restore the log to its state at two minutes after midnight, `ago` days ago."""
     at = call_of(ago).created_at
     cut_tail(ago)
     for table in ("auditlog_call", "auditlog_event"):
@@ -490,7 +491,7 @@ def test_checkpoint_that_does_not_follow_on_the_one_before_is_found_with_the_rig
 
 @pytest.mark.full
 def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_proved(log: list[str]) -> None:
-    """The last checkpoints are newer than the file."""
+    """Some of the deleted checkpoints are newer than the sink's copy, so the copy cannot reveal them."""
     newest = max(row["number"] for row in map(json.loads, log) if row.get("log") == "checkpoint")
     kept = [orjson.loads(one.body) for one in Checkpoint.objects.filter(number__lte=newest).order_by("number")]
     assert Checkpoint.objects.filter(number__gt=newest).exists()
@@ -501,7 +502,7 @@ def test_checkpoints_that_were_cut_off_are_found_by_the_file_with_the_time_they_
     said = {one.sentence: one.unproved for one in report.findings}
     since = datetime.fromisoformat(kept[-3]["sealed_at"])
     for body in kept[-2:]:
-        sentence = f"Checkpoint {body['number']} was received by the sink, but is not here."
+        sentence = f"Checkpoint {body['number']} was received by the sink, but is not in the database."
         assert said[sentence] == (since, datetime.fromisoformat(body["sealed_at"]))
 
 

@@ -123,7 +123,7 @@ def test_calls_that_took_long_are_sent_with_the_next_stretch(to_hook: MakeSink, 
 
 @pytest.mark.full
 def test_paused_for_long_goes_on_where_it_was(to_hook: MakeSink, hook: Webhook) -> None:
-    """The sink was disabled for days; some calls took hours, and rows are sent in batches of three."""
+    """The sink was disabled for six days. Every second call is dated 40 hours earlier than the call stored before."""
     sink = to_hook(sends_events=False)
     then = timezone.now() - 6 * DAY
     Sink.objects.update(calls_at=then, near_from=then - NEAR)
@@ -172,7 +172,7 @@ def test_checkpoints_come_with_the_calls(to_hook: MakeSink, hook: Webhook) -> No
 
 
 def test_a_checkpoint_that_came_twice_as_another_one_is_told_whichever_came_last(db: None) -> None:
-    """An attacker with the signing key can send rewritten checkpoints to a sink, after the original checkpoints."""
+    """An attacker with the signing key can rewrite checkpoints that a sink already has, and send them again."""
     sealing.keep_up()
     one = Checkpoint.objects.get(number=1)
     other = one.body.replace('"rows":0', '"rows":1')
@@ -291,7 +291,7 @@ def refusing(status: int) -> Callable[[list[dict[str, Any]]], int]:
 
 @pytest.mark.full
 def test_receiver_that_refuses_everything_loses_no_row(to_hook: MakeSink, hook: Webhook) -> None:
-    """If even a test line is refused, the address is wrong. Statuses such as 401 and 429 say nothing about a row."""
+    """If the receiver refuses even a test line, no row is at fault. 401 and 429 never mean that a row is at fault."""
     sink = to_hook(sends_events=False)
     made = {str(call().uid) for _ in range(5)}
     for status in (400, 404, 413, 401, 403, 408, 429):

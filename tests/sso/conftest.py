@@ -106,7 +106,7 @@ def provider(organisation: Organisation, db: None, settings: Settings) -> Provid
 
 
 def must_move_to_the_newest_key(settings: Settings, secret: str) -> None:
-    """Check that a key rotation encrypts the provider's secrets with the newest key, and counts them."""
+    """Check that a key rotation encrypts the provider's secret with the newest key, and counts it as that key's."""
     newest = Fernet.generate_key()
     settings.ENCRYPTION_KEYS = [newest, *settings.ENCRYPTION_KEYS]
     cipher.cache_clear()

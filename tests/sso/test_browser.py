@@ -1,4 +1,4 @@
-"""An organisation's sign-in in a real browser under our policy: setting it up, the button, and signing out."""
+"""An organisation's sign-in in a real browser under our content security policy: setup, button, and signing out."""
 
 import pytest
 from playwright.sync_api import expect

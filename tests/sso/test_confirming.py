@@ -79,7 +79,7 @@ def test_a_recent_sign_in_with_a_credential_at_the_provider_is_not_asked_again(
     sign_in: SignIn,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With an open session, the provider redirects back without asking the person. That redirect confirms nothing."""
+    """If the provider does not say when the person authenticated, it may only have continued an open session."""
     Provider.edit(by=None, default_role=Role.objects.get(name="Administrator"))
     organisation.knows("mia")
     finish = oidc.finish_oidc

@@ -283,7 +283,7 @@ def test_enforcing_it_ends_sessions_that_began_with_a_password_and_no_others(
 
 @pytest.mark.full
 def test_enforcing_it_without_break_glass_signs_oneself_out_too(provider: Provider) -> None:
-    """The session ends even if the same request saves it, for example to hold a form for a confirmation."""
+    """The session ends even though the same request would also update the session's time of last use."""
     owner().set_break_glass(True, by=None)
     boss = owner("boss@example.com", app=False)
     client = typed(boss.email)[0]
@@ -397,7 +397,7 @@ def test_ending_break_glass_ends_sessions_that_began_with_the_password_and_no_ot
 
 @pytest.mark.full
 def test_ending_ones_own_break_glass_signs_out_without_an_error(breaker: User, subtests: pytest.Subtests) -> None:
-    """No error occurs if the request that ends the session also saves it, for example to hold a form."""
+    """The request that ends the session would also update the session's time of last use."""
     other = owner("other@example.com")
     other.set_break_glass(True, by=breaker)
     client = broken_glass(other)

@@ -41,7 +41,7 @@ METADATA = "/accounts/organisation/saml/metadata/"
 
 @pytest.fixture(scope="module")
 def pair() -> tuple[str, str]:
-    """A key pair like those of `Provider.edit`, shared by the tests because creating a pair is slow."""
+    """A key pair as `Provider.edit` makes one. The tests share it, because making a pair is slow."""
     return make_key()
 
 

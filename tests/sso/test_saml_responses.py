@@ -249,7 +249,7 @@ def commented_name(answer: Answer) -> dict[str, str]:
 
 
 def commented_in(encoding: str) -> Build:
-    """Put a comment into the name, in an encoding that looks like UTF-8 without a byte order mark."""
+    """Put a comment into the name; encode the response without a byte order mark or a declared encoding."""
 
     def build(answer: Answer) -> dict[str, str]:
         text = etree.tostring(answer.around(answer.signed())).decode().replace(">mia<", ">mi<!-- -->a<")
@@ -260,7 +260,7 @@ def commented_in(encoding: str) -> Build:
 
 
 def declared_in(encoding: str) -> Build:
-    """Declare a document type, in an encoding that looks like UTF-8 without a byte order mark."""
+    """Declare a document type; encode the response without a byte order mark or a declared encoding."""
 
     def build(answer: Answer) -> dict[str, str]:
         text = etree.tostring(answer.around(answer.signed())).decode()

@@ -195,7 +195,7 @@ def test_without_the_packages_page_and_rest_say_what_installs_them(
 
 @pytest.mark.full
 def test_saml_terms_can_be_changed_only_with_every_capability(pasted: Provider) -> None:
-    """For people without every capability, the gateway does not even look up the address."""
+    """For people without every capability, the gateway does not even fetch the metadata URL."""
     lacking = Rest.of(make.user(*(each for each in Capability if each != Capability.LOGS_READ)))
     before = Provider.load().editable()
     terms: dict[str, Any] = {
@@ -251,7 +251,7 @@ def test_a_key_is_made_for_signed_requests_held_sealed_and_gone_with_them(pasted
 
 @pytest.mark.full
 def test_a_provider_with_signed_requests_has_a_key(db: None, saml_organisation: SamlOrganisation) -> None:
-    """The key exists even if signing was enabled before SAML; a row without a key gets a new key."""
+    """Enabling SAML makes the key if signing was enabled before. If the key is missing later, saving makes another."""
     Provider.edit(by=None, signs_requests=True)
     row = Provider.edit(by=None, protocol="saml", mode="offered", name="Example", metadata_xml=PASTED)
     assert (row.has_secret, bool(row.own_certificate)) == (True, True)

@@ -1,4 +1,4 @@
-"""Sessions of people who signed in at their organisation: second factor, logout there, and exceptions."""
+"""Sessions of people who sign in at their organisation: second factor, logout, limits, and provider outages."""
 
 from typing import Any, NoReturn
 from urllib.parse import parse_qs, urljoin, urlsplit

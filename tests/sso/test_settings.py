@@ -89,7 +89,7 @@ def all_but_one(db: None) -> User:
 def test_admission_terms_can_be_changed_only_with_every_capability(
     all_but_one: User, subtests: pytest.Subtests
 ) -> None:
-    """Every capability is required, even for changes that choose no roles but only which people get them."""
+    """Every capability is required, even for settings that name no role but decide who gets one."""
     strong, weak = make.role(*Capability), make.role()
     lacking, boss = Rest.of(all_but_one), Rest.of(make.user(*Capability))
     known: dict[str, Any] = {"name": "Ours", "issuer": "https://93.184.216.34", "client_id": "ours"}

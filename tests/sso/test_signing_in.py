@@ -328,7 +328,7 @@ def test_claims_are_taken_as_they_are_or_not_at_all(provider: Provider) -> None:
 def test_a_verified_address_is_the_one_that_is_said_beside_it(
     provider: Provider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Userinfo cannot verify the ID token's address, because people may be able to edit one of the two documents."""
+    """Userinfo cannot verify the ID token's address: people may be able to edit the address in only one of the two."""
     userinfo = {"sub": "mia", "email": "eve@example.com", "email_verified": True}
     monkeypatch.setattr(oidc, "fetch_provider_json", lambda *_: userinfo)
 

@@ -136,7 +136,7 @@ def test_only_ones_own_identities_are_brought_along(
         "identities": [f"You have no usable credential {theirs.pk} for server {github.pk}."]
     }
     assert errors(made(docs, mine)) == {
-        "identities": [f"Server {docs.pk} takes no credential of yours on this gateway."]
+        "identities": [f"Server {docs.pk} does not use your own credential on this gateway."]
     }
     assert not Connection.objects.exists()
     connection = Connection.objects.get(pk=made(github, mine).json()["connection_id"])

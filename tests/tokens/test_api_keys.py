@@ -63,7 +63,7 @@ def test_a_key_acts_as_its_owner_with_its_subset(eve: User) -> None:
 
 @pytest.mark.full
 def test_a_key_invites_to_roles_that_hold_no_more_than_the_key() -> None:
-    """Inviting follows the rules of the page, with the key's capabilities instead of the owner's."""
+    """An invitation by key follows the same rules as on the page, but the key's capabilities count, not the owner's."""
     boss = make.user(*Capability)
     viewer, member = make.role(Capability.LOGS_READ), make.role()
     key, secret = make.api_key(boss, Capability.PEOPLE_MANAGE)

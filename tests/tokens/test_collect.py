@@ -163,7 +163,7 @@ def test_the_owner_collects_by_rest_and_by_a_key_that_may_make_tokens(waiting: T
 def test_nothing_is_collected_behind_the_break_glass_or_after_the_end(
     waiting: Token, ann: User, boss: User, sign_in: SignIn
 ) -> None:
-    """The gateway is disabled or blocks the agent, or the token has expired or been revoked."""
+    """Collecting fails while the gateway is disabled or blocks the agent, and once the token is expired or revoked."""
     path, browser = f"/tokens/{waiting.pk}/collect", sign_in(ann)
     link = waiting.connection
     here = HostAtGateway.objects.at(link.gateway, link.host)
@@ -210,7 +210,7 @@ def test_the_key_of_an_app_is_collected_by_nobody(ann: User, boss: User) -> None
 
 @pytest.mark.full
 def test_a_token_that_was_asked_for_anew_renews_itself_no_more(issued: Issued, boss: User) -> None:
-    """A thief with the old secret may try to rotate the token at the same moment."""
+    """A thief who rotates the token with the old secret at the same moment gets no new secret."""
     as_found = Token.objects.get()
     issued.token.ask_for_new(by=boss)
 

@@ -137,7 +137,7 @@ def test_ended_tokens_get_401(ana: User, ann: User, link: Connection, ci: Issued
 
 @pytest.mark.full
 def test_break_glass_covers_rotation_by_itself_and_by_a_person(ana: User, link: Connection, ci: Issued) -> None:
-    """With a disabled host, gateway or connection, a stolen token must not rotate itself."""
+    """A stolen token must not rotate itself while its host, gateway or connection is disabled."""
 
     def refused() -> None:
         assert problem(rotate(ci.secret, ci.token.pk)) == (403, "disabled")

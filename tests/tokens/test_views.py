@@ -1,4 +1,4 @@
-"""Revoking a single token, the last step of replacing a token."""
+"""Revoking a single token; with a connection's last token, the connection can be revoked, too."""
 
 from typing import Any
 

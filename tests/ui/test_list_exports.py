@@ -63,7 +63,7 @@ def file(client: Client, path: str, kind: str = "jsonl") -> list[dict[str, Any]]
 @pytest.mark.full
 @pytest.mark.django_db
 def test_each_list_is_a_file_with_all_its_columns_and_no_secret() -> None:
-    """The test visits all pages, so a new list is checked without an entry here."""
+    """The test finds the lists by visiting all pages, so it checks new lists, too."""
     pages = [door for door in doors() if door.method == "GET"]
     site, found = Site(), set()
     client = site.holding(ALL)
@@ -158,7 +158,7 @@ def test_each_row_comes_once_in_pieces_and_a_person_runs_two_exports(
 
 
 def aged(row: Any, **days: int) -> None:
-    """Set each named column of the row to a time this many days before NOW."""
+    """Set each column in `days` to a time that is the given number of days before NOW."""
     type(row).objects.filter(pk=row.pk).update(**{name: NOW - timedelta(days=age) for name, age in days.items()})
 
 

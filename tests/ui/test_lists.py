@@ -1,4 +1,4 @@
-"""Lists: columns, sort order, selected rows, and the palette."""
+"""Lists (columns, sort order, selected rows), and the palette, which finds pages, objects and actions."""
 
 import html
 import json

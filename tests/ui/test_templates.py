@@ -12,7 +12,7 @@ from tests.workspace import ROOT
 
 
 def test_openers_of_dialogs_keep_the_place_of_dialogs() -> None:
-    """A list that refreshes itself would otherwise replace the element for dialogs and leave it out until a reload."""
+    """In a list that refreshes itself, an opener would otherwise replace `#dialog`; then no dialog could open again."""
     openers = [
         f"{page.relative_to(ROOT)}: {tag}"
         for page in sorted((ROOT / "templates").rglob("*.html"))
@@ -29,7 +29,7 @@ class Row:
 
 
 def test_a_rendered_page_does_not_keep_its_rows() -> None:
-    """Rows that wait for the garbage collector lengthen its pauses, which stop the calls of the worker."""
+    """If rows were left to the garbage collector, its runs would take longer, and a worker's calls wait meanwhile."""
     row, request = Row(), RequestFactory().get("/")
     request.user = AnonymousUser()
     kept = weakref.ref(row)

@@ -38,7 +38,10 @@ def logged(log: pytest.LogCaptureFixture, name: str) -> list[tuple[str, bool]]:
 
 
 class Rounds:
-    """Loop work that raises `errors`, one per round, then succeeds; records background.faults() before each round."""
+    """The work of a loop. Each round raises the next of `errors`; when none is left, rounds succeed.
+
+    At its start, each round adds the result of background.faults() to `faults`.
+    """
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = [*errors]

@@ -1,4 +1,4 @@
-"""Untrusted bodies are read up to exactly their limit, with any compression and any chunks. Longer ones are refused."""
+"""Bodies up to the limit are read, and longer ones are refused, however they are compressed or cut into chunks."""
 
 import gzip
 import json

@@ -18,7 +18,7 @@ VALUES = st.recursive(
 
 
 def same(one: Any, other: Any) -> bool:
-    """Compare as JSON: 1 equals 1.0, but not true."""
+    """Return whether two JSON values are equal: 1 equals 1.0, but does not equal true."""
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
     if isinstance(one, dict) and isinstance(other, dict):

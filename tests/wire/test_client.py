@@ -179,7 +179,7 @@ async def test_a_session_is_lost_only_when_a_ping_is_refused_for_it(code: int, i
 
 
 class OldLooking:
-    """A server that refuses POST. GET sends `stream`, and ends the response if `ends`, otherwise keeps it open."""
+    """A server that refuses POST and answers GET with the bytes `stream`. Without `ends`, the response stays open."""
 
     def __init__(self, stream: bytes, *, ends: bool = True) -> None:
         self.stream = stream

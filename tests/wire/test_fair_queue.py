@@ -1,4 +1,4 @@
-"""Order of calls to a server."""
+"""The queue of calls to a server shares the server's slots fairly between people and connections."""
 
 import asyncio
 from collections import Counter
@@ -13,7 +13,7 @@ from wire.fair_queue import FairQueue, QueueFull
 
 
 def filled(bound: int, *callers: tuple[str, str]) -> tuple[FairQueue, int]:
-    """Return a queue after these callers have tried to enter, and the number of callers that entered."""
+    """Return a new queue that each of `callers` has tried to enter, and the number of callers that entered."""
     queue = FairQueue(bound)
     return queue, sum(queue.enter_now(*caller) for caller in callers)
 

@@ -33,7 +33,7 @@ type Ask = Callable[[Guard, str], bytes]
 
 @pytest.fixture
 def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLContext]:
-    """TLS certificates of servers and the proxy, trusted by this machine."""
+    """Yield a TLS context with one certificate for the servers and the proxy. The tested code trusts it."""
     context = certificate(tmp_path / "end.pem", PUBLIC, "127.0.0.1", "docs.example.com", "inside.example.com")
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "end.pem"))
     tls.cache_clear()
@@ -44,7 +44,7 @@ def end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ssl.SSLCont
 
 @pytest.fixture
 def server(end: ssl.SSLContext) -> Iterator[int]:
-    """A TLS server on a loopback port that answers {}. The proxy connects every host name to this server."""
+    """Yield the loopback port of a TLS server that answers {}. The proxy connects every host name to this server."""
     with (
         upstreams.running(upstreams.garbage(b"{}", kind="application/json")) as upstream,
         internet(upstream.port, end) as port,
@@ -110,7 +110,7 @@ ways = pytest.mark.parametrize("ask", first(1, WAYS))
 
 
 def leads(monkeypatch: pytest.MonkeyPatch, name: str, *addresses: str) -> list[str]:
-    """Resolve the name to these addresses in turn, repeating the last; return the looked-up names."""
+    """Return a list that gets each look-up of `name`. The look-ups find `addresses` in turn, then the last again."""
     real, asked, left = socket.getaddrinfo, list[str](), list(addresses)
 
     def resolve(host: Any, port: Any, *rest: Any, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""While a changed definition awaits approval, arguments are checked fast, and a call in doubt is refused."""
+"""While a changed definition awaits approval, a quick check of a call's arguments refuses the call if in doubt."""
 
 import json
 from typing import Any

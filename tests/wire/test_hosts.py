@@ -1,4 +1,4 @@
-"""Different spellings of a host are equal wherever hosts are compared."""
+"""All code that compares host names or addresses treats different spellings of one name or address as equal."""
 
 from oauth.client_metadata import same_resource
 from proxy.request import Origins

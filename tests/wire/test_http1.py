@@ -1,4 +1,4 @@
-"""Parsing one response: the same result for any chunks, and exact limits."""
+"""A response is parsed to the same result however it is cut into chunks, and its limits are exact to the byte."""
 
 import asyncio
 import socket
@@ -25,7 +25,7 @@ type Outcome = tuple[int, bytes] | str
 
 
 def answer_to(*pieces: bytes, limit: int = LIMIT, ends: bool = False) -> Outcome:
-    """Return status and body of a response in these pieces, or the refusal."""
+    """Return status and body of a response that arrives in `pieces`, or the name of the error."""
     return asyncio.run(_answer(pieces, limit, ends))
 
 

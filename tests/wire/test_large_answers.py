@@ -1,4 +1,4 @@
-"""Large answers are read only with room in the memory budget; others wait in their sockets."""
+"""A large answer waits in its socket until the memory budget has room for it."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def as_event(request_id: int) -> bytes:
 
 
 class Call:
-    """A call of `person`, and the server's end of its connection, which sends only while the gateway reads."""
+    """A call of `person`, and the server that answers it. The server sends only while the gateway reads."""
 
     def __init__(
         self, transport: Transport, sock: socket.socket, person: str, stream: bytes = b"", server: str = ""
@@ -95,7 +95,7 @@ def sockets() -> Iterator[socket.socket]:
 
 @asynccontextmanager
 async def calls(make: Callable[[int], bytes], most: int = SHARES * 2) -> AsyncIterator[Begin]:
-    """Yield a function that starts calls. The memory budget has room for `most` answers, by default two per share."""
+    """Yield a function that starts calls. The budget has room for `most` answers, by default two per person's share."""
     stream, begun = make(1), []
     budget = ByteBudget(most * (LIMIT if make is as_event else len(stream)))
     async with Transport(LOOPBACK, limit=LIMIT, budget=budget) as transport:

@@ -1,4 +1,4 @@
-"""The client for all HTTP except MCP, with a server that misbehaves in every way."""
+"""The client for all HTTP except MCP copes with servers that misbehave."""
 
 import gzip
 import threading

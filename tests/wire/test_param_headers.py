@@ -1,4 +1,4 @@
-"""Arguments repeated in headers (MCP 2026-07-28): values and annotations are read as the SDK reads them."""
+"""Arguments repeated in headers (MCP 2026-07-28): the gateway reads their values and annotations as the SDK does."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A call's concurrency slot and time limit while the server waits for the client's input."""
+"""While a server waits for the client's input, the call's concurrency slot is free and its idle limit is paused."""
 
 import asyncio
 from contextlib import suppress

@@ -1,4 +1,4 @@
-"""Our HTTP client with servers that answer in every way HTTP/1.1 allows, and some it does not."""
+"""Our HTTP client handles all answers that HTTP/1.1 allows, and some that HTTP/1.1 forbids."""
 
 import asyncio
 import gzip
@@ -88,7 +88,7 @@ async def fetch(transport: Transport, url: str, **headers: str) -> tuple[int, by
 
 
 def test_idle_connections_end_before_usual_servers_close_them() -> None:
-    """A call that meets a closing connection fails, because it cannot be sent again."""
+    """A call on a connection that the server is closing fails, because the call cannot be sent again."""
     assert uvicorn.Config("", log_config=None).timeout_keep_alive > IDLE_SECONDS
 
 
@@ -305,7 +305,7 @@ async def test_a_server_that_writes_faster_than_we_read_has_to_wait() -> None:
 
 @pytest.mark.full
 async def test_a_connection_that_waits_for_its_reader_is_not_used_again() -> None:
-    """Receive a whole event stream whose reader has not yet reached the end."""
+    """The server has sent the whole event stream, but the reader has not read it to the end."""
     waiting = b"data: 1\n\n" + b":" * (1 << 20) + b"\n\n"
 
     async def handler(reader: Reader, writer: Writer) -> None:

@@ -15,7 +15,7 @@ FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 443))]
 
 @pytest.fixture
 def silence(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Block look-ups of names that begin with "silent" until this event is set."""
+    """Block look-ups of names that begin with "silent" until the returned event is set."""
     heard = threading.Event()
 
     def look_up(host: str, port: int) -> object:

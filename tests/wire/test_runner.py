@@ -1,4 +1,4 @@
-"""URLs of a runner's programs: of all servers, only those at these URLs get the runner's secret."""
+"""The secret of a runner is sent only to the URLs of the runner's programs."""
 
 import pytest
 

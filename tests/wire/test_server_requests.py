@@ -1,4 +1,4 @@
-"""Server requests without a handler, during our request: a ping is answered, others are refused."""
+"""A server may send requests during a call. Without a handler, a ping is answered and other requests are refused."""
 
 import asyncio
 import gc
@@ -16,7 +16,7 @@ from wire.mcp import Answer, Target, ignore
 
 @dataclass
 class Asking(Script):
-    """A server that sends a request before it answers a call, and returns the client's answer."""
+    """A server that sends the client a request during a call. The call's result contains the client's answer."""
 
     asks: str = "ping"
     told: Object = field(default_factory=dict)
@@ -53,7 +53,7 @@ async def test_a_ping_is_answered_and_what_nobody_takes_is_refused(run: Run) -> 
 
 
 async def test_a_server_keeps_its_queue_while_its_only_call_waits_for_the_client(run: Run) -> None:
-    """A new queue would not count this call against the server's limit."""
+    """If the queue were deleted, the next call would get a new queue, which does not count the waiting call."""
     url = run(Asking([[tool("it")]], sessions=True, asks="sampling/createMessage").app()).url
     target = Target("s", "docs", url, "session", 10, 1, "c", None, "", capabilities={"sampling": {}})
     seen = []

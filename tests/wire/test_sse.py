@@ -1,4 +1,4 @@
-"""Event streams give the same events for any chunks."""
+"""An event stream gives the same events however it is cut into chunks."""
 
 import pytest
 from hypothesis import given

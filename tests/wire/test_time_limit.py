@@ -1,4 +1,4 @@
-"""Our time limit matches `asyncio.timeout` in every way a block can end."""
+"""`TimeLimit` behaves like `asyncio.timeout`, in whichever way its block ends."""
 
 import asyncio
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LIMITS = (asyncio.timeout, ours)
 
 
 async def outcome(limit: Limit, seconds: float, work: Callable[[], Any], cancel_after: float | None) -> object:
-    """Return how a block under this limit ends, and whether its task is then being cancelled."""
+    """Return how a block under `limit` ends: result or error, pending cancellations, and the end of its task."""
     ended: list[object] = []
 
     async def block() -> None:

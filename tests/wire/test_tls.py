@@ -1,4 +1,4 @@
-"""TLS trust of both HTTP clients: the machine's authorities, or those in `SSL_CERT_FILE`."""
+"""Both HTTP clients trust the machine's certificate authorities, or those in `SSL_CERT_FILE` if it is set."""
 
 import asyncio
 import ssl
@@ -20,7 +20,7 @@ LOOPBACK = Guard((ip_network("127.0.0.0/8"),))
 
 
 class Hello(BaseHTTPRequestHandler):
-    """A server that answers hello to clients that trust it."""
+    """Request handler that answers every GET with hello."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -43,7 +43,7 @@ def _known_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def authority(tmp_path: Path) -> Path:
-    """Return certificate and key of a self-signed server at 127.0.0.1."""
+    """Return the path of a file with a self-signed certificate for 127.0.0.1 and its key."""
     path = tmp_path / "authority.pem"
     certificate(path, "127.0.0.1")
     return path

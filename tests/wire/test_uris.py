@@ -1,4 +1,4 @@
-"""Resource URIs for clients: each maps back to the original, including expanded templates."""
+"""A resource URI for clients, also one made from a template, maps back to the server's own URI."""
 
 from urllib.parse import quote
 

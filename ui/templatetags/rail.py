@@ -1,4 +1,4 @@
-"""The pages of the settings, in two groups. The rail and the Settings page show the same groups."""
+"""The pages of the settings, in two groups. The Settings page and the rail (the side navigation) show the groups."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def settings_groups(context: RequestContext) -> list[SettingsGroup]:
 
 @register.simple_tag(takes_context=True)
 def groups_below(context: RequestContext) -> list[SettingsGroup]:
-    """Return the groups for the rail on pages of the settings (except admin events); empty elsewhere."""
+    """Return the groups to show in the rail: none outside the settings, and none on the pages of admin events."""
     path: str = context["request"].path
     is_setting = path.startswith(reverse("accounts:settings")) and not path.startswith(reverse("auditlog:events"))
     return settings_groups(context) if is_setting else []

@@ -190,7 +190,8 @@ def address(uri: str, longest: int = 60) -> SafeString:
 def ask_for(context: RequestContext, name: str, primary: bool = False) -> dict[str, Any]:
     """Render a button that asks for the capability `name`; the button is small unless `primary` is set.
 
-    For a day after the user asked, a text replaces the button. If the newest request was declined, a text says so.
+    There is no button for a day after the user asked. A text says that the user asked, or that the newest request was
+    declined.
     """
     request, capability = context["request"], Capability[name]
     asked, declined_at = request.user.request_state(capability)
@@ -368,8 +369,8 @@ def switch(  # noqa: PLR0913  (attributes of an element, by name)
     """Render the switch of `row`, or its state for viewers who may not use it.
 
     `urls` is a URL name with a placeholder for `enable` and `disable`, such as "hosts:{}". Enabling replaces the
-    element `target`. `name` distinguishes the switches of a list. `words` shows the state too. `blocked` says why an
-    enabled row is not used.
+    element `target`. `name` distinguishes the switches of a list. With `words`, the state is also shown as text.
+    `blocked` says why an enabled row is not used.
     """
     url = row_url(urls.format("disable" if row.enabled else "enable"), key) if may else ""
     return {
@@ -445,14 +446,14 @@ def shows(view: TableView, name: str) -> bool:
 
 @register.filter
 def undo(message: Message) -> Undo | None:
-    """Return the Undo of the action this message reports, or None."""
+    """Return the Undo that is stored with a toast; None if the toast has none."""
     fields = parse_qsl(message.extra_tags or "", keep_blank_values=True)
     return Undo(fields[0][1], fields[1:]) if fields and fields[0][0] == "to" else None
 
 
 @register.simple_tag(takes_context=True)
 def list_of(context: RequestContext, key: str, kind: str = "") -> TableView:
-    """Return the view of the table with the key `key + kind`.
+    """Return the TableView of the table whose key is `key` followed by `kind`.
 
     Templates must store the result `as table`, because the tags for cells and heads read `table`.
     """

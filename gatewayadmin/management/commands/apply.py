@@ -12,7 +12,7 @@ from gatewayadmin.management.configuration import FilesCommand, acting, opened, 
 
 
 class Command(FilesCommand):
-    help = "Make the changes of a configuration file, all or none. Recorded as admin events that name the file."
+    help = "Make the changes of a configuration file, all or none. The admin events of the changes name the file."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)

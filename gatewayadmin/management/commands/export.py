@@ -7,7 +7,7 @@ from gatewayadmin.management.configuration import ConfigurationCommand, acting, 
 
 
 class Command(ConfigurationCommand):
-    help = "Print the workspace as a configuration file (YAML). It has no people, tokens or secrets."
+    help = "Print the workspace as a configuration file (YAML). The file has no people, tokens or secrets."
 
     def handle(self, *args: Any, **options: Any) -> None:
         far = remote(options["url"], options["key_file"]) if options["url"] else None

@@ -1,4 +1,4 @@
-"""Gives a database role the rights that a serving process needs. An owner of the tables is refused."""
+"""Gives a database role the rights that a serving process needs. A role that owns the tables is refused."""
 
 from argparse import ArgumentParser
 from typing import Any
@@ -32,7 +32,7 @@ class Command(WorkspaceCommand):
             self.stdout.write("".join(f"{statement};\n" for statement in grants.statements(role)), ending="")
         else:
             grants.apply(role)
-            self.stdout.write(f"{role} may serve: connect as this role, and run `serve --no-migrate`.")
+            self.stdout.write(f"{role} has the rights. Connect as this role, and run `serve --no-migrate`.")
 
     def _leave_to(self, newer: str, role: str, only_print: bool) -> None:
         """Report that `role` keeps the rights that version `newer` granted.
@@ -41,4 +41,4 @@ class Command(WorkspaceCommand):
         """
         if only_print or role not in grants.serving_roles():
             raise CommandError(f"The tables were made by version {newer}: run `grant` of that version.")
-        self.stdout.write(f"{role} may serve, with the rights that version {newer} granted.")
+        self.stdout.write(f"{role} keeps the rights that version {newer} granted.")

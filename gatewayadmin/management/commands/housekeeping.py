@@ -11,13 +11,13 @@ from gatewayadmin.serving import housekeeping
 class Command(WorkspaceCommand):
     help = (
         "Create log partitions and delete expired rows. If the database role owns the tables, also apply retention. "
-        "`serve` does the same."
+        "While `serve` runs, it does these chores regularly."
     )
 
     def handle(self, *args: Any, **options: Any) -> None:
         counts = housekeeping.do_chores()
         if counts is None:
-            self.stdout.write("Another process is doing this already.")
+            self.stdout.write("Another process is doing the chores already.")
         else:
             self.stdout.write(", ".join(f"{name} {count}" for name, count in counts.items()))
             if failed := counts.get("failed"):

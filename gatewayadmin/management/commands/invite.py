@@ -15,7 +15,10 @@ from ui.forms import named
 
 
 class Command(WorkspaceCommand):
-    help = "Invite people and print a link for each person. A link works once, for 72 hours. Recorded as admin events."
+    help = (
+        "Invite people and print a link for each person. A link works once, for 72 hours. The invitations are recorded "
+        "as admin events."
+    )
 
     refusals = (PeopleError,)
 

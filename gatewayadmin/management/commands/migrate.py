@@ -87,8 +87,8 @@ class Command(migrate.Command):
             if not isinstance(error.__cause__, errors.InsufficientPrivilege):
                 raise
             raise CommandError(
-                f"{_first_line(error)}. Migrate as the role that owns the tables; "
-                "a server of another role runs with `serve --no-migrate`."
+                f"{_first_line(error)}. Migrate as the role that owns the tables. "
+                "To serve as another role, run `serve --no-migrate`."
             ) from error
         return True
 

@@ -50,7 +50,7 @@ class Command(BaseCommand):
             said = error.diag.message_primary or f"the connection failed ({type(error).__name__})"
             raise CommandError(f"Nothing was moved: {said}.") from error
         self.stdout.write(
-            f"Moved {rows} rows; each table has as many as before. {settings.DATA_DIR} is left as it was."
+            f"Moved {rows} rows. Each table has as many rows as before. {settings.DATA_DIR} is left as it was."
         )
 
     def _judge(self, data_dir: Path) -> None:
@@ -60,7 +60,7 @@ class Command(BaseCommand):
         if strange := keys.not_of(data_dir / "keys"):
             name = strange[0]
             place = data_dir / "keys" / keys.file_of(name)
-            raise Immovable(f"{name} is not the key the installation has: set {name}_FILE to {place} instead.")
+            raise Immovable(f"{name} differs from the key of the installation: set {name}_FILE to {place} instead.")
 
     def _say(self, line: str) -> None:
         self.stdout.write(line)

@@ -13,7 +13,7 @@ from gatewayadmin.serving.start import public_url
 
 
 class Command(WorkspaceCommand):
-    help = "Print a link with which a person sets a password. It works once. Recorded as an admin event."
+    help = "Print a link with which a person sets a password. It works once, and is recorded as an admin event."
 
     refusals = (PeopleError,)
 

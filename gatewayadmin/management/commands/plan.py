@@ -14,7 +14,10 @@ CHANGES = 2  # The exit code with --exit-code if there are changes.
 
 
 class Command(FilesCommand):
-    help = "Print the changes that `apply` would make, the access that each change ends, and a digest. Changes nothing."
+    help = (
+        "Print the changes that `apply` would make, the access that each change ends, and the digest of the plan for "
+        "`apply --plan`. Changes nothing."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         super().add_arguments(parser)

@@ -17,7 +17,7 @@ from sso.models import Mode, Provider
 
 
 class Command(WorkspaceCommand):
-    help = "Make a person an active Super admin, whatever they were before. Recorded as an admin event."
+    help = "Make a person an active Super admin, whatever they were before. The change is recorded as an admin event."
 
     refusals = (User.DoesNotExist,)
 

@@ -50,7 +50,7 @@ class Command(BaseCommand):
         try:
             for row in archive.search_archive(since, until, equal, absent):
                 if found == options["most"]:
-                    self.stderr.write(f"There are more than {found}: narrow it down, or give --most.")
+                    self.stderr.write(f"There are more than {found} calls. Narrow the search, or raise --most.")
                     break
                 self.stdout.write(orjson.dumps(row, option=orjson.OPT_UTC_Z).decode())
                 found += 1
@@ -63,4 +63,4 @@ class Command(BaseCommand):
         sys.stdout.flush()
         if absent:
             days = ", ".join(map(str, absent[:MOST_DAYS_NAMED])) + (", ..." if absent[MOST_DAYS_NAMED:] else "")
-            self.stderr.write(f"The archive has nothing of {len(absent)} of these days: {days}.")
+            self.stderr.write(f"The archive lacks {len(absent)} of the requested days: {days}.")

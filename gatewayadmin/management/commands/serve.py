@@ -90,8 +90,9 @@ class Command(BaseCommand):
             if lost:
                 needed = ", ".join(f"{key_id} ({number} stored)" for key_id, number in lost.items())
                 raise CommandError(
-                    f"{keys.variable} lacks keys that stored data needs: {needed}. Restore them from a backup. If they "
-                    f"are lost, start with GATEWAY_LOST_KEYS={','.join(lost)}: their data is then unusable."
+                    f"{keys.variable} lacks keys that stored data needs: {needed}. Restore the keys from a backup. If "
+                    f"they are lost, start with GATEWAY_LOST_KEYS={','.join(lost)}: data that needs a lost key is then "
+                    "unusable."
                 )
 
     def _greet(self, welcome: Welcome, host: str, port: int, in_use: DatabaseReport) -> None:

@@ -54,7 +54,8 @@ class Command(WorkspaceCommand):
             self.stdout.write(line)
         if keys is None:
             self.stdout.write(
-                "The key was taken from the database itself. Give a copy stored elsewhere: --public-key FILE."
+                "The key was taken from the database itself. To detect a log that was signed again with another key, "
+                "give your own copy of the public key: --public-key FILE."
             )
         if report.findings:
             number = len(report.findings)
@@ -74,7 +75,7 @@ def _summary(report: Report, received: Received | None) -> Iterator[str]:
         first, newest = min(received.checkpoints.values()), max(received.checkpoints.values())
         yield (
             f"The received checkpoints are from {in_words(first)} to {in_words(newest)}: "
-            "earlier and later rows are proved only by the signing key."
+            "only the signatures prove that earlier and later rows are unchanged."
         )
     for log, span in report.unsealed:
         yield f"In no checkpoint: {NOUNS[log].lower()}s from {span.in_words}. They are not verified."
@@ -84,7 +85,10 @@ def _summary(report: Report, received: Received | None) -> Iterator[str]:
 
 
 def _received(path: Path, until: datetime | None) -> Received:
-    """Read the file of a sink. Raises CommandError with exit code 2 if it is unreadable or has no checkpoint."""
+    """Read a file of JSON lines that a sink received.
+
+    Raises CommandError with exit code 2 if the file is unreadable or has no checkpoint.
+    """
     try:
         with path.open() as lines:
             received = Received.read(lines, until)

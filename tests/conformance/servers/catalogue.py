@@ -1,4 +1,4 @@
-"""The features of `python_v1.py` from catalogue.json, and the behaviour of its tools. Imports no SDK."""
+"""Reads the features of `python_v1.py` from catalogue.json, and implements its tools. Imports no SDK."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ class Refused(Exception):
 
 
 class Call(Protocol):
-    """A running request, with the operations that each SDK's server implements."""
+    """A running request, with the operations that the server's SDK must provide."""
 
     @property
     def declared(self) -> set[str]:
@@ -47,10 +47,10 @@ class Call(Protocol):
         """Close the event stream of this request; the client must resume it to get the answer."""
 
     async def announce(self, what: str) -> None:
-        """Notify listeners that `tools`, `prompts` or the resource of this URI changed."""
+        """Notify clients of a change. `what` is "tools", "prompts" or the URI of a resource."""
 
     async def ask(self, request: Json) -> Json:
-        """Return the client's result of a server request (session era). Raises Refused."""
+        """Send a request to the client (session era), and return its result. Raises Refused."""
 
 
 def definitions(entries: dict[str, Json]) -> list[Json]:
@@ -106,9 +106,9 @@ def answer(entry: Json, arguments: Json, answers: str = "") -> Json:
 
 
 async def ask_on_stream(entry: Json, arguments: Json, call: Call) -> Json:
-    """Send server requests during the call, as in the session era, whatever the client declared.
+    """Send the entry's requests to the client during the call (session era), and return the result of the call.
 
-    The response to a request that the client (or a gateway) does not support is part of the test.
+    Also sends requests for which the client declared no capability: tests check how these are refused.
     """
     answers = []
     for questions in entry["asks"]:
@@ -132,7 +132,7 @@ def in_words(result: Json) -> str:
 
 
 def fill(value: Any, arguments: Json) -> Any:
-    """Return `value` with `{name}` in its texts replaced by the argument of that name."""
+    """Return `value` with each placeholder `{name}` in its strings replaced by the argument `name`."""
     if isinstance(value, str):
         for name, argument in arguments.items():
             value = value.replace(f"{{{name}}}", str(argument))

@@ -7,7 +7,7 @@ from typing import Any
 class Events:
     """Stores every event of every stream in order.
 
-    Both SDKs call its two methods. `event` is the SDK's class EventMessage.
+    Python SDK 1 calls the two methods. `event` is the SDK's class EventMessage.
     """
 
     def __init__(self, event: Callable[..., Any]) -> None:
@@ -15,7 +15,7 @@ class Events:
         self._sent: list[tuple[str, Any]] = []
 
     async def store_event(self, stream_id: str, message: Any) -> str:
-        """Store an event; `message` is None for an event that only has an id, from which the client can resume."""
+        """Store an event and return its id. If `message` is None, the event only has an id, to resume from."""
         self._sent.append((stream_id, message))
         return str(len(self._sent))
 

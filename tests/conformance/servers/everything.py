@@ -1,7 +1,7 @@
-"""The features the conformance suite requires of a server, with the decorators of Python SDK 2 and FastMCP 4.
+"""All features that the conformance suite requires of a server, for Python SDK 2 and FastMCP 4.
 
-Both libraries have the same decorators and the same names on their context, so this module works with either. Tools of
-the session era send requests to the client; those of 2026-07-28 return `input_required`.
+Both libraries have the same decorators, and their context objects have the same attributes, so this module works with
+either. To ask the client, tools send a request in the session era, and return `input_required` in 2026-07-28.
 """
 # mypy: ignore-errors
 
@@ -37,9 +37,9 @@ STEP_SECONDS = 0.05
 
 
 def offer(server, Context, Message, Refusal, announce, count):  # noqa: N803 - classes of either library
-    """Register everything with `server`, a FastMCP or an MCPServer.
+    """Register all features with `server`, a FastMCP or an MCPServer.
 
-    Context, Message and Refusal are the library's classes; the client gets a raised Refusal as a JSON-RPC error.
+    Context, Message and Refusal are classes of the library. If a tool raises Refusal, the client gets a JSON-RPC error.
     `announce(context, "tools")` notifies clients of a changed list, and `count(context)` counts the session's calls.
     """
     offer_content(server)
@@ -372,7 +372,7 @@ def is_modern(context):
 
 
 async def request(context, asked, result):
-    """Return the client's answer to a request on the stream of the call."""
+    """Send the request `asked` to the client on the stream of the call, and return the client's answer."""
     related = ServerMessageMetadata(related_request_id=context.request_id)
     return await context.session.send_request(asked, result, metadata=related)
 
@@ -398,7 +398,7 @@ def needed(state=None, **requests):
 
 
 def answered(context, *keys):
-    """Return the client's answers under these keys, or None if one is missing or a person's answer has no content."""
+    """Return the client's answers under `keys`. Return None if one is missing, or if a person entered nothing."""
     answers = [(context.input_responses or {}).get(key) for key in keys]
     refused = [answer for answer in answers if isinstance(answer, ElicitResult) and not answer.content]
     return None if refused or None in answers else answers

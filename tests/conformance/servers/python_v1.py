@@ -1,4 +1,4 @@
-"""The catalogue on the Python SDK 1, low-level server: the session era only.
+"""A server on the low-level API of Python SDK 1, with the features of catalogue.json. Speaks only the session era.
 
 Runs in its own virtual environment (`requirements-v1.lock`), because SDK 2 uses other names. Renew the lock with `echo
 'mcp<2' | .venv/bin/uv pip compile --universal --python-version 3.12 --generate-hashes --no-header -`.
@@ -79,7 +79,7 @@ class Call:
             await self.context.close_sse_stream()
 
     async def announce(self, what) -> None:
-        """Notify on this session's standing stream; for a resource, on the streams of all sessions subscribed to it."""
+        """Notify this session of a changed list, or all subscribed sessions of a changed resource."""
         if what == "tools":
             await self.session.send_tool_list_changed()
         elif what == "prompts":
