@@ -1,7 +1,4 @@
-"""Functions that return the connections, tokens, tools, grants and other rows that were in force at a moment.
-
-Their argument `moment` is the end of a past day, or None for now.
-"""
+"""Functions that return the rows that were in force at `moment`; a `moment` of None means now."""
 
 from __future__ import annotations
 
@@ -47,10 +44,7 @@ def assignments_at(moment: datetime | None) -> Any:
 
 
 def tools_at(moment: datetime | None) -> FeatureQuerySet:
-    """Return the tools that clients can call now. For a past `moment`, return all tools that servers offered then.
-
-    The tools of a past moment include tools that were disabled.
-    """
+    """Return the tools that clients can call; for a past `moment`, all tools offered then, even disabled ones."""
     tools = Feature.objects.tools()
     if moment is None:
         return tools.callable()
@@ -72,10 +66,7 @@ def _given(moment: datetime) -> Q:
 
 
 def members_at(moment: datetime | None, teams: Sequence[UUID]) -> QuerySet[Any, Any]:
-    """Return the ids of the people who were in at least one of `teams` at `moment`.
-
-    If `moment` is None, return the ids of the present members.
-    """
+    """Return the ids of the people in at least one of `teams` at `moment`, or now if `moment` is None."""
     if moment is None:
         return Team.users.through.objects.filter(team__in=teams).values("user")
     return Fact.objects.at(moment).filter(kind=FactKind.MEMBER, object__in=teams).order_by().values("subject")

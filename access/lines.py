@@ -1,7 +1,4 @@
-"""The lines of an access report.
-
-A line says why a person may use a gateway, and how the person uses it: through which apps, agents and tokens.
-"""
+"""The lines of an access report: for each person and gateway, the reasons for the access, and how it is used."""
 
 from __future__ import annotations
 

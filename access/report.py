@@ -30,10 +30,7 @@ SORTS = {"since": "since", "used": "last_used_at"}
 
 @dataclass(frozen=True)
 class Asked:
-    """The filters of a report.
-
-    An empty list of ids does not filter. `hosts` is different: None does not filter, and an empty list matches nothing.
-    """
+    """The filters of a report. An empty list of ids does not filter, except that an empty `hosts` matches nothing."""
 
     q: str = ""  # Text in a person's name or address, or in a gateway's name.
     people: Sequence[UUID] = ()

@@ -1,4 +1,4 @@
-"""/api/access-reviews: start and close reviews, answer and reassign their lines, and remind reviewers."""
+"""/api/access-reviews: start and close reviews, read, answer and reassign their lines, and remind reviewers."""
 
 from __future__ import annotations
 

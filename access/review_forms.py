@@ -159,8 +159,8 @@ class StartForm(forms.Form):
         required=False,
         max_length=MOST_SUBJECTS * 255,
         widget=forms.Textarea(attrs={"rows": 3}),
-        help_text="Names of gateways or teams, or e-mail addresses of people, one per line. Enter nothing to review "
-        "all access.",
+        help_text="Names of gateways or teams, or e-mail addresses of people, one per line. To review "
+        "everything, leave this empty.",
     )
     reviewers = forms.CharField(
         widget=forms.Textarea(attrs={"rows": 2}),

@@ -99,10 +99,9 @@ class Sources:
 
     @cached_property
     def _facts(self) -> dict[tuple[str, UUID, UUID | None], Fact]:
-        """The facts that the sources need. Each key holds the `kind`, `subject` and `object` of the Fact.
+        """The facts that the sources need, by kind, subject and object.
 
-        The facts are about the given people and gateways. Facts of the kind USES_ALL are about roles; all of them are
-        loaded.
+        These are the facts about the people and gateways, and all facts of the kind USES_ALL, which are about roles.
         """
         about = Q(subject__in=[*self._people, *self._gateways]) | Q(kind=FactKind.USES_ALL)
         facts = Fact.objects.at(self._known.moment or timezone.now()).filter(about)

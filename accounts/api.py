@@ -299,10 +299,7 @@ class UserResource(Resource):
 
 
 def _with_role(body: dict[str, Any]) -> dict[str, Any]:
-    """Return `body` with its field names changed: the ending `_id` is removed.
-
-    Validation has replaced the id in `role_id` by a Role, so the field is called `role` from here on.
-    """
+    """Return `body` with `role_id` renamed to `role`, because validation has replaced the id by a Role."""
     return {name.removesuffix("_id"): value for name, value in body.items()}
 
 

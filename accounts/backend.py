@@ -1,7 +1,4 @@
-"""The authentication backend.
-
-Sessions store the dotted path of RoleBackend. Moving or renaming this class would sign everybody out.
-"""
+"""The authentication backend. Sessions store the dotted path of the class, so moving it would sign everybody out."""
 
 from __future__ import annotations
 

@@ -60,10 +60,7 @@ CAPABILITY_GROUPS: dict[str, tuple[Capability, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class CapabilityCheckbox:
-    """One checkbox of the check-list.
-
-    `withheld` says why the checkbox is disabled. It is empty if the checkbox is enabled.
-    """
+    """One checkbox of the check-list. `withheld` says why the checkbox is disabled, and is otherwise empty."""
 
     capability: Capability
     ticked: bool

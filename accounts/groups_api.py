@@ -31,7 +31,7 @@ USES_GATEWAYS = (
     "Whether people with this role can use gateways. If false, these people can look at pages, but their calls are "
     "refused."
 )
-REQUIRED_SIGN_IN = "Sign-in that a browser needs: `second_factor`, `organisation`, or `none` if any sign-in is enough."
+REQUIRED_SIGN_IN = "How people must sign in with a browser: `second_factor`, `organisation`, or `none` (in any way)."
 
 
 class RoleSerializer(serializers.Serializer[Role]):

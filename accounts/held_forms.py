@@ -75,7 +75,7 @@ def hold_forms(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
 def send_again(request: HttpRequest, onward: str) -> HttpResponse | None:
     """Return a page that resubmits a stored form; None if there is no such form.
 
-    The fragment of the URL `onward` is the key of the form.
+    `onward` is a URL. The part after its `#` is the key of the form.
     """
     page, key = urldefrag(own_path(onward))
     sent = _sent(request, key)

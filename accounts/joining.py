@@ -27,10 +27,7 @@ SESSION_KEY = "invitation"  # The key is stored in the session, so that the URL 
 @require_GET
 @login_not_required
 def open_invitation(request: HttpRequest, key: str) -> HttpResponse:
-    """Remember the invitation in the session, and redirect to `join`.
-
-    Opening the link does not use it up, because some mail programs open every link.
-    """
+    """Remember the invitation, and redirect to `join`. The link stays valid, because mail programs open links, too."""
     if _invited(key) is None:
         return _no_longer(request)
     request.session[SESSION_KEY] = key
@@ -83,8 +80,8 @@ def _invited(key: str) -> User | None:
 def _no_longer(request: HttpRequest, *, opened: bool = True) -> HttpResponse:
     """Return the page that says that the invitation is not valid.
 
-    `opened` is False if this browser has opened no valid invitation link. The page then asks the person to open the
-    whole link, because the invitation itself may be valid.
+    `opened` is False if `join` finds no invitation in the session. The page then asks the person to open the whole
+    link, because the invitation itself may be valid.
     """
     context = {"person": None, "opened": opened}
     return render(request, "account/join.html", context, status=HTTPStatus.GONE)

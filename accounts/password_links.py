@@ -58,8 +58,8 @@ class LinkTokens(PasswordResetTokenGenerator):
 class JoinTokens(LinkTokens):
     """Single-use tokens of invitations, valid until the person's `invitation_expires_at`.
 
-    A person who must sign in at the organisation joins by signing in there, and sets no password. The token of this
-    person identifies the invitation.
+    A person who must sign in at the organisation joins by signing in there, and sets no password. The token of such a
+    person only identifies the invitation.
     """
 
     key_salt = "accounts.password_links.JoinTokens"
@@ -86,10 +86,7 @@ def invitation_link(person: User, base: str = "") -> str:
 
 
 def invitation_context(person: User, link: str, *, by: User | None) -> dict[str, Any]:
-    """Return the context for the templates of the mail that invites `person`.
-
-    `by` is the person who sends the invitation. It is None if the mail answers a request for a password reset.
-    """
+    """Return the context of the mail that invites `person`. If the mail answers a reset request, `by` is None."""
     return {"person": person, "link": link, "by": by, "joins_there": must_sign_in_at_organisation(person)}
 
 

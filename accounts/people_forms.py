@@ -64,10 +64,7 @@ def with_last_call(people: QuerySet[User]) -> QuerySet[User]:
 
 
 class PeopleFilter(ListFilter):
-    """The filters of the list of people.
-
-    `with_last_call` and `with_second_factor` must annotate a queryset before it is filtered.
-    """
+    """The filters of the list of people. The filtered queryset needs `with_last_call` and `with_second_factor`."""
 
     role = forms.ModelMultipleChoiceField(Role.objects.all(), required=False)
     asking = forms.BooleanField(required=False)  # Only people with an open request for a capability.
@@ -95,11 +92,7 @@ class PeopleFilter(ListFilter):
 
 
 class RoleRadios(forms.RadioSelect):
-    """Radio buttons for roles.
-
-    The roles in `withheld` are disabled, and the tooltip shows the reason. Other roles can have a tooltip in `notes`.
-    Both mappings have role ids as keys.
-    """
+    """Radio buttons for roles. Roles in `withheld` are disabled. `withheld` and `notes` hold tooltips by role id."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -168,10 +161,7 @@ class AddressesField(forms.CharField):
 
 
 def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
-    """Yield name and address of each entry.
-
-    For an entry that cannot be parsed, yield its text as the address; the caller then refuses the address.
-    """
+    """Yield name and address of each entry. For an invalid entry, yield its text as the address, to refuse it later."""
     for line in lines:
         found = getaddresses([line.strip(" ,")], **NOT_STRICT)
         if ("", "") in found:  # An entry is invalid; getaddresses() does not say which.
@@ -181,10 +171,7 @@ def _addresses(lines: Iterable[str]) -> Iterable[tuple[str, str]]:
 
 
 def _entries(words: list[str]) -> Iterable[tuple[str, str]]:
-    """Return (name, address) pairs for the words between two commas.
-
-    If every word has an @, each word is an address of its own. Otherwise the words together are one entry.
-    """
+    """Return (name, address) pairs: one for each word if all words have an @, otherwise one for the whole text."""
     if len(words) > 1 and all("@" in word[1:-1] for word in words):
         return [entry for word in words for entry in _entries([word])]
     text = " ".join(words)
@@ -254,20 +241,13 @@ class PersonForm(forms.Form):
 
 
 class ResendInvitationForm(forms.Form):
-    """Confirms that a new invitation link replaces the current one.
-
-    `epoch` identifies the current link. If the same form is submitted again, its `epoch` is out of date, and no new
-    link is made.
-    """
+    """Confirms a new invitation link. `epoch` identifies the link to replace, so that a second submit has no effect."""
 
     epoch = forms.IntegerField(widget=forms.HiddenInput)
 
 
 class RoleForm(ChecksCapabilities):
-    """The fields of a role.
-
-    When the form opens, the capabilities in `initial` are ticked, or those in `before` if `initial` has no such entry.
-    """
+    """The fields of a role. The capabilities in `before` are ticked at first, unless `initial` has capabilities."""
 
     name = forms.CharField(max_length=80)
     required_sign_in = forms.ChoiceField(

@@ -385,8 +385,8 @@ def break_glass(request: AppRequest, pk: UUID, on: bool) -> HttpResponse:
         )
         if on
         else (
-            "If sign-in by the organisation is enforced for this person, their password stops working. Their password "
-            "sessions end at once."
+            "If sign-in by the organisation is enforced for this person, their password stops working, and "
+            "their password sessions end at once."
         ),
         icon="lock",
         kind="primary" if on else "danger",

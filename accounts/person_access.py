@@ -1,7 +1,4 @@
-"""The cards of a person's page that list the person's access, such as gateways, tool sets and tokens.
-
-The viewer's capabilities decide which cards the page has.
-"""
+"""The cards about a person's access on the person's page. The viewer's capabilities decide which cards it has."""
 
 from __future__ import annotations
 

@@ -63,8 +63,8 @@ def in_turn(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[Ht
 def released_while_waiting() -> Iterator[None]:
     """Within the block, let other requests use this thread's database connection and its turn (see `in_turn`).
 
-    Use this function around slow work, such as a request to another server. After the block, the thread waits until
-    it has a turn again. Inside a transaction, the thread keeps its connection.
+    Use this function around slow work, such as a request to another server. After the block, a thread that had a turn
+    waits until it has one again. Inside a transaction, the thread keeps its connection.
     """
     databases.give_back()
     if not _has_turn.get():

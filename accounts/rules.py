@@ -73,7 +73,7 @@ class Outranked(BeyondYours):
 
 
 class InvitesOthers(BeyondYours):
-    """An API key cannot invite people who may invite others: such people could still invite after the key has ended."""
+    """An API key cannot invite people who may invite others, because these people could invite after the key ends."""
 
 
 class NotStaff(BeyondYours):

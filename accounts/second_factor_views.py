@@ -83,10 +83,7 @@ def _record(request: HttpRequest, action: Action, **changes: Any) -> None:
 
 
 def _options(context: dict[str, Any]) -> dict[str, Any]:
-    """Return the context of an allauth page with `options` added: the WebAuthn options as JSON.
-
-    The template writes `options` into an HTML attribute, which the page's script reads.
-    """
+    """Return the context of an allauth page with `options` added: the data for the page's script, as JSON."""
     asked = context.get("js_data") or {}
     return context | {"options": json.dumps(asked.get("creation_options") or asked.get("request_options"))}
 

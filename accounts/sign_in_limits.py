@@ -86,10 +86,7 @@ def _key(action: str, of: str) -> str:
 
 
 def sender_of(request: HttpRequest) -> str:
-    """Return the client's IPv4 address, or the /64 network of its IPv6 address.
-
-    Attempts from the same /64 network are counted together. If the address is unknown, return an empty string.
-    """
+    """Return the client's IPv4 address, or the /64 network of its IPv6 address; "" if the address is unknown."""
     return address_group(request.META.get("REMOTE_ADDR", "")) or ""
 
 
@@ -142,10 +139,7 @@ def posts_from_one_address(action: str) -> Callable[[View], View]:
 
 
 def take_back(request: HttpRequest, action: str) -> None:
-    """Subtract one from the attempts of the kind `action` that were counted for this address.
-
-    Call this function after an attempt has succeeded.
-    """
+    """Subtract a successful attempt of the kind `action` from those counted for this address."""
     Attempt.objects.take_back(_key(action, sender_of(request)))
 
 

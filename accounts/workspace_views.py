@@ -167,11 +167,7 @@ def test_mail(request: AppRequest) -> HttpResponse:
 
 
 def _context(workspace: WorkspaceSettings) -> dict[str, Any]:
-    """Return the context for the page's template.
-
-    The context has the workspace's settings and their version. It also has the change to a shorter log retention, if
-    one is pending, and the settings that are fixed at startup.
-    """
+    """Return the page's context: the settings, a pending shorter log retention, and the settings fixed at startup."""
     return {
         "workspace": workspace,
         "version": workspace.version,

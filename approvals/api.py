@@ -121,8 +121,8 @@ class DenyBody(RequestBody):
         max_length=LONGEST_SENTENCE,
         required=False,
         allow_blank=True,
-        help_text="Sentence about the decision. If the call is denied, the agent gets the sentence. If the call is "
-        "approved, only people see the sentence.",
+        help_text="Your reason, one sentence. If the call is denied, the agent gets this sentence. If the call is "
+        "approved, only people see it.",
     )
 
 

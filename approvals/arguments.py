@@ -33,8 +33,8 @@ ABSENT = object()
 class ArgumentLine(NamedTuple):
     """One argument of a held call: its path, kind and value.
 
-    If the argument had another value in the last approved call, `before` is that value, or "none" if the argument was
-    missing. `before` is None if the value is the same, or if there is no approved call to compare with.
+    `before` is the argument's different value in the last approved call, or the text "none" if that call lacked the
+    argument. `before` is None if the values are the same or were not compared.
     """
 
     path: str
@@ -100,10 +100,7 @@ def _compared(arguments: dict[str, Any], before: dict[str, Any] | None) -> Shown
 
 
 def _is_same(value: Any, other: Any) -> bool:
-    """True if two JSON values are the same. 1 and 1.0 are the same, but 1 and true are different.
-
-    The digest of a call's arguments makes the same distinction.
-    """
+    """True if two values are the same for the digest of a call: 1 and 1.0 are the same, but 1 and true are not."""
     return value is other or (value == other and canonical_json.canonical(value) == canonical_json.canonical(other))
 
 

@@ -67,7 +67,7 @@ class DecisionForm(forms.Form):
         required=False,
         max_length=LONGEST_SENTENCE,
         label="Sentence for the agent",
-        help_text="Optional. If you deny the call, the agent gets the sentence. If you approve, only people see it.",
+        help_text="Optional. If you deny, the agent gets this sentence. If you approve, only people see it.",
     )
     allow = forms.ChoiceField(required=False, choices=AllowFor.choices, label="Also allow")
     names = forms.MultipleChoiceField(

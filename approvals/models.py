@@ -269,10 +269,7 @@ class Hold(models.Model):
 
     @property
     def last_approved(self) -> Hold | None:
-        """The most recently approved other hold of the same connection and tool; None if there is none.
-
-        The page of this hold shows which arguments differ from the arguments of that hold.
-        """
+        """The last approved other hold of the same connection and tool, to compare arguments; None if none exists."""
         approved = Hold.objects.filter(state__in=(HoldState.APPROVED, HoldState.USED), server=self.server_id)
         here = approved.filter(tool=self.tool, connection=self.connection_id).exclude(pk=self.pk)
         return here.order_by("-decided_at").first()

@@ -26,7 +26,7 @@ _TOLD = (Action.REVIEW_STARTED, Action.REVIEW_REASSIGNED, Action.REVIEW_REMINDED
 def tell_reviewers() -> int:
     """Queue messages about what happened to access reviews in the last hour; return the number of messages.
 
-    There are messages when a person has started or closed a review, reassigned its lines, or reminded its reviewers.
+    They are about reviews that were started or closed, lines that were reassigned, and reminders sent by a person.
     """
     events = Event.objects.filter(action__in=_TOLD, created_at__gte=timezone.now() - RECENT).order_by("id")
     by_key = {f"event:{event.uid}": event for event in events}

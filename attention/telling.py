@@ -186,10 +186,7 @@ def _is_due(channel: Channel, matter: Matter, last: Notification | None) -> bool
 
 
 def tell_outcomes() -> int:
-    """Tell people about answers that their requests got in the last hour; return the number of queued messages.
-
-    Each answer is reported once.
-    """
+    """Queue messages about requests that were answered in the last hour and not reported yet; return how many."""
     answers = {Action.HOST_APPROVED: _app_approved, Action.HOST_ARCHIVED: _app_refused}
     answers |= {Action.ACCESS_REQUEST_APPROVED: _access_decided, Action.ACCESS_REQUEST_DECLINED: _access_decided}
     answers |= {Action.USER_ROLE_CHANGED: _capability_given, Action.USER_REQUEST_DECLINED: _capability_declined}

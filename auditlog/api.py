@@ -258,8 +258,8 @@ class CallGroupSerializer(serializers.Serializer[Any]):
         "reason, the error code."
     )
     name = serializers.CharField(
-        help_text="Name of the person, gateway, server, app or agent in its newest call. In groups by tool or reason, "
-        "equal to `value`."
+        help_text="Name of the person, gateway, server, app or agent, taken from the newest call. If calls are grouped "
+        "by tool or reason, this is the same as `value`."
     )
     calls = serializers.IntegerField(help_text="Number of calls.")
     error_rate = serializers.FloatField(help_text="Share of failed calls, from 0 to 1.")
@@ -314,7 +314,7 @@ class EventQuery(TimeRangeQuery, CursorQuery):
 
 
 class StopSerializer(serializers.Serializer[Any]):
-    """An obstacle: a failed check that stops the call. Tells who caused the obstacle and who can remove it."""
+    """An obstacle: a failed check that stops the call, with who caused the obstacle and who can remove it."""
 
     reason = serializers.CharField(source="cause.reason", help_text="Error code of the obstacle, as in the log.")
     check = serializers.CharField(source="name", help_text="Name of the check.")

@@ -361,8 +361,7 @@ def _in_words(value: Any) -> str:
 class SentencePiece(NamedTuple):
     """A part of the sentence about an event.
 
-    If the part names the target or the actor, and the viewer may open its page, `url` is the URL of this page.
-    Otherwise `url` is empty.
+    `url` is the page of the target or actor that the part names; empty if there is none that the viewer may open.
     """
 
     text: str

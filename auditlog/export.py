@@ -45,7 +45,10 @@ class LogExport(Export):
 
     def begin(self) -> None:
         with self.reader():
-            """Only connect, so that an unreachable database raises an error before the answer begins."""
+            """Connect to the database and do nothing else.
+
+            If the database cannot be reached, this raises the error before the answer begins.
+            """
 
     def interrupt(self) -> None:
         if (session := self._session) is not None:

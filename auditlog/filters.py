@@ -372,10 +372,7 @@ class CallFilter(forms.Form):
 
     @property
     def tab(self) -> str:
-        """Return the tab's own filter (`scope`) as a query string, such as `tab=host&host=<id>`.
-
-        The query string is empty if the list is not on the tab of an object.
-        """
+        """Return the tab's own filter (`scope`), such as `tab=host&host=<id>`; empty if the list is not on a tab."""
         return urlencode({"tab": name} | self.scope) if (name := next(iter(self.scope), "")) else ""
 
     def searchable(self) -> dict[str, list[str]]:

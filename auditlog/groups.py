@@ -106,8 +106,8 @@ def _of_rollups(where: Where, search: Search, by: LogField, most: int) -> Groups
 def top(opened: Book, where: Where, by: LogField, since: datetime, until: datetime, most: int) -> Groups | None:
     """Return the groups with the most calls, counted with the roll-ups.
 
-    If the roll-ups cannot answer, only the newest calls that match `where` are counted in the log. If `where` is empty,
-    this is not done, and None is returned. If `by` is the tool, calls of unknown tools are left out.
+    If the roll-ups cannot answer, count only the newest calls that match `where`, or return None if `where` is empty.
+    If `by` is the tool, calls of unknown tools are left out.
     """
     of_tools = by.name == "tool"  # Clients may invent names of tools.
     busiest = opened.busiest(where, since, until, by.group_column, most, named=of_tools)

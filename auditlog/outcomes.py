@@ -17,10 +17,7 @@ LAYERS = {
 
 
 def in_short(reason: str) -> str:
-    """Return the short text of `reason`, to show in an object's row why the object is blocked.
-
-    The text is empty if `reason` is empty.
-    """
+    """Return the short text of `reason`, for the row of a blocked object; empty if `reason` is empty."""
     return REASONS[reason].short if reason else ""
 
 

@@ -65,8 +65,8 @@ def _named(actions: Iterable[str]) -> str:
 def _meaning(action: Action) -> str:
     """Return the sentence that describes an event of this action.
 
-    An action has one or more sentences. Usually they differ only in the number of objects that they name, and the
-    last sentence, the most general one, is returned. If they differ in meaning, all of them are returned.
+    If the action has several sentences, return the last one, which is the most general. If the sentences have
+    different meanings, return all of them.
     """
     words = action.sentences if action in SEVERAL else action.sentences[-1:]
     return " / ".join(_shortened(one) for one in words)

@@ -76,10 +76,7 @@ def _events(row: Model, caused: Q) -> QuerySet[Event]:
 
 
 def _choice_of_gateway(connection: Any) -> QuerySet[Event]:
-    """Return the events that may be the cause if the connection's gateway does not allow the connection's host.
-
-    Either the host was blocked at the gateway, or the gateway was limited to listed hosts.
-    """
+    """Return the events that may have caused the connection's gateway to refuse the connection's host."""
     here = HostAtGateway.objects.filter(gateway=connection.gateway_id, host=connection.host_id)
     if decided := here.filter(allowed__isnull=False).first():  # Otherwise the gateway was limited to listed hosts.
         return _events(decided, Q(action=Action.HOST_BLOCKED_AT_GATEWAY))
@@ -365,8 +362,8 @@ def _act(reason: str, remedy: Remedy, row: Any, subjects: Subjects, reader: User
 def _request(row: Any, reader: User) -> dict[str, str]:
     """Return the fields `act` and `link` of a Cause, for the link “Request access”.
 
-    Returns an empty dict if `reader` cannot request access. `reader` can if the gateway of `row` takes requests, and if
-    the role of `reader` allows the use of gateways.
+    Returns an empty dict if the gateway of `row` does not take requests, or if the role of `reader` forbids the use of
+    gateways.
     """
     gateway = row if isinstance(row, Gateway) else row.assignment.gateway if isinstance(row, Feature) else None
     if gateway is None or not gateway.takes_requests_of(reader):

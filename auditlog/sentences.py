@@ -127,10 +127,7 @@ def _fields(words: str) -> set[str]:
 
 
 def _values(event: Event) -> Iterator[tuple[str, SentencePart]]:
-    """Yield pairs of a field's name and its value: the values of an event that can be inserted in sentences.
-
-    The fields `actor` and `target` are always among them.
-    """
+    """Yield the values that sentences can contain, by field name. `actor` and `target` are never missing."""
     target = SentencePart(event.target_label or "something", "target")
     by_itself = event.target_type == "token" and event.actor_email.endswith("(self)")
     yield (

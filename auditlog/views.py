@@ -75,7 +75,7 @@ def _only_call(call_filter: CallFilter, uid: UUID) -> Call | None:
 
 
 def listing(request: AppRequest, template: str, context: dict[str, Any], call_filter: CallFilter) -> HttpResponse:
-    """Render `template`, a page that includes auditlog/log.html. For a request of htmx, render only the log's rows."""
+    """Render `template`, a page that includes auditlog/log.html. For htmx, render only the rows of the log."""
     if wants_fragment(request) and call_filter.is_live and (new := NewCalls.asked(request.GET, call_filter.search())):
 
         def with_rows() -> HttpResponse:
@@ -287,7 +287,7 @@ def _list_url(request: AppRequest, call_filter: CallFilter) -> str:
 
 
 def explanation(row: Call, reader: User, *, asks: bool) -> dict[str, Any]:
-    """Return template context that explains to `reader` why the call `row` failed.
+    """Return template context that explains the outcome of the call `row` to `reader`.
 
     The context has a cause only if the call was denied or its tool is unknown. With `asks`, the context also has the
     decision that would be made about the call now.

@@ -342,9 +342,8 @@ def current_decision(question: Question) -> CurrentDecision:
 def _reach(answer: CurrentDecision, preferred: Token | None) -> tuple[bool, int, bool]:
     """Return a sort key. The best answer has the largest key.
 
-    An answer that allows the call is better than an answer that refuses it. Of two refusals, the one that passes more
-    checks before the refusal is better. Of two answers that are equal so far, the one for the token `preferred` is
-    better.
+    An answer that allows the call is better than a refusal. Of two refusals, the one that passes more checks is better.
+    Of two answers that are equal so far, the one for the token `preferred` is better.
     """
     is_preferred = preferred is not None and answer.token is not None and answer.token.pk == preferred.pk
     return not answer.verdict.obstacles, answer.stops_at or 0, is_preferred

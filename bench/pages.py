@@ -7,9 +7,9 @@ the owner. It then requests only the lists, and all pages and dialogs with a URL
 
 The times are processor time of this process and of its database sessions, not elapsed time. Other load on the machine
 lengthens processor time too, sometimes by half. So a fixed loop is timed before and after each answer. The mean of
-these two times is compared with the loop's best time (the 5 % quantile of all its runs). Their quotient is the
-slowdown, which is printed in the column `slower`. The answer's time is divided by the slowdown. The loop measures only
-one processor, so the database must run on the same processor (use `taskset`).
+these two times, divided by the loop's best time (the 5 % quantile of all its runs), is the slowdown, which is printed
+in the column `slower`. The answer's time is divided by the slowdown. The loop measures only one processor, so the
+database must run on the same processor (use `taskset`).
 
 An address is marked if the 95th percentile of its times is above 150 ms, or if its compressed page is above 30 KB.
 Marked addresses are measured again at the end. The command fails if an address is marked in every measurement. Before

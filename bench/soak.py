@@ -504,8 +504,8 @@ def what_grew(samples: list[Sample]) -> Iterator[str]:
     """Yield a sentence for each value that grew.
 
     A value can grow from the middle third of the run to its last third, and it can grow within the last third. Memory
-    and files are reported only if they grew in both ways. Numbers of rows and sessions are reported if they grew in one
-    of these ways.
+    and files are reported only if they grew in both ways. Numbers of rows and sessions are reported if they grew in
+    either way.
     """
     if len(samples) < 6:
         yield "Too short to tell."

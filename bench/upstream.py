@@ -158,10 +158,7 @@ async def trickle(receive: Receive, send: Send, size: int, at_once: int, seconds
 
 
 def packed(text: bytes, end: int = zlib.Z_FULL_FLUSH) -> bytes:
-    """Return `text` compressed, as one part of a deflate stream.
-
-    The part can follow any other part, because it does not refer to the text of other parts.
-    """
+    """Return `text` compressed, as a part of a deflate stream that does not depend on the parts before it."""
     packer = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return packer.compress(text) + packer.flush(end)
 

@@ -32,7 +32,7 @@ class Capability(StrEnum):
         "tokens.manage_token",
         "api-tokens:manage",
         "Create and manage API tokens",
-        "Create and rename agents, and add connections. Edit and revoke all tokens. Let owners collect new secrets.",
+        "Create and rename agents, and add connections. Edit and revoke all tokens. Ask owners to collect new secrets.",
     )
     API_TOKENS_READ = (
         "tokens.view_token",
@@ -138,7 +138,7 @@ class Capability(StrEnum):
         "approvals.decide_hold",
         "approvals:decide",
         "Decide on held calls",
-        "See all held calls, and approve or deny them. If a rule names other people, those decide first.",
+        "See all held calls, and approve or deny them. If a rule names other people, they decide first.",
     )
     IDENTITIES_READ = (
         "servers.view_identity",

@@ -41,13 +41,9 @@ class Own:
 class HasCapability(BasePermission):
     """Checks the permission rule of a REST operation.
 
-    A method declares its rule with `@operation(needs=...)`. A method without `@operation` is refused. The rule is:
-
-    - a capability, such as `Capability.HOSTS_READ`,
-    - a tuple of capabilities, of which the user needs one,
-    - a frozenset of capabilities, of which the user needs all,
-    - an `Own`, or
-    - None, which lets every signed-in user pass.
+    A method declares its rule with `@operation(needs=...)`. A method without `@operation` is refused. The rule is a
+    capability such as `Capability.HOSTS_READ`, a tuple of capabilities of which the user needs one, a frozenset of
+    capabilities of which the user needs all, or `Own`. The rule None lets every signed-in user pass.
 
     API access tokens are refused unless the method has `@operation(access_tokens=True)`. API keys are accepted unless
     the method has `@operation(api_keys=False)`.

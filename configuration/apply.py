@@ -174,7 +174,7 @@ def _changes_meanwhile_are_refused() -> Iterator[None]:
 def _as_change_of(document: ConfigDocument, commit: str) -> Iterator[None]:
     """Record the files and the commit in all events of the block.
 
-    If the document has a `source`, the person need not confirm that they change objects which files govern.
+    If the document has a `source`, changes of objects that files govern need no confirmation.
     """
     name, context = f"{document.name}, commit {commit}" if commit else document.name, current_context()
     # No confirmation (see `configuration.by_hand`): `plan` has already refused objects of other sources.

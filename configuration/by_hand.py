@@ -115,7 +115,7 @@ def _parts(row: Model) -> list[UUID]:
 
 
 def _check(request: HttpRequest, action: Action, targets: Sequence[Model], changes: Mapping[str, Any]) -> None:
-    """Raise ManagedByFile if a file governs a target or its parent, and the person has not confirmed this.
+    """Raise ManagedByFile if a file governs a target or its parent, and the person has not confirmed the change.
 
     The person confirms once for each governed object. The confirmation is valid until the file is applied again.
     """

@@ -102,7 +102,7 @@ class _EntryReader:
                 self._mistake(entry.path, f"{title} is renamed here and also has another entry. Keep only one entry.")
 
     def _old_parent(self, kind: Kind, parent: Key) -> Key:
-        """Return the key that the parent has before the document is applied, because the document may rename it."""
+        """Return the key that the parent has before the document is applied. The document may rename the parent."""
         entry = self._world.entries.get((kind.parent, parent))
         return entry.was if entry and entry.was else parent
 

@@ -62,8 +62,5 @@ def _written(kind: Kind, key: Key, world: World, viewer: User) -> dict[str, Any]
 
 
 def order(key: Key) -> list[tuple[str, str]]:
-    """Return a sort key that orders objects by name, first without regard to case.
-
-    Sorting with this key gives the same order on every database, whatever its collation is.
-    """
+    """Return a sort key for names: first without regard to case, and independent of the database's collation."""
     return [(part.casefold(), part) for part in key]

@@ -68,10 +68,7 @@ def plan(
 
     `secrets` maps references to the resolved secrets. With `prune`, the changes also disable the enabled objects that
     have the document's source, but are missing from the document's lists. With `cuts`, each change says which access
-    it ends.
-
-    The document is checked in several steps. The first step that finds mistakes raises ConfigurationError with all
-    mistakes of this step.
+    it ends. Raises ConfigurationError with all mistakes of the first check that finds any.
     """
     must_be_right(mistakes_of(document))
     world = World(KINDS, secrets or {})
@@ -94,11 +91,7 @@ def plan(
 
 
 def _count_cuts(made: Plan, viewer: User) -> None:
-    """Set each change's `cuts` to a text about the effects of the change.
-
-    When COUNTING_S seconds have passed, set the `cuts` of the remaining changes to NOT_COUNTED. New objects are left
-    out, except those of kinds with `cuts_when_new`.
-    """
+    """Set the `cuts` of changes to texts about their effects. After COUNTING_S seconds, set them to NOT_COUNTED."""
     ends = time.monotonic() + COUNTING_S
     for change in made.changes:
         if change.row is not None or change.kind.cuts_when_new:
@@ -112,10 +105,7 @@ def _all_changes(listed: ListedEntries, world: World) -> list[Change]:
 
 
 def _changes(kind: Kind, listed: ListedEntries, world: World) -> Iterator[Change]:
-    """Yield the removals of one kind, then its changes of existing objects, then its new objects.
-
-    Removals come first, so that another object can get the name of a removed object.
-    """
+    """Yield the changes of one kind, removals first, so that another object can get the name of a removed object."""
     entries = listed.entries.get(kind.id, [])
     places = kind.places(entries, world)
     if not kind.keeps_order:

@@ -44,8 +44,7 @@ def _change(change: Change) -> str:
 def field_lines(change: Change, longest: int = LONGEST) -> list[str]:
     """Return a line such as `timeout_seconds: 60, was 30` for each changed field, except empty fields of new objects.
 
-    If the object is renamed, the first line has the old name. A text is cut after `longest` characters. A list is
-    shown in full.
+    If the object is renamed, the first line has the old name. Texts are cut after `longest` characters, lists are not.
     """
     lines = [f"renamed, was {change.was[-1]}"] if change.was and change.was[-1] != change.key[-1] else []
     is_new = change.act is Act.ADD

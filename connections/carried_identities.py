@@ -42,10 +42,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class CarriedRow:
-    """A per-user server of a connection, and the identity that the connection uses for this server.
-
-    `identity` is None if the connection uses none.
-    """
+    """A per-user server of a connection, and the identity, if any, that the connection uses for this server."""
 
     connection: Connection
     assignment: Assignment
@@ -92,11 +89,7 @@ class CarriedRow:
 
     @property
     def word(self) -> str:
-        """The text of the badge.
-
-        The text is "disabled by you" if the viewer disabled the identity, "refused" if the server refused it, and
-        otherwise the text that WORDS has for the state.
-        """
+        """The text of the badge: "disabled by you" or "refused" if that applies, otherwise the text in WORDS."""
         if self.state == "disabled" and self.identity:
             return "disabled by you" if self.identity.disabled_by_id == self.viewer.pk else WORDS["disabled"]
         return "refused" if self.state == "attention" and self.is_refused else WORDS[self.state]
@@ -126,10 +119,7 @@ class CarriedRow:
         return self._fault_of(self.identity) if self.identity and self.state != "active" else ""
 
     def _fault_of(self, identity: Identity) -> str:
-        """Return the problem of this identity and its solution, in words; empty if the viewer disabled the identity.
-
-        The identity must not be active.
-        """
+        """Return the problem of an inactive identity and its solution; empty if the viewer disabled the identity."""
         if not identity.enabled:
             if identity.disabled_by_id == self.viewer.pk:
                 return ""

@@ -183,10 +183,7 @@ def limited_to(host: Host, tool_set: ToolSet) -> Callable[[GivenTools], GivenToo
 
 
 def with_effect(feature: Feature, effect: str) -> Callable[[GivenTools], GivenTools]:
-    """Return a function that changes a GivenTools as if the tool `feature` had this effect (see `refused_by`).
-
-    A tool's effect can decide which sets contain the tool.
-    """
+    """Return a function that changes a GivenTools as if the tool `feature` had this effect (see `refused_by`)."""
     sets, name = ToolSet.objects.live().filter(gateway=feature.assignment.gateway_id), feature.exposed_name[:300]
     # The sets that then have the tool: as a member, or because their rule fits the tool with this effect.
     having = {*sets.filter(Q(members=feature) | fits(feature, effect)).values_list("pk", flat=True)}

@@ -56,10 +56,7 @@ def _impact(links: Q, identities: int = 0) -> Impact:
 
 
 def _identities(target: models.Model, links: Q) -> int:
-    """Return the number of live identities that calls through `target` use.
-
-    An identity counts even if calls that do not go through `target` use it too.
-    """
+    """Count the live identities that calls through `target` use, even if other calls use them too."""
     if isinstance(target, Identity):
         return 0  # The confirmation already names this identity.
     rows = Identity.objects.live()
@@ -129,7 +126,7 @@ def refused_lately(targets: Sequence[models.Model], viewer: User) -> str:
 
 
 def narrowed_to(gateway: Gateway, teams: Sequence[Team], viewer: User) -> str:
-    """Return a sentence about the calls that would have been refused if `gateway` was open only to `teams`.
+    """Return a sentence about the calls that would have been refused if `gateway` had been open only to `teams`.
 
     Counts the calls of the last seven days. Does not count calls of people who may use the gateway without these teams:
     through a grant, or because they may use every gateway. Empty if the viewer may not read these calls.

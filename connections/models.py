@@ -61,10 +61,7 @@ class RevokeReason(models.TextChoices):
 
 
 def _reaches() -> "ExpressionWrapper[Any]":
-    """Return SQL that is true if a connection's user may use its gateway.
-
-    The condition must be the same as that of `Gateway.objects.reachable_by`.
-    """
+    """Return SQL that is true if a connection's user may use its gateway. Must match `Gateway.objects.reachable_by`."""
     through_role = Role.objects.filter(pk=OuterRef("user__role"), **_uses_all())
     told = Q(gateway__reach=Reach.EVERYONE) | Q(user__is_superuser=True)
     told |= Q(Exists(_through_team())) | Q(Exists(_through_grant())) | Q(Exists(through_role))
@@ -72,10 +69,7 @@ def _reaches() -> "ExpressionWrapper[Any]":
 
 
 def _looking_role() -> models.QuerySet[Role]:
-    """Return a subquery for a query of connections.
-
-    The subquery finds the role of the connection's user if people with this role may not use gateways.
-    """
+    """Return a subquery that finds the role of a connection's user if people with this role may not use gateways."""
     return Role.objects.filter(pk=OuterRef("user__role"), uses_gateways=False).order_by()
 
 
@@ -106,10 +100,7 @@ def uses_every_gateway() -> models.QuerySet[User]:
 
 
 def _host_allowed() -> Coalesce:
-    """Return SQL that is true if a connection's gateway allows its host.
-
-    The condition must be the same as that of `allowing`.
-    """
+    """Return SQL that is true if a connection's gateway allows its host. Must match `allowing`."""
     decided = HostAtGateway.objects.filter(gateway=OuterRef("gateway"), host=OuterRef("host")).values("allowed")
     otherwise = ExpressionWrapper(Q(gateway__hosts_allowed=HostsAllowed.ALL), output_field=BooleanField())
     return Coalesce(Subquery(decided), otherwise)

@@ -197,10 +197,7 @@ class ConnectionRow:
 
     @property
     def may_ask_for_new(self) -> bool:
-        """True if the viewer may ask another person, the connection's owner, to collect new tokens.
-
-        The new tokens replace the old ones.
-        """
+        """True if the viewer may end another person's token secrets, so that the person must collect new ones."""
         return not self.is_own and self.connection.is_live and self.connection.host.is_agent and self.may_end_tokens
 
     @property
@@ -275,10 +272,7 @@ def active(rows: ConnectionQuerySet) -> ConnectionQuerySet:
 
 
 def _holding(credentials: Q) -> Q:
-    """Match connections with a token or key that the filter `credentials` matches.
-
-    Return an empty Q if `credentials` is empty.
-    """
+    """Match connections with a token or key that `credentials` matches; if `credentials` is empty, an empty Q."""
     # An empty Q has no effect in `a | b`.
     return Q(pk__in=Token.objects.filter(credentials).values("connection")) if credentials else Q()
 

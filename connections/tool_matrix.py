@@ -30,10 +30,7 @@ EVERYBODY, TEAM, PERSON, AGENT = "everybody", "team", "person", "agent"
 
 @dataclass(frozen=True)
 class MatrixColumn:
-    """A column of the matrix.
-
-    A column stands for everybody, a team, a person, or an app or agent that is limited to a tool set.
-    """
+    """A column of the matrix: everybody, a team, a person, or an app or agent that is limited to a tool set."""
 
     kind: str
     name: str
@@ -49,10 +46,7 @@ class MatrixColumn:
         return f"{self.kind}:{self.pk}" if self.pk else self.kind
 
     def sets(self, given: GivenTools) -> Sequence[UUID] | None:
-        """Return the ids of the tool sets that the column's people, app or agent may use.
-
-        Return None if they may use all tools.
-        """
+        """Return the ids of the tool sets that the column's people or agent may use; None if they may use all tools."""
         if self.kind == AGENT:
             limit = given.limits.get(self.pk) if self.pk else None
             return None if limit is None else [limit]
@@ -74,11 +68,7 @@ class MatrixCell:
 
     @property
     def access(self) -> str:
-        """Return `yes`, `no`, `limit` or `off`.
-
-        `limit` means that the tool is not in the tool set to which the app or agent is limited. `off` means that the
-        tool is disabled or blocked.
-        """
+        """`yes`, `no`, `limit` (not in the set that limits the app or agent) or `off` (tool disabled or blocked)."""
         if not self.feature.enabled or self.feature.blocked:
             return "off"
         if not self.column.may_use_gateway:

@@ -54,10 +54,7 @@ class PickForm(forms.Form):
 @require_http_methods(["GET", "POST"])
 @requires(Capability.GATEWAYS_MANAGE)
 def choose(request: AppRequest, pk: UUID) -> HttpResponse:
-    """Choose the tools of a set.
-
-    A request with `act=save` stores the choice. All other requests only show the form.
-    """
+    """Choose the tools of a set. A request with `act=save` stores the choice; others only show the form."""
     tool_set = find_set(request, pk)
     data, before = request.POST, tool_set.editable()
     act, words = data.get("act", ""), text_of(data, "q").strip()[:200]
@@ -119,7 +116,7 @@ def copy(request: AppRequest, pk: UUID) -> HttpResponse:
     if is_for(request, "would-have"):
         asked, told = CopyForm(request.POST, gateways=gateways), ""
         if asked.is_bound and "gateway" not in asked.errors and (there := asked.cleaned_data["gateway"]):
-            told = _members_at(tool_set, there)[1] or "This gateway has everything that was chosen one by one."
+            told = _members_at(tool_set, there)[1] or "Nothing that was chosen one by one is missing on this gateway."
         return render(request, "connections/tool_set_copy.html#would_have", {"would_have": told})
     initial = {"gateway": tool_set.gateway_id, "name": f"{tool_set.name} (copy)"[:80]}
     form = CopyForm(request.POST if request.method == "POST" else None, gateways=gateways, initial=initial)

@@ -144,7 +144,7 @@ def _members(gateway: Gateway, names: list[str], tool_set: ToolSet | None = None
 
 
 class ToolGrantSerializer(serializers.Serializer[ToolGrant]):
-    """A grant: it gives a tool set to everybody, a team or a person."""
+    """A grant of a tool set to everybody, a team or a person."""
 
     id = Id()
     tool_set = Reference(help_text="The set.")

@@ -266,10 +266,7 @@ def sets_at(gateway: Gateway) -> ToolSetQuerySet:
 
 
 def with_holders(rows: ToolSetQuerySet) -> Any:
-    """Return the sets, each with its live grants, the hosts limited to it, and the number of its features.
-
-    Features that their servers no longer offer are not counted.
-    """
+    """Return the sets, each with its live grants, the hosts limited to it, and the number of its offered features."""
     grants = ToolGrant.objects.live().select_related("team", "user").order_by("given_at")
     limited = HostAtGateway.objects.live().select_related("host").order_by("host__name")
     counted: Any = rows.annotate(feature_count=RawSQL(_COUNTED, [], IntegerField()))  # noqa: S611
@@ -458,7 +455,7 @@ def end_grant(request: AppRequest, pk: UUID) -> HttpResponse:
     grant = get_object_or_404(rows, gateway__in=Gateway.objects.visible_to(request.user), pk=pk)
     back, gateway = set_url(grant.tool_set), grant.gateway
     gives_all = gateway.tools_given == ToolsGiven.ALL
-    then = "This refuses no call while everybody can use all tools of the gateway."
+    then = "Ending the grant has no effect while everybody can use all tools of the gateway."
     if not gives_all:
         then = "From the next request on, the tools of this set are refused, unless another grant gives them."
 

@@ -192,10 +192,7 @@ def _comes_later(request: AppRequest, filters: ConnectionFilter, rows: Connectio
 
 
 def _find(request: AppRequest, pk: UUID, opening: Capability) -> Connection:
-    """Return the connection if the user may see it. With the capability `opening`, a user may see all connections.
-
-    Raises Http404.
-    """
+    """Return the connection. Raises Http404 if the user may not see it and lacks the capability `opening`."""
     return get_object_or_404(visible(request.user, opening), pk=pk)
 
 
@@ -341,11 +338,7 @@ def extra_fragment(request: AppRequest, fragment: Fragment) -> str:
 
 
 def back_url(request: AppRequest, connection: Connection) -> str:
-    """Return the URL of the page to show after an action if the browser runs no script.
-
-    With HOSTS_READ, this is the Connections tab of the connection's host. Without it, this is the page with the user's
-    own connections.
-    """
+    """Return the URL to redirect to without scripts: the host's Connections tab, or else the user's own connections."""
     if request.user.has_perm(Capability.HOSTS_READ):
         return reverse("connections:for_host", args=[connection.host_id])
     return reverse("connections:mine")

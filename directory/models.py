@@ -54,9 +54,9 @@ class DirectoryAddressQuerySet(models.QuerySet["DirectoryAddress"]):
         return self.filter(token=token, enabled=True).select_related("team").first()
 
     def matching(self, words: str) -> DirectoryAddressQuerySet:
-        """Return the addresses whose team name contains `words`; all addresses if `words` is empty.
+        """Return the addresses of the teams whose names contain `words`; all addresses if `words` is empty.
 
-        The address for everyone is found as if it had a team named EVERYONE.
+        The address that is for everyone has no team. It is found by the text EVERYONE.
         """
         if not words:
             return self

@@ -58,7 +58,7 @@ def policy_files(address: DirectoryAddress) -> list[PolicyFile]:
             "Claude Code",
             "managed-settings.json",
             CLAUDE_CODE,
-            "People add the gateways they need. Claude Code loads no servers at other URLs and no local programs.",
+            "People add the gateways they need. Claude Code loads only gateways of this installation.",
             "application/json",
             _json(
                 {

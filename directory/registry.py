@@ -122,19 +122,13 @@ def server_list(gateways: GatewayQuerySet, query: QueryDict) -> dict[str, Any]:
 
 
 def versions_of(gateways: GatewayQuerySet, name: str) -> dict[str, Any] | None:
-    """Return a ServerList with the only version of the gateway that has this registry name.
-
-    Return None if there is no such gateway.
-    """
+    """Return a ServerList with the only version of the gateway with this registry name; None if there is none."""
     found = server_version(gateways, name, VERSION)
     return None if found is None else {"servers": [found], "metadata": {"count": 1}}
 
 
 def server_version(gateways: GatewayQuerySet, name: str, version: str) -> dict[str, Any] | None:
-    """Return a version of the gateway with the registry name `name`, as a ServerResponse.
-
-    Return None if there is no such gateway or version.
-    """
+    """Return this version of the gateway `name` as a ServerResponse; None if there is no such gateway or version."""
     space, _, slug = name.partition("/")
     if space != namespace() or version not in (LATEST, VERSION):
         return None

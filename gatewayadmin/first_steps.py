@@ -135,9 +135,9 @@ class Setup:
 
 
 def _facts(viewer: User) -> dict[str, Exists]:
-    """Return annotations for a query of WorkspaceSettings. Each of them says whether one step is done.
+    """Return annotations for a query of WorkspaceSettings. Each is True if the result of one step exists.
 
-    For example, `has_server` is True if a server was added. `has_call` covers only recent calls.
+    `has_call` covers only recent calls.
     """
     placed = Assignment.objects.live().filter(gateway__archived_at=None)
     # Search recent partitions first: planning a query over all partitions takes longer than querying all these facts.

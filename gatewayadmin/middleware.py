@@ -1,4 +1,4 @@
-"""ASGI middleware, which handles requests before Django, and Django middleware."""
+"""ASGI middleware, which handles every request, and Django middleware."""
 
 from __future__ import annotations
 
@@ -48,11 +48,10 @@ type Address = IPv4Address | IPv6Address
 
 
 def client_address(peer: str, forwarded: Sequence[str], trusted: Sequence[Network]) -> str:
-    """Return the address of the client, also behind trusted proxies. IPv4-mapped addresses are returned as IPv4.
+    """Return the right-most hop that is not a trusted proxy. IPv4-mapped addresses are returned as IPv4.
 
     `peer` is the address of the connection. `forwarded` are the values of all X-Forwarded-For headers in order. They
-    are used only if the peer is a trusted proxy. Then the client is the right-most address in them that is not of a
-    trusted proxy.
+    are used only if the peer is a trusted proxy.
     """
     address = _parsed_address(peer)
     if address is None:
@@ -214,9 +213,7 @@ class OuterMiddleware:
 
 
 class _LimitedBody:
-    """Limits the request body. Above the limit, `receive` reports a disconnect.
-
-    The application then discards the part of the body that it has read.
+    """Limits the request body. Above the limit, `receive` reports a disconnect, so that the body is discarded.
 
     The limit is `largest`, or LARGEST_BODY if `may_send_more` returns True.
     """

@@ -295,10 +295,7 @@ def _active(tokens: list[Token]) -> int:
 
 
 def _listed(gateways: GatewayQuerySet, user: User) -> list[Gateway]:
-    """Return the first GATEWAYS gateways by name.
-
-    Each gateway has its enabled servers, its number of tools, and the user's connections to it.
-    """
+    """Return the first GATEWAYS gateways by name, with enabled servers, tool counts and the user's connections."""
     servers = Assignment.objects.on().select_related("server").order_by("server__name")
     named = gateways.order_by(Lower("name")).prefetch_related(
         Prefetch("assignments", servers, to_attr="offered"),

@@ -73,7 +73,7 @@ _FILLERS = {"calls", "in", "the", "of", "from", "logs", "log", "and"}
 def calls_described(words: str, zone: str) -> CallsDescribed | None:
     """Return the entry for the calls that the words describe.
 
-    Return None if none of the words is in _OUTCOMES or _TIMES. Days begin at midnight in `zone`.
+    Return None if the words name neither an outcome nor a time. Days begin at midnight in `zone`.
     """
     text = " ".join(words.lower().replace('"', "").split())
     time = next((name for name in _TIMES if re.search(rf"\b{name}\b", text)), "")

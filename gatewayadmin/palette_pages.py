@@ -1,7 +1,4 @@
-"""The palette's entries for pages, lists and general actions, with the words that find these entries.
-
-Entries for named objects, such as a server, are made in `palette`.
-"""
+"""The palette's entries for pages, lists and general actions, with the words that find these entries."""
 
 from __future__ import annotations
 

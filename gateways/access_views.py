@@ -330,7 +330,7 @@ def end(request: AppRequest, pk: UUID) -> HttpResponse:
         back=_request_url(asked),
         faults=GatewayError,
         title="End access",
-        text=f"End the access of {asked.user.email} to {asked.what}? From the next call on, calls are refused "
+        text=f"End the access of {asked.user.email} to {asked.what}? From the next request on, calls are refused "
         "unless a team or another grant allows them.",
     )
 

@@ -83,7 +83,7 @@ class GatewaySerializer(serializers.Serializer[Gateway]):
         help_text="`all`, or `granted`: whether people can use all its tools, or only those given to them."
     )
     takes_requests = serializers.BooleanField(help_text=TAKES_REQUESTS)
-    request_days = serializers.IntegerField(help_text="Days that the form for requesting access proposes.")
+    request_days = serializers.IntegerField(help_text="Default for the number of days in an access request.")
     most_request_days = serializers.IntegerField(help_text="Most days for which people can request access.")
     approvers = serializers.ListField(source="editable.approvers", child=serializers.EmailField(), help_text=APPROVERS)
     calls_per_minute = Limit()

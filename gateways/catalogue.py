@@ -116,8 +116,8 @@ class Place(NamedTuple):
 class CatalogueEntry:
     """One tool of a server, on all the gateways that have the server.
 
-    Each assignment of the server to a gateway stores the tool as a feature of its own. The entry contains those of
-    these features that the viewer may see.
+    Each assignment of the server to a gateway stores the tool as a feature of its own. The entry contains the features
+    that the viewer may see.
     """
 
     feature: Feature  # The oldest of `found`.
@@ -241,10 +241,7 @@ class Catalogue:
 
     @cached_property
     def _likely(self) -> tuple[list[tuple[UUID, str]], int]:
-        """The entries of the page that the caller will probably read, and the total number of entries.
-
-        Each entry is a pair (server, name). If the page exists, one statement reads its entries and the total.
-        """
+        """The entries, as (server, name), of the page that will probably be read, and the total number of entries."""
         found = self._read(self._start, PAGE_SIZE)
         if self._start and not found[1]:  # There is no such page. The paginator reads the last one instead.
             return [], self._read(0, 1)[1]

@@ -77,8 +77,8 @@ def _targets(rows: AssignmentQuerySet, by: User) -> list[Target]:
 def _is_asked_as_somebody(assignment: Assignment, identity: Identity | None) -> bool:
     """Return False if the server needs the person's own identity and the person has none. Return True otherwise.
 
-    If the result is False, the server is asked without an identity. The Tools tab then does not show that the server is
-    being asked. If the server fails, the Tools tab does not show the failure.
+    If False, the server is asked without an identity, and neither this request nor its failure is stored for the Tools
+    tab.
     """
     return identity is not None or assignment.identity_scheme != IdentityScheme.PER_USER
 

@@ -304,7 +304,7 @@ def _obstacles(feature: Feature, viewer: User) -> list[str]:
             "Each person sees it only if the server lists it for their own credential.",
         ),
         (not given.exists(), "No grant gives it to you."),
-        (assignment.server.lists_live, f"{name} is asked for every client's list, and may omit this feature."),
+        (assignment.server.lists_live, f"If a client requests the list, {name} is asked, and may omit this feature."),
     )
     return [sentence for holds, sentence in found if holds]
 

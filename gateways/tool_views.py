@@ -240,11 +240,7 @@ class RefreshSummary(NamedTuple):
 
 
 def _why(told: Listing, server: Server) -> str:
-    """Return the reason for the failed request `told`.
-
-    If the server's health describes the same attempt, return a sentence with the error that is shown on the server's
-    page, so that the two pages agree.
-    """
+    """Return the reason for the failed request `told`, in the words of the server's page if it shows this request."""
     checked, reason = server.health_checked_at, REASONS.get(told.error)
     if server.health_error and checked and abs(checked - told.asked_at) < SAME_ATTEMPT:
         return f"{server.name} {server.health_error}."
@@ -338,7 +334,7 @@ def _grouped(
 ) -> list[ServerGroup]:
     """Return the features grouped by server. If `with_empty` is True, servers without offered features are included.
 
-    If a refresh was just made, `causes` maps the assignments that failed to sentences about the failure.
+    If a refresh was just made, `causes` has a sentence about each failure, by the id of the assignment.
     """
     said: dict[Any, list[Listing]] = {}
     listings = Listing.objects.filter(assignment__in=assignments)

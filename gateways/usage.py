@@ -175,10 +175,7 @@ def uses(assignments: Iterable[Assignment]) -> list[ServerUse]:
 
 
 def _last_uses(assignments: Sequence[Assignment]) -> list[tuple[Any, ...]]:
-    """Return the rows that the query LAST_USES finds: one for each tool that these assignments offer.
-
-    Each row has the time of the tool's last call that was not denied.
-    """
+    """Return a row of LAST_USES for each offered tool, with the time of the tool's last call that was not denied."""
     (since, until), denied = month(), list(ENDINGS["denied"])
     where: dict[str, list[Any]] = {
         **TOOL_CALLS,

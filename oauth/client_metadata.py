@@ -58,7 +58,7 @@ def origin(uri: str) -> str:
     """Return scheme, host and port of a redirect URI, for display.
 
     The port of a loopback URI is left out. For a scheme of APP_SCHEMES, only the scheme is returned. Do not compare
-    redirect URIs by their origins: they must be compared as whole strings (RFC 6749 section 3.1.2.3).
+    redirect URIs by their origins, because they must be compared as whole strings (RFC 6749 section 3.1.2.3).
     """
     parts = urlsplit(uri)
     if parts.scheme in APP_SCHEMES:

@@ -234,8 +234,7 @@ def _refresh_token(text: str, client: Any) -> RefreshToken | None:
 def _is_usable(connection: Connection) -> bool:
     """True if tokens may be issued for `connection`: it is not revoked, and its person is active.
 
-    Tokens are issued even if the host, gateway or connection is disabled, because the tokens are then useless: each MCP
-    request checks that all three are enabled.
+    The host, gateway and connection may be disabled, because each MCP request checks that they are enabled.
     """
     return connection.revoked_at is None and connection.user.is_active
 

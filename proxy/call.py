@@ -1,4 +1,4 @@
-"""The path of a call, from an HTTP request at /mcp/<gateway> to its answer. The code is in the order of its steps.
+"""The path of a call, from an HTTP request at /mcp/<gateway> to its answer. The code follows the order of the steps.
 
 `Endpoint.__call__` checks access. `_serve_known` routes the message, records the call and answers. `_forward` sends the
 request to its server.
@@ -1144,9 +1144,9 @@ def _check_rules(request: McpRequest, grant: AccessRow, resolved: Resolved, mess
 
 
 def _note_renewed(request: McpRequest, assigned: AssignedServer) -> None:
-    """Store the server with its renewed credential in the request's grant.
+    """Replace the server in `request.grant` by `assigned`, which has a renewed credential.
 
-    The new secret is then redacted from recorded payloads, like all credentials in the grant.
+    Recorded payloads are redacted by the credentials in `request.grant`, so the new secret must be there.
     """
     if request.grant is not None:
         others = [each for each in request.grant.assignments if each.id != assigned.id]

@@ -117,9 +117,8 @@ class Eras:
     async def _look(self, target: Target, age: float) -> str:
         """Return the server's eras. Probe the server if the last probe was more than `age` seconds ago.
 
-        Do not probe while another worker probes the server. Return the stored eras instead, however old they are. If no
-        eras are stored yet, the result depends on `age`. With an `age` of 0, wait for the other worker. With any other
-        `age`, return an empty text.
+        While another worker probes the server, return the stored eras, however old they are. If no eras are stored yet,
+        wait for the other worker if `age` is 0; otherwise return an empty text.
 
         Raises an UpstreamError or DatabaseUnavailable.
         """

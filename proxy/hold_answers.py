@@ -66,8 +66,7 @@ class NotApproved(Exception):
     def response(self, request: McpRequest, more: Object) -> Response:
         """Return a tool result that says why the call was not sent.
 
-        The result is marked as an error: only a result with an error may lack the content that the tool's output
-        schema requires.
+        The result is marked as an error, because any other result would have to fit the tool's output schema.
         """
         result = {"content": [{"type": "text", "text": self._text()}], "isError": True, "_meta": self._meta(), **more}
         request_id = request.message.id if request.message is not None else None

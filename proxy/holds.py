@@ -391,10 +391,7 @@ class Holds:
 
     @contextmanager
     def _watching(self, call: HeldCall, news: asyncio.Event) -> Iterator[None]:
-        """Set `call.client_left` and `news` if the client disconnects while the block runs.
-
-        For a client of MCP 2026-07-28, do nothing, because `proxy.call` then cancels the call.
-        """
+        """Set `client_left` and `news` if the client disconnects. In MCP 2026-07-28, `proxy.call` cancels the call."""
         if call.request.modern:
             yield
             return
@@ -445,10 +442,9 @@ class Holds:
     # How long the clients of a connection wait
 
     def note_answered(self, request: McpRequest, seconds: float) -> None:
-        """Learn from an answered call how long the client waits for an answer; this client waited `seconds`.
+        """Set the connection's `hold_wait` to PATIENT if the client waited more than PATIENCE_SHOWN for an answer.
 
-        If `seconds` is more than PATIENCE_SHOWN, and the connection has no `hold_wait` yet, set `hold_wait` to PATIENT.
-        Otherwise, nothing is stored.
+        `seconds` is the time that the client waited. A `hold_wait` that is already set is kept.
         """
         if seconds > PATIENCE_SHOWN:
             self._in_background(LEARN_PATIENCE, PATIENT, request.row.grant.connection_id)

@@ -481,10 +481,7 @@ def _digest(key: str) -> str:
 
 
 def _mapped(kind: str, alias: str, text: str) -> str:
-    """Return the definition `text` with the URIs that clients see: these URIs contain the server's alias.
-
-    Only gateways with several servers need this. On other gateways, clients see the server's own URIs.
-    """
+    """Return this definition with the server's alias in its URIs. Only gateways with several servers need this."""
     if not alias or (kind in (TOOL, PROMPT) and "resourceUri" not in text):
         return text
     value = jsonrpc.loads(text.encode())

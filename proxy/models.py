@@ -128,10 +128,7 @@ class ServerInfo(models.Model):
 
 
 class PendingRequest(models.Model):
-    """A server's request to a client, waiting for an answer until `expires_at`.
-
-    If `method` is empty, the row is a text from one worker for another.
-    """
+    """A server's request to a client, waiting for an answer until `expires_at`."""
 
     id = models.UUIDField(primary_key=True, default=uuid4, editable=False)
     connection_id = models.UUIDField()

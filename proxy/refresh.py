@@ -308,9 +308,8 @@ def _renew(held: RenewalData, parameters: dict[str, Any], cipher: Cipher) -> Ren
 def _after_refusal(refusal: TokenRefused | Undecryptable, parameters: dict[str, Any]) -> Renewal:
     """Store that the person has to sign in again, and raise NotRenewed with the reason `identity_sign_in`.
 
-    There are two exceptions. If the refusal counts as temporary, or if another process is renewing the token, raise
-    NotRenewed with the reason `identity_unavailable`: the person does not have to sign in again. If another process has
-    already replaced the token, return the new ciphertext.
+    Do not store this if the refusal counts as temporary, or if another process is renewing the token: NotRenewed then
+    has the reason `identity_unavailable`. If another process has already replaced the token, return the new ciphertext.
     """
     if isinstance(refusal, TokenRefused) and not refusal.final:
         yield from _count_refusal(parameters, refusal)

@@ -165,7 +165,7 @@ async def send(request: McpRequest, response: Response) -> None:
 async def _send_pieces(request: McpRequest, body: bytes) -> bytes:
     """Send a body in pieces. Send each piece only after the client has read the previous piece.
 
-    Return an empty text. The caller sends it after the pieces, and says whether the response ends there.
+    Return an empty text, which the caller sends after the pieces.
     """
     for start in range(0, len(body), PIECE):
         piece = body[start : start + PIECE]

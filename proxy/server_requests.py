@@ -106,8 +106,7 @@ def can_answer(capabilities: Mapping[str, Any], asked: Object) -> bool:
 class ServerRequests:
     """Forwards requests of servers to clients, and returns the clients' answers.
 
-    A client has `seconds` to answer. Each request gets its own row in the log. The row names the call during which the
-    server sent the request.
+    A client has `seconds` to answer. Each request has its own row in the log, linked to the row of its call.
     """
 
     def __init__(
@@ -156,9 +155,8 @@ class ServerRequests:
     async def ask_client(self, asking: InteractiveCall, asked: Object, *, withdraws: bool = True) -> Object:
         """Return the client's answer, `{"result": ...}` or `{"error": ...}`.
 
-        If the client does not answer in time, return an error. If `withdraws` is True, the client gets
-        `notifications/cancelled` when its time is over. The client also gets this notification if this task is
-        cancelled between the sending of the request and the client's answer.
+        If the client does not answer in time, return an error. If `withdraws` is True, the client then gets
+        `notifications/cancelled`, and also if this task is cancelled while the client is asked.
         """
         stream, session = asking.stream, asking.grant.session
         assert stream is not None
@@ -186,12 +184,10 @@ class ServerRequests:
         send: Callable[[], Awaitable[None]],
         withdraw: Callable[[str], Coroutine[Any, Any, None]] | None = None,
     ) -> Object:
-        """Send the request with `send`, log the request, and return the answer of `owner`.
+        """Send the request with `send`, log the request, and return the answer of `owner` or an error object.
 
-        If no answer comes in time, or if the request cannot be sent or logged, return an error object.
-
-        `withdraw` is called in the background, with a reason, if no answer comes in time. It is also called if this
-        task is cancelled between the start of `send` and the answer.
+        `withdraw` is called in the background, with a reason, if no answer comes in time, or if this task is cancelled
+        between the start of `send` and the answer.
         """
         row = _row(asking, asked)
         began = time.perf_counter()
@@ -483,11 +479,7 @@ class _Call:
 
 
 class SuspendedCalls:
-    """Keeps calls of this worker running while they wait for input from their clients.
-
-    A suspended call is a call that waits in this way. When the client retries the call, in any worker, the retry gets
-    the outcome of the suspended call.
-    """
+    """Keeps calls running while they wait for input. A retry, in any worker, gets the outcome of its suspended call."""
 
     def __init__(
         self,
@@ -711,10 +703,7 @@ class SuspendedCalls:
         return RpcResponse(document, jsonrpc.dumps(document), MODERN, None)
 
     def has_given(self, message: Message) -> bool:
-        """Return whether `message` has a requestState that this gateway issued for a suspended call.
-
-        The requestState may belong to another connection or request, or be too old: this is not checked.
-        """
+        """Return whether `message` has a requestState of a suspended call, perhaps of another connection or request."""
         return self._opened_state(message) is not None
 
     def _checked_state(self, message: Message, connection_id: str) -> tuple[str, int]:
@@ -733,10 +722,7 @@ class SuspendedCalls:
         return uid, turn
 
     def _opened_state(self, message: Message) -> tuple[str, int, str, str, float] | None:
-        """Return the call id, turn, connection, request digest and expiry in the requestState of `message`.
-
-        Return None if this gateway did not issue the requestState.
-        """
+        """Return the requestState's call id, turn, connection, digest and expiry; None if it was not issued here."""
         sealed = message.params.get("requestState")
         try:
             facts = json.loads(self._cipher.open(sealed.encode() if isinstance(sealed, str) else b""))

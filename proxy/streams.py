@@ -363,7 +363,7 @@ class Streams:
                 self._end(request, CANCELLED)
 
     def _session_lost(self, session_id: str | None) -> None:
-        """End the standing streams of a client's session, because its session at a server was lost.
+        """End the standing streams of a client's session that has lost its session at a server.
 
         The calls of the client's session continue, because they may be running at other servers.
         """
@@ -572,11 +572,7 @@ def end_standing() -> None:
 
 
 def _last_message(standing: StandingStream, ending: StopReason, public_url: str) -> bytes:
-    """Return the last message of a stream that is ended early.
-
-    It is the result for `subscriptions/listen`, and an error for a GET that is now denied. For any other GET, return
-    b"".
-    """
+    """Return the last message: the result of `subscriptions/listen`, the error of a GET that is now denied, or b""."""
     if standing.subscription is not None:
         return _result(standing)
     if ending.denied is None:
@@ -700,11 +696,9 @@ class Resumption:
     async def _begin_to_tell(
         self, standing: StandingStream, *, lists: Iterable[str], subscribed: Sequence[str]
     ) -> None:
-        """Send the first messages of a new or resumed stream.
+        """Send the stored messages, the notifications named in `lists`, and an update of each resource in `subscribed`.
 
-        These are the messages stored while the client had no stream, the notifications named in `lists`, and a
-        notification `resources/updated` for each resource in `subscribed`. Resources to which the client may no longer
-        subscribe are left out. If the database is unavailable, all resources are left out.
+        Resources to which the client may no longer subscribe are left out; all are if the database is unavailable.
         """
         self.server_streams.give_waiting(standing.owner)
         # Changes of lists and resources may have been missed.

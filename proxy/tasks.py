@@ -76,10 +76,9 @@ class Task(NamedTuple):
 
 
 def for_era(target: Target, task: Task | None, *, modern: bool) -> Target:
-    """Return the target for a request of a client. `modern` is True if the client speaks MCP 2026-07-28.
+    """Return `target`. Leave out the tasks extension if the server, but not the client, speaks MCP 2026-07-28.
 
-    If the server speaks MCP 2026-07-28 and the client does not, the result is `target` without the tasks extension.
-    Otherwise it is `target`. Raises UnknownTask if the server no longer speaks the era of `task`.
+    `modern` is True if the client does. Raises UnknownTask if the server no longer speaks the era of `task`.
     """
     if task is not None and task.is_modern != (target.era == MODERN):
         raise UnknownTask

@@ -197,7 +197,7 @@ class Tracer:
         self._sender.stop()
 
     def begin(self, request: McpRequest, grant: AccessRow, told: Trace, refusal: Response | None) -> CallSpan | None:
-        """Return the span of a call, begun after the decision on access; None if the call is not sampled.
+        """Return the span of a call on whose access was just decided; None if the call is not sampled.
 
         `told` is the trace context that the caller sent.
         """
@@ -405,10 +405,7 @@ def _context_of(parent: str) -> Context:
 
 
 def _links(request: McpRequest, parent: str) -> tuple[Context, ...]:
-    """Return a link to the span in the request's HTTP headers, if that span is not the parent itself.
-
-    `parent` is the traceparent of the call. Return () if the headers have no traceparent, or have `parent`.
-    """
+    """Return a link to the span in the HTTP headers; () if they have no traceparent, or `parent` as traceparent."""
     over_http = trace_context.forwarded_headers(request.headers).get(trace_context.PARENT, parent)
     return () if over_http == parent else (_context_of(over_http),)
 

@@ -506,10 +506,7 @@ class ServerStreams:
         return kept is not None and source.target.session is not None and kept == source.target.session.row
 
     def _tell_what_may_be(self, source: Source) -> None:
-        """Refresh the lists, and report all subscribed resources as updated.
-
-        This is done after a gap in a stream or session, because notifications may have been missed in the gap.
-        """
+        """Refresh the lists and report subscribed resources as updated, as notifications may have been missed."""
         audience, assigned, _ = source
         for name, kinds in KINDS.items():
             if audience.offers(assigned, name, "listChanged"):
@@ -593,10 +590,7 @@ LIST_OF = {method: name for name, method in LIST_CHANGED.items()}
 
 @dataclass
 class Audience:
-    """The client streams that have the same token and session, and their current grant.
-
-    Clients of MCP 2026-07-28 have no session.
-    """
+    """The client streams that have the same token and (if any) the same session, and their current grant."""
 
     standing: list[StandingStream]  # Empty if only calls need the server's stream.
     grant: AccessRow
@@ -723,8 +717,7 @@ class Audiences:
     ) -> list[AccessRow | None]:
         """Return the grant of each query, from `granted` or from the database.
 
-        A grant is None if the query's token is unknown, or if the row in the database cannot be read. Raises
-        DatabaseUnavailable if the database query fails.
+        A grant is None if the token is unknown or the row is unreadable. Raises DatabaseUnavailable.
         """
         found: dict[AccessQuery, AccessRow | None] = dict(granted)
         unknown = [query for query in queries if query not in found]
@@ -739,10 +732,7 @@ class Audiences:
         return [found[query] for query in queries]
 
     async def _resolved(self, query: AccessQuery, named: Sequence[str]) -> dict[str, Resolved | None]:
-        """Return, for each URI in `named`, the resource that it names; None if the client may not read the resource.
-
-        Raises DatabaseUnavailable.
-        """
+        """Return the resource of each URI; None for one that may not be read. Raises DatabaseUnavailable."""
 
         async def look_up(uri: str) -> Resolved | None:
             feature = Named(RESOURCE, uri)
@@ -773,8 +763,7 @@ def heeded(audience: Audience) -> list[AssignedServer]:
 def offers(assigned: AssignedServer, name: str, member: str, *, modern: bool) -> bool:
     """Return whether the server's capability `name` has this `member`.
 
-    If `modern` is true, check the capabilities for clients of MCP 2026-07-28. Otherwise, check the capabilities for
-    clients of earlier versions.
+    Check the capabilities for clients of MCP 2026-07-28 if `modern` is true, otherwise those for older clients.
     """
     capabilities: Mapping[str, Mapping[str, object]] = assigned.capabilities(modern=modern) or {}
     return member in capabilities.get(name, ())
@@ -806,9 +795,6 @@ def wishes(source: Source) -> Object:
 
 
 def listen_key(source: Source) -> str:
-    """Return the key of the `subscriptions/listen` that the source needs.
-
-    The key depends on the identity at the server, the owner, the assignment and the requested notifications.
-    """
+    """Return the key of a `subscriptions/listen`, from identity, owner, assignment and requested notifications."""
     named = " ".join((source.audience.owner, source.assigned.id, *sorted(map(str, wishes(source).items()))))
     return f"{source.assigned.upstream_key} listen {grants_digest(named)}"

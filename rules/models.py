@@ -96,7 +96,7 @@ class RuleEffect(models.TextChoices):
 class Approvers(models.TextChoices):
     """The people who decide first on a call that a rule holds.
 
-    After the hold's time `fallback_at`, everybody who may decide on held calls can decide on this one.
+    From the hold's time `fallback_at` on, everybody who may decide on held calls can decide on this call, too.
     """
 
     ANYBODY = "anybody", "Everybody who may decide on held calls"

@@ -8,8 +8,7 @@ def arranged[One: Hashable](now: Sequence[One], chosen: Sequence[One]) -> list[O
     """Return `now` with the items of `chosen` in the order of `chosen`: "abc" becomes "cba" if `chosen` is "ca".
 
     The items of `chosen` fill, in order, the positions at which `now` has items of `chosen`. All other items keep
-    their positions. If `chosen` has more items than there are such positions, its last items come at the end: "abc"
-    becomes "dbca" if `chosen` is "dca".
+    their positions. Items of `chosen` that are left over come at the end.
     """
     ours, queue = {*chosen}, iter(chosen)
     return [next(queue) if one in ours else one for one in now] + [*queue]

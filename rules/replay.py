@@ -71,7 +71,7 @@ class Replay:
 
     @property
     def is_blind(self) -> bool:
-        """True if the rule's tools have calls, but for each of them it is unknown whether the rule matches."""
+        """True if the rule's tools were called, but no call tells whether the rule matches."""
         return bool(self.unknown) and not self.judged and not self.count
 
     def add(self, call: Call, *, failed: bool) -> None:
@@ -92,12 +92,9 @@ def replay(
 ) -> Replay:
     """Return a Replay of the calls of the last `days` days that match the rule. Stop after about `seconds` seconds.
 
-    A condition on arguments cannot be applied to a call whose arguments are not recorded completely. A call without
-    complete arguments counts as a match if it has the rule's label and was made at or after `labels_from`. Otherwise
-    it counts as unknown.
-
-    Pass None as `labels_from` if the rule is new or changed: the labels in the log are not from this version of the
-    rule, so all calls without complete arguments count as unknown.
+    A condition on arguments cannot be applied to a call whose arguments are not recorded completely. Such a call counts
+    as a match if it has the rule's label and was made at or after `labels_from`, otherwise as unknown. Pass None if the
+    rule is new or changed, because the labels in the log are not from this version of the rule.
     """
     ends, found, facts = time.monotonic() + seconds, Replay(), CallFacts()
     reads = reads_arguments(rule.when)

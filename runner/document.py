@@ -84,7 +84,7 @@ SERVER = _object(
             "description": "`shared`: one program for all. `session`: one for each MCP session.",
         },
         "person": _text(
-            "Name of an environment variable. The program gets the value of the header `X-Gateway-User` in it. "
+            "Name of the environment variable that contains the value of the header `X-Gateway-User`. "
             "Only with `mode: session`.",
             pattern="^[A-Za-z_][A-Za-z0-9_]*$",
         ),
@@ -232,7 +232,7 @@ class _FileLoader(yaml.SafeLoader):
 def read_file(path: Path, environment: Mapping[str, str]) -> RunnerFile:
     """Return the parsed file. Raises FileMistakes.
 
-    References `env:NAME` are looked up in `environment`, and references `file:PATH` from the folder of the file.
+    References `env:NAME` are resolved from `environment`, and references `file:PATH` from the folder of the file.
     """
     try:
         text = path.read_text()

@@ -1,8 +1,8 @@
 """Serve the programs of an entry of runner.yaml over Streamable HTTP, to clients of MCP 2026-07-28 and earlier.
 
 A program in the mode `shared` cannot say which client a message is for. So log messages, elicitation, sampling and
-roots need the mode `session`. In the mode `session`, each session has its own program. A request of MCP 2026-07-28
-belongs to no session; in this mode, a program is started for it alone.
+roots need the mode `session`. In that mode, each session has a program of its own. A request of MCP 2026-07-28, which
+belongs to no session, has one, too.
 """
 
 import asyncio

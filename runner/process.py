@@ -204,11 +204,7 @@ async def kill_user(uid: int, guard: int) -> bool:
 
 
 class Pace:
-    """Slows down a reader to `per_second` bytes per second.
-
-    After each read, the reader calls `spend` with the number of bytes to count. If the total of the current
-    second is above `per_second`, `spend` sleeps until the second ends.
-    """
+    """Slows down a reader. If a second has more than `per_second` bytes, `spend` sleeps until this second ends."""
 
     def __init__(self, per_second: int) -> None:
         self._per_second = per_second

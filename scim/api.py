@@ -48,7 +48,7 @@ class ProvisioningKeySerializer(serializers.Serializer[ProvisioningKey]):
     role = Reference(allow_null=True, help_text="Role of the people that the key creates; null if the key is revoked.")
     capabilities = serializers.ListField(
         child=serializers.CharField(),
-        help_text="Slugs of the key's capabilities. The key cannot change a person with a capability that it lacks.",
+        help_text="Slugs of the key's capabilities. The key cannot change people who have other capabilities.",
     )
     status = serializers.ChoiceField([(state, state) for state in ("active", "revoked")], help_text="Whether it works.")
     last_used_at = UtcDateTimeField(allow_null=True, help_text="When it was last used; null if never.")

@@ -286,8 +286,8 @@ def _line(text: Any) -> str:
 def try_server(values: dict[str, Any], secret: str, kinds: Sequence[str] = (FeatureKind.TOOL,)) -> ServerTrial:
     """Test the server described by `values`, with `secret` if given, and list its features. Nothing is stored.
 
-    If the URL has neither path nor query and there is no MCP endpoint, the usual paths are tried, too. The `url` of the
-    result is the URL that the result is about.
+    If the URL has neither path nor query and leads to no MCP endpoint, the usual paths are tried, too (see
+    `ServerTrial.url`).
     """
     asked, parts = _ask(values, secret, kinds), urlsplit(values["url"])
     if isinstance(asked.outcome, NoEndpoint) and parts.path in ("", "/") and not parts.query:
@@ -629,8 +629,8 @@ def _context(request: AppRequest, form: NewServerForm) -> dict[str, Any]:
 def next_page(server: Server, form: NewServerForm, user: User) -> str:
     """Return the URL of the page to show after the server was added: normally the server's page.
 
-    If each person brings an identity, but `user` entered no credential, the person's connections to the chosen gateways
-    lack an identity at this server. Then return the URL of the newest of these connections, if there is one.
+    If each person brings an identity and `user` entered no credential, show the user's newest connection to the
+    chosen gateways, if there is one, because this connection needs an identity now.
     """
     if form.scheme == IdentityScheme.PER_USER and not form.cleaned_data["secret"]:
         own = Connection.objects.own(user).live().filter(gateway__in=form.cleaned_data["gateways"])

@@ -35,11 +35,8 @@ AT_ONCE = 8
 class OfferedEntry:
     """A server of the file, and how it can be added.
 
-    `becomes` is one of these:
-    - "server": the entry can be added as a server;
-    - "program": the entry is a program, to be added to runner.yaml;
-    - "here": a server with the entry's URL exists already;
-    - "unusable": the gateway cannot use the entry, and `why` is the reason.
+    `becomes` is "server", "program" (for runner.yaml), "here" (a server with this URL exists already) or "unusable"
+    (`why` is the reason).
     """
 
     number: int

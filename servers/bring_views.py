@@ -1,7 +1,6 @@
 """The page *Add servers from a file*.
 
-The page has three steps: enter the file, choose the servers to add, and read the results. Between the steps,
-the file is not stored. Instead, a hidden field contains the file, encrypted because it may contain secrets.
+Between the steps, the file is not stored: a hidden field contains it, encrypted because it may contain secrets.
 """
 
 from __future__ import annotations
@@ -43,10 +42,7 @@ class FileDraft:
 
     @classmethod
     def opened(cls, sealed: str, user: User) -> FileDraft | None:
-        """Return the draft in `sealed`. Return None if it is another person's draft.
-
-        Also return None if `open_value` cannot open `sealed`, for example because the encryption key was removed.
-        """
+        """Return the draft in `sealed`; None if it is another person's draft, or if `open_value` cannot open it."""
         try:
             person, text, entered = open_value(KIND, sealed)
         except ValueError:
@@ -58,13 +54,10 @@ class FileDraft:
 @require_http_methods(["GET", "POST"])
 @requires(Capability.SERVERS_MANAGE)
 def page(request: AppRequest) -> HttpResponse:
-    """Show the step that the request asks for.
+    """Show the field for the file. POST with `text` shows whether each entry can be added.
 
-    - GET shows the field for the file.
-    - POST with `text` shows whether each entry can be added.
-    - POST with `sealed` (the encrypted FileDraft) and `add` adds the ticked servers.
-    - POST with `sealed` and `back` shows the field again, with the file in it.
-    - POST with `sealed` alone shows again whether each entry can be added.
+    POST with `sealed` (the encrypted FileDraft) and `add` adds the ticked servers. With `back` instead of `add`, it
+    shows the field with the file; without both, it shows again whether each entry can be added.
     """
     data = request.POST
     if "sealed" not in data:
@@ -103,7 +96,7 @@ def _addable(offers: Iterable[OfferedEntry]) -> list[OfferedEntry]:
 def _filled(offer: OfferedEntry, ticked: set[str], draft: FileDraft, posted: Any) -> tuple[str, bool, bool, bool]:
     """Return the values of the form row for `offer`: the server's name and three booleans.
 
-    The booleans say if the row is ticked, if it uses the file's credential, and if the person entered a credential.
+    The booleans say whether the row is ticked, uses the file's credential, and has a credential from the person.
     """
     number = str(offer.number)
     name = posted.get(f"name-{number}", offer.name) if posted else offer.name

@@ -264,7 +264,7 @@ def _with_credential(entry: ClientEntry, headers: Mapping[str, str], about: Mapp
     """Return `entry` with the credential from Authorization, or from the first header that looks like a secret."""
     secrets = [one for one in headers if names_a_secret(one) or "key" in one.lower() or _variable.search(headers[one])]
     secrets.sort(key=lambda one: one.lower() != "authorization")
-    notes = [f"The header {one} is left out. Only the header with the credential is kept." for one in headers]
+    notes = [f"The header {one} is left out. A server has only one header, for its credential." for one in headers]
     if not secrets:
         return _replaced(entry, notes=tuple(notes))
     header, value = secrets[0], headers[secrets[0]].strip()

@@ -219,7 +219,7 @@ def discover_features(
     """Ask `server` for all features of these kinds, in the newest era that it speaks.
 
     Raises DiscoveryFailed if the server does not list the first kind. Any other kind that the server does not list is
-    missing in the result.
+    missing from the result.
     """
     started = time.monotonic()
     try:
@@ -256,10 +256,7 @@ def _asked(target: Target, transport: Transport, kinds: Sequence[str], seconds: 
 
 
 def _target(server: Server, identity: Identity | None) -> Target:
-    """Return the Target of a request to `server`.
-
-    The Target's era is empty, because a discovery determines the server's eras again.
-    """
+    """Return the Target of a request to `server`. Its era is empty, because the eras are determined again."""
     return Target(
         server_id=str(server.pk),
         server_name=server.name,

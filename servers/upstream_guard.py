@@ -1,4 +1,4 @@
-"""Create the address guards, which decide the addresses that this installation may connect to (see wire.guard).
+"""Create the address guards, which decide to which addresses this installation may connect (see wire.guard).
 
 The guard for servers knows the private networks that the settings allow, and the gateway's own endpoints.
 """

@@ -101,7 +101,7 @@ class NewSink(SinkChanges):
     sends_events = serializers.BooleanField(default=True)
     sends_payloads = serializers.BooleanField(default=False)
     from_beginning = serializers.BooleanField(
-        default=False, help_text="Whether to send also the calls and events that are older than the sink."
+        default=False, help_text="Whether to send calls and events that are older than the sink, too."
     )
 
 
@@ -122,7 +122,7 @@ class DeliverySerializer(serializers.Serializer[SinkTestResult]):
 class SinkResource(Resource):
     """Receivers of the logs: webhooks, buckets, collectors, syslog, stdout.
 
-    To set up a sink, you need the permission to read every log that it sends.
+    To set up a sink, you need the permissions to read calls and admin events, and also payloads if the sink sends them.
     """
 
     problems: ClassVar[Mapping[type[Exception], Problem]] = {

@@ -173,7 +173,7 @@ def shown_origin(address: str) -> str:
 
 
 def _guard(sink: Sink) -> Guard:
-    """Return the guard that decides the addresses to which the sink may connect.
+    """Return the guard that decides to which addresses the sink may connect.
 
     The guard allows private addresses only if the receiver had a private address when the sink was set up.
     """

@@ -168,8 +168,8 @@ class Provider(SamlSettings, Admission, Versioned, models.Model):
     def known_as(self) -> str:
         """The issuer under which accounts are stored.
 
-        With SAML, the prefix `saml:` is added. Some providers have the same issuer for both protocols, but give the
-        same person a different subject in each. The prefix keeps these subjects apart.
+        With SAML, it has the prefix `saml:`, because some providers have one issuer for both protocols, but give a
+        person a different subject in each.
         """
         return f"saml:{self.issuer}" if self.speaks_saml else self.issuer
 

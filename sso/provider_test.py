@@ -38,7 +38,7 @@ def _oidc_found(provider: Provider) -> str:
     said = read_provider_metadata(provider)
     keys = read_provider_keys(provider, said)
     forget_metadata(provider)
-    needs = "" if provider.has_secret else " No client secret is saved: the provider must accept a client without one."
+    needs = "" if provider.has_secret else " No client secret is saved, so the provider must allow clients without one."
     tells = not provider.signs_out_there or said.end_session_endpoint
     out = "" if tells else " It publishes no sign-out endpoint (end_session_endpoint)."
     return (

@@ -49,10 +49,7 @@ class Upstream:
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that stops at once when `stop` is called.
-
-    An ordinary uvicorn server polls a flag, and notices it so late that tests become slow.
-    """
+    """A uvicorn server that stops at once when `stop` is called; polling a flag, as uvicorn does, makes tests slow."""
 
     def __init__(self, config: uvicorn.Config, patience: float) -> None:
         super().__init__(config)

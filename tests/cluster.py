@@ -119,10 +119,7 @@ def keep_compiled() -> None:
 
 
 def watch(home: Path) -> None:
-    """Start a process that cleans up if this run is killed.
-
-    The run holds a pipe to the standard input of the process. When the run ends, the pipe closes.
-    """
+    """Start a process that cleans up if this run is killed, which closes the standard input of the process."""
     command = [sys.executable, "-m", reaper.__name__, str(home)]
     _watchers.append(subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, start_new_session=True))
 

@@ -40,7 +40,7 @@ def empty(*_: object) -> None:
 
 
 def _sweeper(name: str) -> psycopg.Connection[Any]:
-    """Return the session that empties this database, reconnected if it was lost; a superuser's runs no triggers."""
+    """Return the session that empties this database; reconnect it if lost. A superuser's session runs no triggers."""
     with suppress(KeyError, psycopg.OperationalError):
         _sweepers[name].execute("SELECT")
         return _sweepers[name]

@@ -18,7 +18,7 @@ def just_before(act: Callable[[], object], then: Callable[[], object] = lambda: 
     """Run `act` in a concurrent transaction, which stays open until the block waits for the transaction's locks.
 
     The transaction runs `act` before the block starts. When the block waits, the transaction runs `then` and commits.
-    The test fails if the block never waits. It needs `django_db(transaction=True)`.
+    Fails if the block never waits. The test needs `django_db(transaction=True)`.
     """
     acted = Event()
 

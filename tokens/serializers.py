@@ -233,11 +233,7 @@ def _chosen(offered: Any, servers: list[UUID] | None) -> list[Assignment] | None
 
 
 def _brought(offered: Any, choices: dict[str, UUID], user: Any) -> dict[Assignment, Identity]:
-    """Return the user's identities that `choices` selects, keyed by assignment.
-
-    Raises ValidationError if a server does not use per-user identities on the gateway, or if the selected identity is
-    not a usable identity of the user at this server.
-    """
+    """Return the user's own usable identities in `choices`, by assignment. Raises ValidationError for others."""
     per_user = [a for a in offered if a.identity_scheme == IdentityScheme.PER_USER]
     identities = Identity.objects.usable().own(user).in_bulk(list(choices.values()))
     bound: dict[Assignment, Identity] = {}

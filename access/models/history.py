@@ -12,11 +12,7 @@ from django.db.models import Q
 
 
 class FactKind(models.TextChoices):
-    """A kind of fact.
-
-    The label says what is true of the fact's `subject` and `object`. For MEMBER, for example, the subject is the
-    person, and the object is the team.
-    """
+    """A kind of fact. Its label is a sentence about `subject` (for MEMBER, the person) and `object` (the team)."""
 
     MEMBER = "member", "The person is in the team."
     OPEN_TO = "open_to", "The gateway is open to the team."
@@ -32,8 +28,7 @@ class FactKind(models.TextChoices):
 def lasted(moment: datetime, began: str, *ends: str) -> Q:
     """Return a condition that matches the rows in force at `moment`.
 
-    `began` names the column with the start of a row. `ends` name the columns with its ends, of which the earliest
-    counts.
+    `began` names the column with the start; `ends` name the columns with the ends, of which the earliest counts.
     """
     found = Q(**{f"{began}__lte": moment})
     for end in ends:

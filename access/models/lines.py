@@ -1,7 +1,4 @@
-"""The lines of an access review, and the checksum of these lines.
-
-When the review is closed, an admin event records the checksum.
-"""
+"""The lines of an access review, and their checksum, which an admin event records when the review is closed."""
 
 from __future__ import annotations
 
@@ -57,10 +54,7 @@ class ReviewLineQuerySet(models.QuerySet["ReviewLine"]):
         return self.filter(theirs, review__closed_at=None).exclude(own).exclude(answer=Answer.END)
 
     def matching(self, words: str) -> ReviewLineQuerySet:
-        """Return the lines with `words` in the person's address, the access or the gateways' names.
-
-        If `words` is empty, return all lines.
-        """
+        """Return lines with `words` in the person's address, the access or the gateways; all if `words` is empty."""
         found = holds("person_email", words) | holds("what", words) | holds("gateways", words)
         return self.filter(found) if words else self
 

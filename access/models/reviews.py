@@ -41,10 +41,7 @@ from ui.pages import number_of
 
 
 class Answers(NamedTuple):
-    """The result of answering or reassigning lines.
-
-    `done` has the changed lines. `refused` has the lines that were not changed, each with the reason.
-    """
+    """The result of a change: `done` has the changed lines; `refused` has the other lines, each with the reason."""
 
     done: list[ReviewLine]
     refused: list[tuple[ReviewLine, str]]
@@ -252,7 +249,7 @@ class Review(Versioned, models.Model):
     def may_be_closed_by(self, person: User) -> bool:
         """Return True if `person` may close this review.
 
-        People who may start reviews may always close it. Once no line is open, its reviewers and its fallback
+        People who may start reviews may always close it. If no line is open, the review's reviewers and fallback
         reviewer may close it, too, unless they have lost the right to review.
         """
         if may_start(person):
@@ -292,10 +289,7 @@ class Review(Versioned, models.Model):
         return True
 
     def seal(self, by: User | None) -> None:
-        """Close the review, and record an admin event with the checksum of its lines.
-
-        The caller must have locked the row of the review.
-        """
+        """Close the review, and record an event with the checksum of its lines. The caller must have locked the row."""
         checksum = checksum_of(line.checked() for line in self.lines.all())
         self.closed_at, self.closed_by, self.checksum = timezone.now(), by, checksum
         self.save(update_fields=["closed_at", "closed_by", "checksum"])

@@ -80,9 +80,8 @@ class ReviewQuerySet(models.QuerySet["Review"]):
     ) -> Review:
         """Start a review of the access that people have now, and return the review.
 
-        With the scope EVERYTHING, the review covers all access, and `subjects` is empty. Otherwise, `subjects` holds
-        gateways, teams or people. The review then covers the access to these gateways, or all access of these people or
-        of the members of these teams.
+        `subjects` are the gateways, teams or people to review, or empty for the scope EVERYTHING. For teams, the review
+        covers all access of their members.
 
         Raises CapabilityRequired or ReviewError.
         """
@@ -117,10 +116,7 @@ class ReviewQuerySet(models.QuerySet["Review"]):
 
 
 def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
-    """Return the grants, tokens and other things (ReviewedThing) that a review started now would ask about.
-
-    Raises BadScope if `subjects` do not fit the scope, or if there are no such things or too many.
-    """
+    """Return a ReviewedThing for each grant, token or other thing to review in the scope. Raises BadScope."""
     if (scope == ReviewScope.EVERYTHING) == bool(subjects):
         raise BadScope("Choose what to review.")
     pks = [row.pk for row in subjects]
@@ -140,11 +136,9 @@ def _things(scope: str, subjects: Sequence[Any]) -> list[ReviewedThing]:
 
 
 def _dealt(review: Review, things: Sequence[ReviewedThing], reviewers: Sequence[User]) -> list[ReviewLine]:
-    """Return a line for each thing, with its reviewer.
+    """Return a line for each thing. All lines about one person have the same reviewer. Raises NobodyReviews.
 
-    All lines about one person have the same reviewer. The reviewers take turns: each new person goes to the next
-    reviewer. If the review does not allow self-review, lines about a reviewer go to another reviewer or to the fallback
-    reviewer. Raises NobodyReviews if there is nobody else.
+    Reviewers take turns, person by person. Without self-review, nobody gets the lines about themselves.
     """
     dealt: dict[UUID, User] = {}
     for number, person in enumerate(dict.fromkeys(thing.person for thing in things)):

@@ -199,8 +199,8 @@ class Role(Versioned, models.Model):
     def remove(self, *, by: Grantor | None) -> None:
         """Delete the role.
 
-        Raises RoleLocked, RoleInUse if people have the role, or RoleGiven if a provisioning key or sign-in by the
-        organisation gives the role to people. Raises Outranked if the actor `by` lacks a capability of the role.
+        Raises RoleLocked. Raises RoleInUse if people have the role, or RoleGiven if a provisioning key or sign-in by
+        the organisation gives the role. Raises Outranked if the actor `by` lacks a capability of the role.
         """
         with transaction.atomic():
             one_at_a_time()

@@ -144,8 +144,8 @@ class UserManager(BaseUserManager["User"]):
     def rescue(self, email: str, *, create: bool = False) -> "tuple[User, str]":
         """Make a person an active Super admin; return the person, and their previous role and status as text.
 
-        The command `rescue` calls this, for operators with shell access. If nobody has this e-mail, `create` makes a
-        new person. Without `create`, raises User.DoesNotExist.
+        For operators with shell access. If nobody has this e-mail, add a person if `create` is set; otherwise raise
+        User.DoesNotExist.
         """
         with transaction.atomic():
             one_at_a_time()
@@ -587,9 +587,7 @@ class User(Versioned, AbstractBaseUser):
     def edit(self, *, email: str, display_name: str, by: Grantor | None, seen: Seen | None = None) -> None:
         """Change name and e-mail.
 
-        With a new e-mail, the person may have to sign in at the organisation, because this can depend on the domain of
-        the e-mail. The person's password sessions then end.
-
+        If people with the new e-mail's domain must sign in at the organisation, the person's password sessions end.
         Raises EmailTaken, ChangedMeanwhile or an error of `changed_by`.
         """
         new_values = {"email": email.strip().lower(), "display_name": display_name.strip()}
@@ -611,10 +609,7 @@ class User(Versioned, AbstractBaseUser):
         self.refresh_from_db(fields=["email", "display_name"])
 
     def lock(self) -> "User":
-        """Read this person's row again and return it, locked until the transaction ends.
-
-        Until then, other changes to people wait (see `one_at_a_time`).
-        """
+        """Return the current row, locked until the transaction ends. Until then, all other changes to people wait."""
         one_at_a_time()
         row: User = super().lock()
         return row

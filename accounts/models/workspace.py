@@ -92,8 +92,8 @@ class WorkspaceSettings(Versioned, models.Model):
     def edit(cls, *, by: Actor | None, seen: Seen | None = None, **fields: Any) -> Self:
         """Change settings, from the next request on. Raises ChangedMeanwhile or NoOrganisation.
 
-        A shorter log retention takes effect after one day. Until then, `keep_logs` can revoke it. An edit that makes
-        the retention longer than it is now also revokes it.
+        A shorter log retention takes effect after one day. Until then, `keep_logs` can revoke the request. An edit that
+        sets a longer retention than the current one also revokes the request.
         """
         with transaction.atomic():
             if "required_sign_in" in fields:

@@ -186,7 +186,7 @@ def drop_before(limit: date, note: Dropped = lambda name, span, rows: None) -> i
 def _seal_drop(limit: date) -> datetime | None:
     """Record in a checkpoint which partitions will be dropped.
 
-    Returns the time before which all calls are dropped, or None if there is no checkpoint yet.
+    Returns the time before which all calls are to be dropped, or None if there is no checkpoint yet.
     """
     expired = Call.partitions.expired(limit)
     with connection.cursor() as cursor:
@@ -258,10 +258,7 @@ def _make_first(cursor: Any) -> Body | None:
 
 
 def _after(before: Body, kind: str) -> Body:
-    """Return the body of the checkpoint that follows `before`.
-
-    The new checkpoint covers no rows, unless the caller adds a range of rows to the body.
-    """
+    """Return the body of the checkpoint after `before`. It covers no rows until the caller adds a range of rows."""
     covers = {"from": None, "before": None, "after_id": before["near_to"], "upto_id": before["near_to"]}
     state = {name: before[name] for name in STATE}
     return {"number": before["number"] + 1, "kind": kind, "previous": before["digest"], **covers, **state}

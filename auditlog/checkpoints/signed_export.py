@@ -164,9 +164,6 @@ def number_at(moment: datetime) -> int:
 
 
 def _made_at(number: int) -> datetime:
-    """Return the time at which the checkpoint with this number was made.
-
-    If this checkpoint is missing, return the time of the next checkpoint that exists.
-    """
+    """Return the time of the checkpoint with this number or, if it is missing, of the next checkpoint that exists."""
     body = Checkpoint.objects.filter(pk__gte=number).order_by("pk").values_list("body", flat=True)[0]
     return datetime.fromisoformat(orjson.loads(body)["sealed_at"])

@@ -120,10 +120,7 @@ class SignedCheckpoint:
         return self.leaves
 
     def _must_have_leaves(self, kept_from: datetime) -> bool:
-        """True if the checkpoint must still have its digests.
-
-        Digests may be missing only if retention has dropped all calls of the checkpoint. Events are never dropped.
-        """
+        """True if the checkpoint must still have its digests, because retention has not dropped all of its rows."""
         newest = self.body["newest_at"]
         return newest is not None and (self.kind == "events" or datetime.fromisoformat(newest) >= kept_from)
 
@@ -267,10 +264,7 @@ def _break(
     expected: int,
     keys: Sequence[bytes] | None,
 ) -> str | None:
-    """Return a sentence about the fault in this checkpoint, or in its link to the previous checkpoint.
-
-    Return None if there is no fault.
-    """
+    """Return a sentence about the fault in this checkpoint or its link to the previous one; None without a fault."""
     name = f"Checkpoint {one.number}"
     if body is None:
         if keys is None or bytes(one.public_key) in keys:

@@ -148,7 +148,7 @@ def _last_id() -> int | None:
 
 @transaction.atomic
 def _count_new() -> tuple[int, bool]:
-    """Count rows written since the last count, at most about STEP rows. Rows of late calls are left out.
+    """Count rows written since the last count, at most STEP rows. Rows of late calls are left out.
 
     Return a pair: the number of counted rows, and whether there are more to count.
     """
@@ -171,8 +171,8 @@ def _count_new() -> tuple[int, bool]:
 def _count_late() -> tuple[int, bool]:
     """Count late calls, and advance `near_from`.
 
-    A call is late if its row was written more than NEAR after the call began. `_count_new` leaves out these calls,
-    because they began before `near_from`. Does nothing if late calls were counted less than LATE_EVERY ago.
+    A late call began before `near_from`, so its row was written more than NEAR later, and `_count_new` left it out.
+    Does nothing if late calls were counted less than LATE_EVERY ago.
 
     Return a pair: the number of counted calls, and whether more are left to count. The second value is always False,
     because one run counts all late calls.

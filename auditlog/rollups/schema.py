@@ -72,8 +72,8 @@ def finest(dimensions: set[str], length: timedelta) -> Grain:
     """Return the grain with the shortest periods, for a chart of the last `length` with these dimensions.
 
     The grain must be retained for `length`, and its roll-ups must have counts by these dimensions. If no grain has
-    such counts, return the shortest grain that is retained for `length`. The chart then uses only the length of the
-    grain's periods, for its bars, and the calls are counted in the log.
+    such counts, return the shortest grain that is retained for `length`. That grain only sets the length of the bars,
+    and the calls are counted in the log.
     """
     known = [grain for grain in reversed(GRAINS) if grain.kept is None or length <= grain.kept]
     return next((grain for grain in known if grain.cube(dimensions) is not None), known[0])

@@ -246,7 +246,7 @@ class World:
         return (found.values if found else {}) | (entry.given if entry else {})
 
     def renamed(self, field: Field, value: Any) -> Any:
-        """Return `value`. If the document renames objects in it, the result has their new names."""
+        """Return `value`, with the new names of the objects that the document renames."""
         if not field.refers_to:
             return value
         if isinstance(value, list):

@@ -62,7 +62,7 @@ class GatewayKind(Kind):
         choice("hosts_allowed", "Which apps and agents may use it.", HostsAllowed, HostsAllowed.ALL),
         choice("tools_given", "Which tools people can use on the gateway.", ToolsGiven, ToolsGiven.ALL),
         flag("takes_requests", "Whether everybody sees it and may request access.", False),
-        number("request_days", "Days that the form for requesting access proposes.", 1, MOST_DAYS, 30),
+        number("request_days", "Default for the number of days in an access request.", 1, MOST_DAYS, 30),
         number("most_request_days", "Most days for which people can request access.", 1, MOST_DAYS, 90),
         limit("calls_per_minute", "Maximum calls per minute of all its connections together.", MOST_CALLS),
         choice(

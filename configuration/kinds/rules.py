@@ -78,7 +78,7 @@ class RuleKind(Kind):
         text("note", "Note for administrators.", 500, ""),
         choice(
             "approvers",
-            f"Who decides first, {FOR_HOLD}. After half of `hold_minutes`, all with `approvals:decide` can decide.",
+            f"Who decides first, {FOR_HOLD}. After half of `hold_minutes`, everybody with `approvals:decide` can.",
             Approvers,
             Approvers.ANYBODY,
         ),

@@ -43,8 +43,8 @@ class ServerKind(Kind):
         number("max_concurrent", "Maximum concurrent calls.", 1, 1000, 64),
         flag(
             "lists_live",
-            "Whether its lists, such as the list of tools, differ by session. The gateway then asks the server for a "
-            "list each time a client requests the list.",
+            "Whether its lists, such as the list of tools, differ by session. If true, the gateway asks the server "
+            "whenever a client requests a list.",
             False,
         ),
         text("key_help", "How people get a credential, in your words.", 300, ""),

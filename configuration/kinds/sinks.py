@@ -83,7 +83,7 @@ class SinkKind(Kind):
     def _refusal(self, change: Change, world: World) -> Iterator[tuple[str, str]]:
         """Yield the field and text of the error if `Sink.set_up` refuses the new values.
 
-        A new sink or a new address is not checked if `world.secrets` lacks the value of a reference in either field.
+        A new sink or a new address is not checked if `world.secrets` lacks a reference in `address` or `secret`.
         """
         values = change.values
         references = {str(values[name]) for name in ("address", "secret") if REFERENCE_FORM(values.get(name) or "")}

@@ -120,10 +120,7 @@ def any_of(*capabilities: Capability) -> Rule:
 
 @dataclass(frozen=True, slots=True)
 class CapabilityAction:
-    """An admin action, offered to users for whom `is_open_to` returns True.
-
-    It changes the selected rows that match the condition `on`. It skips the other selected rows.
-    """
+    """An admin action on the selected rows that match `on`, for users for whom `is_open_to` returns True."""
 
     name: str
     is_open_to: Rule
@@ -208,11 +205,7 @@ class CapabilityAction:
             pages.message_user(request, f"“{self.one}” was done for {count} {noun}.", messages.SUCCESS)
 
     def _act(self, row: Any, user: Any) -> tuple[bool, str]:
-        """Act on one row. Return whether this succeeded, and an explanation.
-
-        An action with `tests` returns the result of `tests`. Any other action returns True and an empty explanation,
-        or raises one of REFUSALS.
-        """
+        """Act on one row. Return whether this succeeded, and an explanation. Raises one of REFUSALS."""
         if self.tests:
             return self.tests(row, user)
         with transaction.atomic():

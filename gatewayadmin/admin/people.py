@@ -264,7 +264,7 @@ class ProviderPages(CapabilityAdmin):
 
 @register(Account, site=site)
 class AccountPages(CapabilityAdmin):
-    """Read-only: people link and unlink their own account at the identity provider."""
+    """Read-only: people link and unlink their own account."""
 
     seen_by = (Capability.PEOPLE_READ,)
     list_display = fields = words("user issuer subject created_at")

@@ -251,7 +251,7 @@ class AllowancePages(CapabilityAdmin):
             "end",
             any_of(Capability.APPROVALS_DECIDE),
             Q(ended_at=None),
-            "The agent's next call of the tool is held for approval again.",
+            "The connection's next call of the tool is held again.",
         ),
     )
     list_display = words("tool connection calls given_by given_at ends_at ended_at")
@@ -640,10 +640,9 @@ class TokenPages(CapabilityAdmin):
     )
 
     def get_queryset(self, request: Any) -> Any:
-        """Return the tokens with prefetched connections.
+        """Prefetch the connections.
 
-        Each connection is annotated with two answers that `status` needs: whether the person may use the gateway, and
-        whether the app or agent may.
+        `status` needs their annotations: whether the person, and the app or agent, may use the gateway.
         """
         connections = Connection.objects.with_reach().select_related("host", "gateway", "user")
         return super().get_queryset(request).prefetch_related(Prefetch("connection", connections))

@@ -46,10 +46,7 @@ def the_public_url_is_https(**kwargs: Any) -> list[CheckMessage]:
 
 @checks.register("mail", deploy=True)
 def mail_has_a_sender(**kwargs: Any) -> list[CheckMessage]:
-    """Warn if the sender's address of mails is unset, or belongs to a domain that exists only on this machine.
-
-    Other mail servers refuse mail from such an address, or treat the mail as spam.
-    """
+    """Warn if the mail sender is unset or local, because other mail servers refuse its mail or treat it as spam."""
     if not settings.MAIL_SERVER:
         return []
     hint = "Set GATEWAY_EMAIL_FROM to an address your mail server accepts as sender."

@@ -188,10 +188,7 @@ class OAuthCheck:
         return CheckStep(title, StepState.OK, self.wire.asked, self.wire.answered, finding)
 
     def refusal(self) -> str:
-        """Check that a request without a token is refused, and that the refusal has the URL of the resource metadata.
-
-        See RFC 9728, section 5.1.
-        """
+        """Check that the refusal of a request without a token has the URL of the resource metadata (RFC 9728, 5.1)."""
         answer = self.wire.ask("POST", self.url, json=LIST, headers=ACCEPT)
         if answer.status != 401:
             raise unexpected(answer, 401)
@@ -224,10 +221,7 @@ class OAuthCheck:
         return f"The metadata name the gateway {self.url} and its authorization server {issuer}."
 
     def server_metadata(self) -> str:
-        """Check that the metadata of the authorization server name its endpoints, PKCE with S256 and refresh tokens.
-
-        The field `issuer` must be exactly the URL that clients use (RFC 8414).
-        """
+        """Check the endpoints, PKCE, refresh tokens and the exact issuer (RFC 8414) in the server metadata."""
         self.server = self._document(f"{self.base}/.well-known/oauth-authorization-server")
         if self.server.get("issuer") != self.base:
             belongs(str(self.server.get("issuer")), self.base, "The field issuer")
@@ -322,7 +316,7 @@ class OAuthCheck:
 
     def consent(self) -> str:
         """Call the functions behind the Allow button, since no person presses it."""
-        self.wire.note(f"Not sent over HTTP: calls the functions behind the consent page as {self.person.email}")
+        self.wire.note(f"Not over HTTP: the functions behind the consent page are called as {self.person.email}")
         allowed = allow(self.person, self.gateway, self.application, self.question)
         self.code, self.connection = allowed.code, allowed.connection
         self.wire.note(self.wire.asked, "A single-use code, valid for a minute")

@@ -78,10 +78,7 @@ def binaries() -> Path:
 
 @cache
 def account() -> pwd.struct_passwd:
-    """Return the system user that runs PostgreSQL if the gateway runs as root. Create the user if needed.
-
-    Raises ClusterError if the user cannot be created.
-    """
+    """Return PostgreSQL's system user for a gateway that runs as root. Create it if needed. Raises ClusterError."""
     with suppress(KeyError):
         return pwd.getpwnam(ACCOUNT)
     command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", ACCOUNT]
@@ -130,10 +127,7 @@ class Cluster:
         os.register_at_fork(after_in_child=self._forget)
 
     def ensure(self) -> None:
-        """Start PostgreSQL unless it runs, and wait until it answers.
-
-        Raises ClusterError if PostgreSQL cannot be started.
-        """
+        """Start PostgreSQL unless it runs, and wait until it answers. Raises ClusterError if it cannot be started."""
         if self._server is not None and _alive(self._server):
             return
         with self._guard:

@@ -74,8 +74,8 @@ def refuse_unless_empty(target: Connection) -> None:
 def move(data_dir: Path, say: Say) -> int:
     """Move all rows to the configured database and return their number. `migrate` must have created the tables there.
 
-    `say` is called with a line for each table that has rows. If the rows cannot be moved, raise Immovable and leave the
-    target unchanged.
+    `say` is called with a line for each table that has rows. Raises Immovable. After any error, the target is
+    unchanged.
     """
     with source(data_dir) as old, _connected(database.conninfo()) as new:
         new.execute("LOCK TABLE accounts_user IN ACCESS EXCLUSIVE MODE")  # A gateway that starts now waits.
@@ -122,10 +122,7 @@ def _compare(old: Connection, new: Connection) -> None:
 
 @contextmanager
 def _prepared(old: Connection, new: Connection, tables: list[str]) -> Iterator[None]:
-    """Empty the target, and create the source's partitions in it.
-
-    The target's triggers are disabled inside the `with` block.
-    """
+    """Empty the target, create the source's partitions in it, and disable its triggers inside the `with` block."""
     names = sql.SQL(", ").join(sql.Identifier(name) for name in tables if name != "django_migrations")
     new.execute(sql.SQL("TRUNCATE {}").format(names))
     for name in _names(new, _PARTITIONS, LOG):

@@ -40,8 +40,7 @@ _WEIGHTS = {"how-to": 1.3, "reference": 1.0, "explanation": 0.9, "CHANGELOG": 0.
 class HelpPage:
     """One page of the documentation.
 
-    `path` is the path of its file without `.md`, relative to docs/. The pages in BESIDE are not below docs/: for them,
-    `path` is relative to the folder that contains docs/.
+    `path` is the path of its file without `.md`, relative to docs/; for a page in BESIDE, the name of the file.
     """
 
     path: str
@@ -169,9 +168,7 @@ def _index() -> list[tuple[str, list[tuple[str, str]]]]:
 
 
 def search(words: str, limit: int = FOUND) -> list[FoundPage]:
-    """Return the pages that match, each with its best section. The best page comes first.
-
-    At most `limit` pages are returned.
+    """Return at most `limit` pages that match, each with its best section. The best page comes first.
 
     A section matches only if each word is in the section, or in the title or summary of the section's page.
     """

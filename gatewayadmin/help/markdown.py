@@ -79,10 +79,7 @@ def _change(token: Token, following: Sequence[Token], path: str, url_of: UrlOf) 
 
 
 def _anchor_reasons(cell: Sequence[Token]) -> None:
-    """Give an id to each key of REASONS in this table cell, so that links can point to the key.
-
-    A key of REASONS is a reason for which calls are refused. The id is the key itself.
-    """
+    """Give each reason for refusal in this table cell an id, the reason itself, so that links can point to it."""
     for child in cell:
         if child.type == "code_inline" and child.content in REASONS:
             child.attrSet("id", child.content)

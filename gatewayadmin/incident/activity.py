@@ -1,7 +1,6 @@
 """The calls of an incident's subject in the last 24 hours, compared with a usual day.
 
-The subject is a host, person, connection, token or server. A usual day is the average of at most 28 days before these
-24 hours.
+A usual day is the average of at most 28 days before these 24 hours.
 
 At most the newest MOST_READ calls are read. If there are more calls, the totals come from the roll-ups, unless the
 roll-ups lack them.

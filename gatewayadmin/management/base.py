@@ -1,8 +1,4 @@
-"""Base classes of commands, and functions for their arguments.
-
-WorkspaceCommand is for commands that use the workspace's database. RefusedCommand replaces a command of Django that
-people must not use.
-"""
+"""Base classes of commands, and functions for their arguments."""
 
 import argparse
 from argparse import ArgumentParser
@@ -18,10 +14,7 @@ from gateways.models import Gateway
 
 
 class WorkspaceCommand(BaseCommand):
-    """A command that needs the tables of a workspace.
-
-    An exception of a type in `refusals` is printed as one line, without a traceback.
-    """
+    """A command that needs the tables of a workspace. Exceptions in `refusals` become errors without a traceback."""
 
     requires_system_checks = ()  # `make check` runs the checks, which take longer than most commands.
     refusals: tuple[type[Exception], ...] = ()
@@ -63,7 +56,7 @@ def gateway_named(slug: str) -> Gateway:
 
 
 def moment(text: str) -> datetime:
-    """Return the time in UTC that a text names: a date, or a date and time. Use it with argparse as `type=moment`.
+    """Parse a date, or a date and time, for argparse (`type=moment`), and return it in UTC.
 
     A text without a time zone is read as UTC.
     """

@@ -133,7 +133,7 @@ def _contents(contents: Object) -> ResultPart:
 
 
 def _picture(mime_type: Any, data: Any) -> ResultPart:
-    """Return the picture, or a description if its type is not safe, it is too large, or it cannot be read."""
+    """Return the picture if it is safe to show and not too large, otherwise a description."""
     kind = _short(mime_type)
     about = f"Picture of type {kind}, {_bytes(data)}"
     if kind not in PICTURES or not isinstance(data, str) or len(data) > LARGEST_PICTURE * 4 // 3 + 4:
@@ -161,10 +161,7 @@ def _short(value: Any, longest: int = 100) -> str:
 
 
 def _indented(value: Any, longest: int) -> str:
-    """Return `value` as indented JSON, cut soon after `longest` characters.
-
-    If `value` is nested too deeply for indentation, return all its JSON on one line.
-    """
+    """Return indented JSON, cut soon after `longest` characters; one uncut line if it is nested too deeply."""
     written, length = [], 0
     try:
         for piece in json.JSONEncoder(indent=2, ensure_ascii=False).iterencode(value):

@@ -117,10 +117,7 @@ def _others(user: User, gateway: Gateway | None) -> list[Connection]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The selected gateway, kind and feature name, from the URL or form.
-
-    By default, the gateway is the first one that the user can reach, and the kind is "tool".
-    """
+    """The selection in the URL or form: a gateway that the user can reach, a kind, and a feature name."""
 
     user: User
     gateway: Gateway | None
@@ -184,10 +181,7 @@ class Chosen:
 
     @cached_property
     def feature(self) -> Feature | None:
-        """The selected feature; None if the database has no feature with the selected name.
-
-        Users can also call names that are not in the database.
-        """
+        """The selected feature; None if its name is not stored. Users can also call names that are not stored."""
         if self.gateway is None or not self.name:
             return None
         rows = Feature.objects.placed().filter(kind__in=OF_KIND[self.kind], assignment__gateway=self.gateway)

@@ -225,10 +225,7 @@ class OperationSchema(AutoSchema):
         return [OpenApiParameter(name, location="header", **HEADERS[name]) for name, takes in taken.items() if takes]
 
     def _etag(self) -> list[OpenApiParameter]:
-        """Return the response header `ETag` if the operation has responses with it, otherwise an empty list.
-
-        These are the responses that contain the object, and those with status 304 or 412.
-        """
+        """Return the ETag header of responses that contain the object or have status 304 or 412."""
         looks = self.action == "retrieve"
         is_thing = looks or (self.view.versioned and self.operation.answer is None and self.action != "list")
         tagged = {200: is_thing, 201: is_thing, 304: looks, 412: self.operation.if_match}
@@ -382,10 +379,7 @@ class Bearer(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
 
 
 def closed(result: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-    """Return the OpenAPI description `result`, changed to forbid unknown members in request bodies.
-
-    The schemas of responses stay open, because later releases may add members to responses.
-    """
+    """Forbid unknown members in request bodies. Responses stay open, because later releases may add members."""
     for name, schema in result["components"]["schemas"].items():
         schema.setdefault("description", "One of these objects.")  # Only schemas for a choice of objects have none.
         if "properties" in schema and name.endswith("Request"):

@@ -1,7 +1,4 @@
-"""The routes under /api/: the REST API and its documentation pages.
-
-The paths of the API have no trailing slash, except `schema/`.
-"""
+"""The routes under /api/: the REST API, without trailing slashes except `schema/`, and its documentation pages."""
 
 import sys
 from http import HTTPStatus

@@ -64,11 +64,7 @@ _told: dict[str, int] = {}
 
 
 class Readiness:
-    """Readiness of this process to serve MCP calls.
-
-    The process is not ready while it drains, while a part of the proxy has a fault, or while a background loop that
-    guards access fails.
-    """
+    """Readiness of this process to serve MCP calls, based on faults of the proxy and of loops that guard access."""
 
     def __init__(self) -> None:
         self._faults: Callable[[], Mapping[str, str]] = lambda: {"proxy": "not started yet"}
@@ -159,10 +155,7 @@ def _size(path: Path) -> int:
 
 
 class _OfReplica:
-    """Adds the label `replica` to the metrics, so that each replica of the gateway has series of its own.
-
-    Without the label, replicas behind one address would share their series.
-    """
+    """Adds the label `replica` to the metrics, so that gateway replicas behind one address have separate series."""
 
     def __init__(self, registry: CollectorRegistry, replica: str) -> None:
         self._registry = registry
@@ -195,10 +188,7 @@ async def metrics(request: Request) -> Response:
 
 
 def _is_local(request: Request) -> bool:
-    """Return whether a program on this machine sent the request.
-
-    To prevent DNS rebinding, requests count as local only if their Host header is loopback or an allowed host.
-    """
+    """Return whether a local program sent the request. The Host header must be ours, to prevent DNS rebinding."""
     named = request.headers.getlist("host")
     if len(named) != 1 or of_header(named[0]) not in LOOPBACK.union(settings.ALLOWED_HOSTS):
         return False
@@ -311,10 +301,7 @@ def _held_calls() -> HeldCalls:
 
 
 def unsealed() -> float:
-    """Return the seconds since the newest checkpoint.
-
-    Return 0 if there is no checkpoint, or if the newest checkpoint covers all calls.
-    """
+    """Return the seconds since the newest checkpoint; 0 if it covers all calls, or if there is no checkpoint."""
     newest = Checkpoint.objects.order_by("-number").values_list("body", flat=True).first()
     if newest is None:
         return 0.0

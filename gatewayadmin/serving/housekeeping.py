@@ -140,10 +140,7 @@ def _index() -> None:
 
 
 def _tell() -> None:
-    """Queue the notifications that are not sent daily but at once. Then deliver all notifications that are due.
-
-    If another process is queueing notifications, this process only delivers.
-    """
+    """Queue immediate notifications (one process at a time), then deliver all notifications that are due."""
     try:
         with databases.direct(), database.held_if_free(Lock.TELLING) as free:
             if free:
@@ -218,7 +215,7 @@ def _kept_since(now: datetime) -> datetime:
 
 @lru_cache(maxsize=1)  # Cached per run: looking for newer rows reads whole partitions.
 def _drop_limit(now: datetime) -> date:
-    """Return the first day that this run keeps. The run drops only partitions that end before this day."""
+    """Return the limit of this run. The run drops only partitions of which all days are before this date."""
     # If archiving is on, partitions must be archived first.
     limit = archive.keep_from(_kept_since(now).date())
     for number, (name, span) in enumerate(Call.partitions.expired(limit)):
@@ -257,10 +254,7 @@ def _make_indexes(now: datetime) -> int:
 
 
 def _note_addresses() -> int:
-    """Store whether a server has a private address, for each server without this information.
-
-    Return the number of servers for which the information was stored.
-    """
+    """Look up and store whether servers have private addresses, for servers where this is unknown."""
     found = 0
     for server in Server.objects.live().filter(private=None).exclude(url__in=BUILT_IN_URLS):
         inside = leads_inside(server.url)

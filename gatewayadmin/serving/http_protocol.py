@@ -75,11 +75,7 @@ class Clock:
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with limits.
-
-    Closes connections of clients that send or read too slowly, or that send large headers. Limits the number of
-    connections on which no call was accepted yet.
-    """
+    """Closes connections that are slow or have large headers, and limits connections without an accepted call."""
 
     # Slots, because these attributes and uvicorn's are too many for a compact instance dictionary.
     __slots__ = (
@@ -335,11 +331,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class AnswerTransport:
-    """Transport for uvicorn's request cycle.
-
-    Closes connections with `close_after_answer`. If `notes_success` is set, a successful answer marks the connection as
-    authenticated.
-    """
+    """Transport for uvicorn's request cycle: closes with `close_after_answer`, and may note a successful answer."""
 
     __slots__ = ("_protocol", "close", "is_closing", "write")
 
@@ -424,10 +416,7 @@ class McpHttpProtocol(LimitedHttpProtocol):
         return True
 
     def _cache_headers(self, data: bytes) -> HeaderCache[tuple[Any, int]] | None:
-        """Return a cache of the parsed headers for later calls with the same headers.
-
-        Return None if later calls cannot use the parsed headers.
-        """
+        """Return a cache of the parsed headers for later calls with the same headers; None if not reusable."""
         cycle = self.cycle
         if not isinstance(cycle, McpCycle) or not cycle.keep_alive or cycle.more_body:
             return None
@@ -463,11 +452,7 @@ class McpCycle(RequestResponseCycle):
     _head = b""
 
     async def send(self, message: Any) -> None:
-        """Send a message of the application to the client.
-
-        The head is kept until the first part of the body is there. Unless this part is large, one system call then
-        writes both.
-        """
+        """Send a message. The head is written with the first part of the body, in one system call if this is small."""
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.disconnected:

@@ -1,7 +1,4 @@
-"""Starts the runner together with `serve`, in a repository clone that has a runner.yaml beside manage.py.
-
-The runner ends when `serve` ends.
-"""
+"""Runs the runner while `serve` runs, in a repository clone that has a runner.yaml beside manage.py."""
 
 import logging
 import re
@@ -40,10 +37,7 @@ class RunnerProcess:
         self.process = _started()
 
     def keep_running(self) -> None:
-        """Start the runner again if it has ended and its last start was at least RESTART_S seconds ago.
-
-        Call this every second.
-        """
+        """Start the runner again if it has ended, at least RESTART_S after its last start. Call this every second."""
         if self.process.poll() is None or time.monotonic() < self._restart_at:
             return
         self._restart_at = time.monotonic() + RESTART_S

@@ -250,10 +250,7 @@ class Worker(UvicornWorker):  # type: ignore[misc]
 
 
 class OrderlyArbiter(Arbiter):  # type: ignore[misc]
-    """gunicorn's main process. It starts the runner again if the runner has ended.
-
-    When gunicorn is asked to stop, the main process records this for the workers.
-    """
+    """gunicorn's main process. It restarts an ended runner, and records for the workers that gunicorn is stopping."""
 
     def manage_workers(self) -> None:  # Called every second.
         super().manage_workers()
@@ -335,8 +332,7 @@ class GunicornServer(BaseApplication):  # type: ignore[misc]
 def load_application() -> Any:
     """Return the ASGI application. Call this before workers are forked, so that they share the imported code.
 
-    This module must not import the application at its top: the application reads environment variables when it is
-    imported, and `serve` must set them before.
+    The application is imported only here, because its import reads environment variables that `serve` must set before.
     """
     from gatewayadmin import urls  # noqa: F401, PLC0415  Otherwise each worker imports all views at its first page.
     from gatewayadmin.asgi import application  # noqa: PLC0415

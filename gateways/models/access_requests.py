@@ -142,13 +142,11 @@ def _refuse_too_long(gateway: Gateway, days: int) -> None:
 
 
 def _refuse_unless_useful(gateway: Gateway, tool_set: ToolSet | None, by: User) -> None:
-    """Raise RequestRefused or AlreadyGiven if an approval of the request would give `by` nothing.
+    """Raise an error if an approval would give the person `by` nothing.
 
-    RequestRefused is raised if the role of `by` cannot use gateways. For a request with a `tool_set`, it is also raised
-    if the set is archived or belongs to another gateway, or if people need no tool set because everybody who may use
-    the gateway can use all its tools.
-
-    AlreadyGiven is raised if `by` already has the requested access, and this access has no end date.
+    Raises RequestRefused if the person's role cannot use gateways, if `tool_set` is archived or belongs to another
+    gateway, or if the gateway gives all its tools to everybody, so that nobody needs a tool set. Raises AlreadyGiven
+    if the person has the requested access without an end date.
     """
     if not by.uses_gateways:
         raise RequestRefused(ONLY_LOOKS)

@@ -208,11 +208,8 @@ class FeatureQuerySet(models.QuerySet["Feature"]):
 class Feature(Versioned, Switchable):
     """A tool, prompt, resource or template of an assigned server, enabled or disabled, with its definition.
 
-    A call may name a feature that has no row yet. The tool policy of the assignment then decides:
-
-    - Under `selected` and `block_all`, the call of a tool or prompt is refused.
-    - Under `allow_all`, the proxy requests the server's list. If the list has the tool or prompt, its row is added and
-      the call continues. Otherwise the call is refused.
+    If a tool or prompt has no row, its calls are refused. Under the tool policy `allow_all`, however, the proxy first
+    requests the server's list. If the list has the tool or prompt, its row is added and the call continues.
 
     For a resource without a row, the row of a template that matches its URI decides. If no template matches, the
     resource is allowed under `allow_all`, unless access is limited to tool sets.

@@ -1,9 +1,9 @@
 """Grants of two kinds: tool grants and gateway grants.
 
 A tool grant gives a set of tools to everybody, to a team or to a person. A gateway grant opens a gateway to a person.
-A grant stops working at its end date: the SQL of each request checks the date
-(gateways/migrations/0005_access_requests.py). The background process for chores records the end of the grant later.
-If it is a tool grant, clients with an open stream are then notified that the gateway's lists have changed.
+A grant stops working at its end date, because the SQL of each request checks the date
+(gateways/migrations/0005_access_requests.py). The chores record the end of the grant later. If it is a tool grant,
+clients with an open stream are then notified that the gateway's lists have changed.
 """
 
 from datetime import datetime

@@ -1,7 +1,7 @@
-"""Read the grant of a request from the database, and decide whether token, connection, host and gateway allow it.
+"""Read the grant of a request, and decide whether token, connection, host and gateway allow the request.
 
-The grant of a request is an AccessRow: the data by which the gateway decides about the request. `decide` makes the
-checks in rows 4 to 10 of docs/reference/decision-order.md.
+The grant is an AccessRow: the data from the database by which the gateway decides. `decide` makes the checks in rows 4
+to 10 of docs/reference/decision-order.md.
 """
 
 import hashlib

@@ -173,10 +173,7 @@ def _collects(loop: Node) -> bool:
 
 
 def _cost_of_pattern(pattern: str) -> Cost:
-    """Return the highest cost of a pattern.
-
-    `once` is the cost of compiling the pattern. `text` is the cost of matching it against one character of a text.
-    """
+    """Return the highest cost of a pattern: `once` for compiling, `text` for matching one character of a text."""
     places = ambiguous = 0
     for atom, least, most, often in _ATOM.findall(pattern):
         number = max(int(least or 1), int(most or 1), 1)

@@ -302,14 +302,10 @@ def _owner_of_uri(
 
 
 def _owner_of_bare_uri(assignments: Sequence[AssignedServer], uri: str, budget: MatchBudget) -> AssignedServer | None:
-    """Return the server that has the resource `uri`, which contains no alias.
+    """Return the usable server that has the resource `uri`, which contains no alias.
 
-    Candidates are the usable servers that list the URI. If there are none, candidates are the usable servers with a
-    template for the URI. A candidate whose row is hidden from clients counts only if the rows of all candidates are
-    hidden. If several candidates are left, return the one without an alias. Raise UnknownFeature if all of them have an
-    alias.
-
-    If no usable server has the resource, return the gateway's server without an alias; None if all have an alias.
+    Raises UnknownFeature if several servers, all with an alias, have an equal claim to the resource. If no usable
+    server has the resource, return the gateway's server without an alias; None if all have an alias.
     """
     usable = [assigned for assigned in assignments if is_usable(assigned)]
     # Servers that list the URI come first, then servers with a template for it. Of several, the one without an alias is

@@ -10,7 +10,7 @@ KINDS = {"token": "agent", "headed": "app"}  # Kinds of hosts, as conditions nam
 
 
 class RuleRefused(Refusal):
-    """A rule refuses this call. The message comes from `sentence_of`; if that is empty, it is a general message."""
+    """A rule refuses this call. If `sentence_of` returns no message, the message is a general one."""
 
     def __init__(self, decision: RuleDecision, resolved: Resolved, tool: str) -> None:
         super().__init__("rule_refused", resolved.assigned, Named(TOOL, tool), sentence_of(decision))

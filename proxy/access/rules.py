@@ -47,7 +47,7 @@ class DecidingRule(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """The enabled rules for a call, in order, and the values that are read only for their conditions."""
+    """The enabled rules for a call, in order, and the values that only their conditions need."""
 
     rules: Sequence[DecidingRule]
     teams: Sequence[str]
@@ -119,8 +119,8 @@ def _first(matches: Sequence[Match], effect: str) -> Match | None:
 def _labels(match: Match) -> bool:
     """Return whether the call gets the label that `_label` returns for this match.
 
-    True for a rule that only labels, if its condition has a result. Also true for a rule in watch mode. The rule that
-    refuses or holds the call gets another label, which `decide_by_rules` adds.
+    For a rule that only labels, True if its condition has a result. For any other rule, True in watch mode. For the
+    rule that refuses or holds the call, `decide_by_rules` adds another label.
     """
     return not match.error if match.rule.effect == LABEL else match.rule.mode == WATCH
 

@@ -305,7 +305,7 @@ class PendingRequests:
     async def leave(self, uid: str, owner: Owner, text: bytes) -> None:
         """Store a text for other workers, which can get it with `left` and the same `uid`.
 
-        The text is encrypted, and deleted after about 30 seconds. Raises DatabaseUnavailable.
+        The text is encrypted, and expires after 30 seconds. Raises DatabaseUnavailable.
         """
         given = {"id": uid, "asked": self.seal(text), "connection": owner.connection_id, "session": owner.session_id}
         await self._state.fetch(LEAVE, given)

@@ -165,10 +165,7 @@ class CallRow:
 
 @lru_cache(2)
 def _timestamp(at: int) -> str:
-    """Return Unix time `at` as a UTC timestamp without a time zone.
-
-    The result is cached, because many calls happen in the same second.
-    """
+    """Return Unix time `at` as a UTC timestamp without a time zone; cached, because many calls share a second."""
     return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
@@ -330,7 +327,7 @@ class PayloadRecorder:
         await self.keep(request, request.row, (request.body, response.body), limit)
 
     async def record_error(self, request: McpRequest, body: bytes) -> None:
-        """Put the redacted error text of `body` into the request's row.
+        """Put the redacted error text of `body` into the request's row, even if payloads are not recorded.
 
         If the call was refused because it names an unknown feature, also redact this name in the row.
         """

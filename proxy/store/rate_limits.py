@@ -1,8 +1,8 @@
-"""Rate limits at /mcp. All workers together enforce one limit.
+"""Rate limits at /mcp, which all workers enforce together; used only if a limit is set.
 
-A counter in the database has the number of calls in the current minute. A worker takes several calls at once from the
-counter, as a lease, and then lets through as many calls. All leases of a minute together never exceed the limit. When
-the minute ends, unused calls of a lease are lost: at most about 1 % of the limit in each worker.
+For each limit, the database counts the calls leased in the current minute, never more than the limit. A worker leases
+several calls at once, and lets at most as many through. When the minute ends, unused calls of a lease are lost: at most
+about 1 % of the limit in each worker.
 """
 
 import time

@@ -183,11 +183,7 @@ def _closing_quote(text: str, quote: str, start: int) -> int:
 
 
 def _closing_bracket(text: str, start: int) -> int:
-    """Return the position at which the list or object at `start` ends.
-
-    If the list or object is not valid JSON, return the end of the line with its closing bracket. If no bracket closes
-    it, return the length of the text.
-    """
+    """Return the position at which a list or object ends, or the length of the text if no bracket closes it."""
     try:
         return _decoder.raw_decode(text, start)[1]
     except (ValueError, RecursionError):
@@ -293,7 +289,7 @@ def _any_form(letter: str) -> str:
 
 
 def _cores(value: bytes) -> set[str]:
-    """Return texts that show that base64 data contains `value`.
+    """Return texts by which base64 data that contain `value` are recognised.
 
     The base64 of `value` inside longer data depends on the position of `value`, modulo three bytes. For each of the
     three cases, the result has the part that does not depend on the bytes around `value`.

@@ -333,7 +333,7 @@ class SessionKeeper:
         """Open a client's session, and return the session id that the client gets. Raises DatabaseUnavailable.
 
         `row` is the id of the `initialize` call, and becomes the id of the session's database row. If the connection
-        then has more than MOST_SESSIONS sessions, the least recently used ones are ended in the background.
+        then has more than MOST_SESSIONS sessions, the surplus, least recently used ones are ended in the background.
         """
         session_id = token_text.mint(token_text.SESSION)
         name, client_version = client

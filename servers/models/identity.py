@@ -79,8 +79,8 @@ class IdentityQuerySet(models.QuerySet["Identity"]):
     ) -> "Identity":
         """Encrypt and store a credential for `server`. If `owner` is None, the credential is shared.
 
-        If the secret was tested and the server refused it, `refusal` is the server's message. Raises AnotherPlace if
-        the server's scheme, host or port was changed after `server` was read.
+        If the secret was tested and the server refused it, `refusal` is the reason. Raises AnotherPlace if the server's
+        scheme, host or port was changed after `server` was read.
         """
         with transaction.atomic():
             now = server.lock()
@@ -274,9 +274,8 @@ class Identity(Versioned, Switchable):
     def replace(self, secret: str, *, by: User, refusal: str = "") -> None:
         """Store another secret. Sessions that were opened with the old secret are not used again.
 
-        If the new secret was tested and the server refused it, `refusal` is the server's message. Raises
-        IdentityAlreadyRevoked. Raises AnotherPlace if the server's URL, header or auth type was changed since
-        `self.server` was read.
+        If the new secret was tested and the server refused it, `refusal` is the reason. Raises IdentityAlreadyRevoked.
+        Raises AnotherPlace if the server's URL, header or auth type was changed since `self.server` was read.
         """
         with transaction.atomic():
             self._lock_server()

@@ -223,11 +223,9 @@ def discover_sign_in(
 
 
 def _unknown(http: Http, url: str) -> HttpAnswer:
-    """Send requests without a credential, and return the answer that shows whether the server requires one.
+    """Send `initialize` and `tools/list` without a credential, and return the first answer with status 401 or 403.
 
-    Send `initialize`. If its status is 401 or 403, return this answer. Otherwise send `tools/list`, and return its
-    answer if the status is 401 or 403. If neither request is refused, return the answer to `initialize`. Raises
-    NoAnswer if `initialize` gets no answer.
+    If neither is refused, return the answer to `initialize`. Raises NoAnswer if `initialize` gets no answer.
     """
     hello = http.post(url, HEADERS, HELLO)
     if hello.status in (401, 403):
@@ -324,8 +322,7 @@ def _legacy(http: Http, url: str, expected: str) -> AuthorizationServerMetadata 
 def _document(http: Http, address: str) -> Mapping[str, Any] | None:
     """Return the JSON object at `address`; None if the answer is not a JSON object, or its status is not 200.
 
-    Raises UnusableIssuer if there is no answer, or if the status is 500 or higher. Status 502 does not raise: it gives
-    None.
+    Raises UnusableIssuer if there is no answer, or if the status is 500 or higher, except 502.
     """
     try:
         answer = http.get(address)

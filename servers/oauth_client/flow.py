@@ -202,7 +202,7 @@ def _end_oldest(user: User) -> None:
 def open_to(user: User) -> QuerySet[Server]:
     """Return the servers where `user` may sign in.
 
-    On at least one gateway that `user` may use, these OAuth servers are called with each person's own identity.
+    Each is an OAuth server with per-user identities on at least one gateway that `user` may use.
     """
     asking = Assignment.objects.per_user().filter(gateway__in=Gateway.objects.reachable_by(user).values("pk"))
     return Server.objects.live().filter(auth_type=AuthType.OAUTH, pk__in=asking.values("server"))
@@ -286,9 +286,9 @@ def _leads_on(request: AppRequest, sign_in: SignIn, url: str) -> HttpResponse:
 def take_sign_in(request: AppRequest) -> SignIn:
     """Return the sign-in to which this callback belongs, and delete it, so that it works only once.
 
-    Raises SignInRefused if another person or another browser started the sign-in. If it was started with an API key,
-    any browser of the person may continue. Also raises SignInRefused if the sign-in has expired, or if the callback
-    came to the redirect URI of another issuer.
+    Raises SignInRefused if this person has no such sign-in in this browser, if the sign-in has expired, or if the
+    callback came to the redirect URI of another issuer. A sign-in that was started with an API key works in any
+    browser of the person.
     """
     digest = hashlib.sha256(request.GET.get("state", "").encode()).digest()
     with transaction.atomic():

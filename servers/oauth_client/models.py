@@ -223,8 +223,8 @@ class GrantManager(models.Manager["Grant"]):
         """Store the tokens of a sign-in in the identity for which the sign-in was started, or in a new one.
 
         The identity's former tokens are revoked at the issuer after the transaction. Raises NoSignIn or
-        IdentityAlreadyRevoked if the person, server or identity cannot take a sign-in. Raises AnotherPlace if the
-        server's URL was changed since the sign-in began.
+        IdentityAlreadyRevoked if the person is deactivated, or if the server or the identity cannot take a sign-in.
+        Raises AnotherPlace if the server's URL was changed since the sign-in began.
         """
         with transaction.atomic():
             user = sign_in.lock()

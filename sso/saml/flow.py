@@ -1,9 +1,8 @@
 """Sign-in at the organisation with SAML: the request (HTTP-Redirect binding), the answer, and our own metadata.
 
 A page of the provider posts the answer to us as a cross-site form, so the browser sends no session cookie
-(SameSite=Lax), and we cannot yet know the session. We therefore store the claims under a ticket, and forward the
-browser to another page of ours. The browser does send the cookie to this page, which checks that the session started
-the request.
+(SameSite=Lax). We therefore store the claims under a ticket, and forward the browser to another page of ours. There the
+browser sends the cookie, and the page checks that the session started the request.
 """
 
 from __future__ import annotations

@@ -120,10 +120,7 @@ class DecryptionKey(models.Model):
 
     @classmethod
     def opening(cls) -> Sequence[rsa.RSAPrivateKey]:
-        """Return the private keys that decrypt assertions.
-
-        Rows whose private key cannot be decrypted with ENCRYPTION_KEYS are left out.
-        """
+        """Return the private keys that decrypt assertions, without those that ENCRYPTION_KEYS cannot decrypt."""
         return [key for row in cls.objects.all() if (key := row.private_key()) is not None]
 
     def private_key(self) -> rsa.RSAPrivateKey | None:

@@ -1,6 +1,6 @@
 """The settings that only SAML has, and their validation. `sso.models` has the settings for both protocols.
 
-Metadata are fetched, and keys are created, before `Provider.edit` locks the row of the settings: both can be slow.
+Metadata are fetched, and keys are created, before `Provider.edit` locks the row of the settings.
 """
 
 from __future__ import annotations
@@ -73,11 +73,7 @@ def _attribute(label: str, usual: str) -> models.CharField[str, str]:
 
 
 class SamlSettings(models.Model):
-    """Columns for SAML.
-
-    Three columns hold the values that were read from the provider's metadata: `issuer` (the entity ID), `sso_url` and
-    `certificates`.
-    """
+    """Columns for SAML. The provider's metadata give `issuer` (the entity ID), `sso_url` and `certificates`."""
 
     protocol = models.CharField(
         max_length=4,

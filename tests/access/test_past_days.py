@@ -1,7 +1,4 @@
-"""The access report of a past day.
-
-The report is computed from the history, or from admin events if the day is before the first day of the history.
-"""
+"""The access report of a past day, computed from the history or, for a day before the history, from admin events."""
 
 from datetime import date, timedelta
 from importlib import import_module
@@ -207,10 +204,7 @@ def test_the_history_begins_with_what_admin_events_say(ana: User, ann: User, ben
 
 
 def _spread(events: list[int]) -> None:
-    """Set the dates of all events in groups. `events` has the last event id of each group.
-
-    The first group gets the date 40 days ago. Each later group gets a date that is 10 days later.
-    """
+    """Set the dates of events: 40 days ago up to the id `events[0]`, then 30 days ago up to `events[1]`, and so on."""
     with connection.cursor() as cursor:
         cursor.execute("SET LOCAL session_replication_role = replica")
         for number, (start, end) in enumerate(zip([0, *events], events, strict=False)):

@@ -1,7 +1,4 @@
-"""The access report matches the gateway's decisions, and the history matches the current tables.
-
-Both are tested with WORLDS random data sets of people, teams, gateways, tools and grants.
-"""
+"""In random worlds, the access report matches the gateway's decisions, and the history matches the current tables."""
 
 from itertools import product
 from typing import Any

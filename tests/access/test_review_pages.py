@@ -214,7 +214,7 @@ def test_the_page_says_what_was_given_since_and_who_can_no_longer_review(
 
     page = text(sign_in(boss).get(url(review)))
 
-    assert "1 grant to these people was given after the review started, and is not in this review." in page
+    assert "1 grant to these people was given after the review started. It is not in this review." in page
     assert "grace@example.com can no longer review." in page
 
 

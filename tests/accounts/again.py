@@ -25,10 +25,7 @@ def onward(asked: Any) -> str:
 
 
 def confirm(client: Client, asked: Any) -> Any:
-    """Confirm the password, then submit the stored form again. Return the response to the form.
-
-    `asked` is the response that requires the confirmation.
-    """
+    """Confirm the password as `asked` requires, submit the stored form again, and return the response to the form."""
     return sent_again(client, client.post(AGAIN, {"password": make.PASSWORD, "next": onward(asked)}))
 
 

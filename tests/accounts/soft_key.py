@@ -33,10 +33,7 @@ def options_of(page: str) -> dict[str, Any]:
 
 @dataclass
 class SoftKey:
-    """One WebAuthn credential.
-
-    Each response increases the signature counter by `counts`. Use 0 for a key without a counter.
-    """
+    """One WebAuthn credential. Each response increases the signature counter by `counts`; 0 means no counter."""
 
     counts: int = 1
     origin: str = field(default_factory=lambda: settings.PUBLIC_URL)

@@ -1,7 +1,4 @@
-"""A person is deactivated on the People pages, or stopped on the Incident page.
-
-Stopping deactivates the person and revokes their access.
-"""
+"""Deactivating a person, and stopping a person on the Incident page, which also revokes the person's access."""
 
 from typing import Any
 

@@ -75,10 +75,7 @@ DOORS: dict[str, tuple[Door, int]] = {
 
 @pytest.fixture
 def held(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Return a list that gets an entry for each hash.
-
-    The entry is True if the thread that waited for the hash held a database connection.
-    """
+    """Return a list that gets an entry per hash: True if the waiting thread held a database connection."""
     seen: list[bool] = []
     wrapper = connections["default"]
 

@@ -245,10 +245,7 @@ def test_people_who_only_look_give_nobody_a_role_that_uses_gateways(sign_in: Sig
     client, rest = confirmed(sign_in(looker)), Rest.of(looker)
 
     def given(role: Role) -> list[int]:
-        """Send requests that give `role`, and requests that create a role. Return the statuses of the answers.
-
-        If `role` uses gateways, the created roles use gateways, too. Otherwise they only look.
-        """
+        """Give `role`, and create roles that use gateways if `role` does. Return the statuses of the answers."""
         pk, name = str(role.pk), make.unique("made")
         invited = {"emails": f"{name}@example.com", "role": pk}
         directory = {"name": name, "role_id": pk, "capabilities": []}

@@ -1,8 +1,4 @@
-"""Limits for sign-in attempts.
-
-A browser in which a person has signed in before has a separate limit, so strangers' attempts do not lock the person out
-there.
-"""
+"""Limits for sign-in attempts. Known browsers have separate ones, so strangers cannot lock a browser's owner out."""
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

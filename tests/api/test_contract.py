@@ -105,10 +105,7 @@ def world(django_db_setup: None, django_db_blocker: Any) -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def credentials(world: World) -> dict[str, dict[str, Any]]:
-    """Return a dictionary from the name of a caller to the headers and cookies that the caller sends.
-
-    A caller whose API key has only one capability has the slug of the capability as its name.
-    """
+    """Return headers and cookies by caller; an API key with one capability is listed under the capability's slug."""
     return {
         "owner": session(world.boss),
         "owner's key": bearing(world.boss, *Capability),
@@ -123,10 +120,7 @@ def bearing(person: Any, *capabilities: Capability) -> dict[str, Any]:
 
 
 def caller(actor: str, door: Door) -> str:
-    """Return the key of `credentials` for an actor of ACTORS who calls the operation `door`.
-
-    For the actor "key for this", it is the slug of a capability that the operation requires.
-    """
+    """Return the name in `credentials` of the caller for an actor of ACTORS who calls the operation `door`."""
     if actor != "key for this":
         return actor
     enough = next(iter(sufficient(door.rule)), {Capability.HOSTS_READ})

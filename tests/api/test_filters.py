@@ -138,7 +138,7 @@ def test_a_thing_that_no_list_shows_one_is_answered_for_as_if_it_did_not_exist(
 
 @pytest.mark.full
 def test_the_log_is_filtered_by_all_that_calls_name(boss: User) -> None:
-    """A person who may only read the log can filter it by each object that a call names, even if it was refused."""
+    """A person who may only read the log can filter it by each object that a call names, even a refused call."""
     gateway, server, host = make.gateway(slug="gone"), make.server(slug="gone-server"), make.agent(by=boss, name="Gone")
     token = make.token(make.connection(host, gateway, boss), name="refused").token
     one = call(

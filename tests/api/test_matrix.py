@@ -1,11 +1,8 @@
 """Call every API route as callers with different rights, and check the status of each answer.
 
-Some callers are anonymous, own the object or have no capability. If a route requires several capabilities, further
-callers have all of them, or lack one of them. The cases are generated from the access rules that the views declare. A
-route fails if it has no access rule, or if tests/api/world.py has no values for its path parameters.
-
-test_single_capabilities.py has a table of its own. With this table, it tries each sufficient capability alone, and all
-other capabilities together.
+The cases are generated from the access rules that the views declare. A route fails if it has no access rule, or if
+tests/api/world.py has no values for its path parameters. test_single_capabilities.py has its own table of sufficient
+capabilities, and tries each of them alone, and all others together.
 """
 
 import re
@@ -234,8 +231,7 @@ def sessions(door: Door, people: People) -> Expected:
 def programs(door: Door, world: World, people: People) -> Expected:
     """Yield each caller without a session: a description, the client and the expected statuses.
 
-    The callers are API keys, an agent's token, and an anonymous client. An API key can do no more than its own
-    capabilities allow, although its owner has every capability.
+    An API key can do no more than its own capabilities allow, although its owner has every capability.
     """
     for_people = not door.operation.api_keys
     for enough in several_for(door):

@@ -451,12 +451,7 @@ def wanted(name: str, *, key: bool) -> set[Capability]:
 
 
 def callers(name: str, *, key: bool) -> list[Held]:
-    """Return the capabilities of each caller to try.
-
-    One caller per sufficient capability has this capability alone; another caller has all the insufficient ones. If no
-    capability is sufficient, each is tried alone. If all are sufficient, two of them are tried, each alone. If the
-    operation refuses API keys, one key with every capability is tried.
-    """
+    """Return the capabilities of each caller to try: each sufficient one alone, and all insufficient ones together."""
     enough = wanted(name, key=key)
     if key and name in NO_KEYS:
         return [frozenset(C)]
@@ -498,10 +493,7 @@ def nothing() -> Role:
 
 
 def rights() -> dict[Any, Any]:
-    """Return the database rows that give rights.
-
-    These rows are people, roles with their capabilities, team members, credentials, API keys, tokens and connections.
-    """
+    """Return the database rows that give rights, such as the capabilities of roles and the owners of credentials."""
     people = User.objects.values_list(
         "pk", "email", "role_id", "is_active", "is_staff", "is_superuser", "session_epoch"
     )
@@ -542,10 +534,7 @@ def test_one_capability_opens_what_it_says_against_who_holds_no_more(
 
 
 def client_of(person: User, held: Held | None) -> Rest:
-    """Return a client with a new API key of this person that has the capabilities `held`.
-
-    If `held` is None, return the person's browser instead.
-    """
+    """Return a client with a new API key that has the capabilities `held`; if it is None, the person's browser."""
     return Rest.bearing(make.api_key(person, *held).secret) if held else Rest(browser(session_of(person)))
 
 
@@ -563,10 +552,7 @@ def faults(door: Door, held: Held, target: Target, world: World, rest: Rest, *, 
 
 
 def oneself(door: Door, somebody: User, cast: Cast) -> list[Target]:
-    """Return a target that is about the caller: the caller, the caller's role, or a team that the caller joins.
-
-    This target has no more capabilities than the caller. For operations of other kinds, there is none.
-    """
+    """Return the target that is the caller, the caller's role, or a team that the caller joins, if there is one."""
     assert somebody.role
     match door.name.partition("-")[0]:
         case "user" if not door.name.endswith("list"):

@@ -1,4 +1,4 @@
-"""At least one object of each kind in the API. `World.owner` owns the credential, the connection, the key and more."""
+"""At least one object of each kind in the API. `World.owner` owns most of those that have an owner."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,7 +38,7 @@ def holder(*capabilities: Capability) -> User:
 
 @dataclass(frozen=True)
 class World:
-    """The people, and the token's secret, path parameters and valid bodies for requests to each route.
+    """Two people, a token's secret, and the path parameters and valid bodies of requests to each route.
 
     `owner` owns objects but has no capability. `boss` has every capability.
     """

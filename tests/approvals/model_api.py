@@ -31,11 +31,7 @@ class ModelApi:
             await _respond(send, b"application/json", json.dumps(whole).encode())
 
     def _block(self, request: Object) -> Object:
-        """Return the only content block of the answer.
-
-        The block is a call of the tool or, once the request has the tool's result, this result as text. If the request
-        does not offer the tool, the block is a title.
-        """
+        """Return the only block of the answer: a tool call, its result as text or, without the tool, a title."""
         if not any(tool.get("name") == self.tool for tool in request.get("tools", [])):
             return {"type": "text", "text": "Title"}
         self.asked.append(request)

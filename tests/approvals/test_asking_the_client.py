@@ -1,8 +1,4 @@
-"""The gateway asks clients for a person's attention or input.
-
-A client that can open URLs is asked once to open the page of its held call. If the server of an approved call asks for
-input, the call continues once the client has answered.
-"""
+"""Clients that open URLs are asked once to open a held call's page. Approved calls that ask for input continue."""
 
 import asyncio
 import json
@@ -126,10 +122,7 @@ def test_a_client_that_opens_no_urls_is_not_asked(desk: Desk) -> None:
 
 
 class Form:
-    """A server of the modern era whose tool asks for a filled form before it runs.
-
-    `given` lists the parameters of the calls that it got.
-    """
+    """A server of 2026-07-28 whose tool asks for a form before it runs; `given` lists the params of its calls."""
 
     def __init__(self, state: str | None = "its own") -> None:
         self.given: list[Object] = []

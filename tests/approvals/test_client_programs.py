@@ -37,10 +37,7 @@ type Client = Callable[[Desk, Npm, Start], str]
 
 
 def printed(command: list[str], given: str = "", **environment: Any) -> str:
-    """Return the output of a program.
-
-    The exit code is ignored, because some programs return an error code if the call's result has `isError`.
-    """
+    """Return the output of a program. Ignore its exit code, because some programs fail for a result with `isError`."""
     done = subprocess.run(
         command, input=given, capture_output=True, text=True, timeout=SECONDS, check=False, **environment
     )

@@ -220,10 +220,7 @@ DOORS = (
 
 
 def build(kind: str) -> tuple[Scene, User | None]:
-    """Create the objects of a test and a person of this `kind`, such as "admin"; return both.
-
-    The person is None for the kind "nobody".
-    """
+    """Create the objects of a test and a person of this `kind`, and return both; the person is None for "nobody"."""
     docs, mia = make.server(slug="docs"), make.user(Capability.APPROVALS_DECIDE, email="mia@example.com")
     link = make.connection(make.agent(by=mia, name="CI bot"), make.gateway(docs, slug="work"), mia)
     arguments = {"note": SECRET, "amount": 740}

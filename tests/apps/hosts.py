@@ -1,8 +1,7 @@
 """Hosts of MCP Apps in a browser: one made with the extension's app-bridge, one with @mcp-ui/client.
 
-These hosts show the app of a tool as MCP Apps demands of web hosts. The host's page has a frame of another origin, the
-sandbox. The app runs in a frame inside the sandbox. The sandbox has the content security policy that the app's resource
-declares.
+A host shows the app of a tool as MCP Apps demands of web hosts: in a frame inside a frame of another origin, the
+sandbox. The sandbox has the content security policy that the app's resource declares.
 """
 
 import json

@@ -1,7 +1,4 @@
-"""The page of matters that need attention has a line for each matter, with the number of objects that wait.
-
-The line links to a list with the same number of objects. Only people who can act on a matter see its line.
-"""
+"""Each line about a matter links to a list with the same count, and only people who can act on it see the line."""
 
 import re
 from datetime import timedelta
@@ -58,10 +55,7 @@ def boss() -> User:
 
 @pytest.fixture
 def world(boss: User) -> Connection:
-    """Create rows for the matters, and rows that need no attention.
-
-    Similar matters have different numbers of rows, so that a test notices if they are mixed up.
-    """
+    """Create rows for the matters, in different numbers to detect mix-ups, and rows that need no attention."""
     for name in ("Asks", "Asks too", "Asks as well"):
         make.app(name, needs_approval=True)
     make.app("Works")
@@ -105,10 +99,7 @@ def _reviews(boss: User) -> None:
 
 
 def _identities(boss: User) -> None:
-    """Create four identities that must be renewed, and two connections that lack an identity.
-
-    Three of the identities belong to the boss, and one is shared.
-    """
+    """Create four identities to renew, three of the boss and one shared; and two connections without an identity."""
     gateway = make.gateway(name="Asking")
     asking = make.server(name="Mail", auth_type=AuthType.BEARER)
     make.assignment(gateway, asking, identity_scheme=IdentityScheme.PER_USER)

@@ -274,10 +274,7 @@ def test_tree_is_that_of_the_standard() -> None:
 
 
 def test_leaf_tells_every_column_of_a_row() -> None:
-    """The newest list of columns has every column of the log.
-
-    A new column needs a new list, because the existing checkpoints use the existing lists.
-    """
+    """A new column needs a new list of columns, because the existing checkpoints use the existing lists."""
     assert set(sealing.CALL_COLUMNS[sealing.NEWEST]) == {field.column for field in Call._meta.concrete_fields}
 
 

@@ -1,7 +1,4 @@
-"""An export of any length reads the log in batches, over a database connection of its own.
-
-If an export cannot be completed, its end says so.
-"""
+"""An export reads the log in batches over its own database connection, and says at its end if it is incomplete."""
 
 import re
 import threading

@@ -1,7 +1,4 @@
-"""Before a person saves a change that stops calls, the page shows the effect on the calls of the last seven days.
-
-The page names the callers whose calls the change would have refused, and the number of these calls.
-"""
+"""Before a change is saved, the page shows whose calls of the last seven days it would have refused, and how many."""
 
 from dataclasses import dataclass
 from datetime import timedelta

@@ -123,10 +123,7 @@ def check(chance: random.Random, now: datetime, days: float) -> None:
 
 
 def drop(writers: list[psycopg.Connection[Any]], limit: date, between: Callable[[], None]) -> None:
-    """Drop the roll-ups before a day, call `between`, and drop the calls before this day.
-
-    The open transactions of the writers are committed first, because they would block the drop.
-    """
+    """Commit the writers' transactions, which would block; drop roll-ups, call `between`, and drop calls."""
     for each in writers:
         each.commit()
     keeping.drop_before(limit)

@@ -1,7 +1,4 @@
-"""Pages show each admin event as a sentence, which links to the objects of the event.
-
-Every action has a sentence, and an object's name cannot change what the sentence says.
-"""
+"""Each admin event has a sentence with links to its objects, and no name can change what the sentence says."""
 
 import re
 from pathlib import Path
@@ -144,10 +141,7 @@ def test_an_event_is_told_in_one_sentence(sign_in: SignIn) -> None:
 
 
 def test_a_name_stays_one_name() -> None:
-    """The label of an event can join several names with a separator.
-
-    If a name contains the separator or the label was cut, the sentence has the label as a whole.
-    """
+    """If a name contains the separator of a label, or the label was cut, the sentence has the label as a whole."""
     for name in ("CI / boss@example.com / Payroll", "CI” was approved. The host “X", "x" * 250):
         label = f"{name} / {ANA} / Work"[:200]
         event = Event(action="connection.revoked", actor_email=ANA, target_type="connection", target_label=label)

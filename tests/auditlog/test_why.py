@@ -134,7 +134,7 @@ def test_a_refusal_names_who_and_how_often_and_its_act_ends_it(
 
 
 def holding(needed: Capability) -> str:
-    """Return the sentence by which a page tells its readers which roles have the capability `needed`."""
+    """Return the sentence that names the roles with the capability `needed`."""
     *others, last = sorted(role.name for role in Role.objects.with_capabilities() if needed in role.granted)
     return f"People with the role {', '.join(others)}{' or ' if others else ''}{last} can change this."
 

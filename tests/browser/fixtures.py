@@ -95,10 +95,7 @@ def chromium() -> Iterator[Browser]:
 
 @contextmanager
 def owner_at(live: workspace.Serve) -> Iterator[Page]:
-    """Yield a page of a new browser in which the workspace's owner is signed in.
-
-    Raise AssertionError at the end of the block if the browser reported errors.
-    """
+    """Yield a page of a new browser with the owner signed in. Fails at the end if the browser reported errors."""
     noticed = Trouble()
     with chromium() as opened:
         page = opened.new_page(**STILL)

@@ -9,10 +9,7 @@ NOT_PAGES = ("/static/", "/admin/", "/accounts/logout/", "/api/schema/", "/help/
 
 
 def kind_of(url: str) -> str:
-    """Return the kind of a page: the path without identifiers, and the name of the query parameter.
-
-    Several query parameters count as one kind, and the times of a chart's bars do not count.
-    """
+    """Return the kind of a page: its path without identifiers, and the name of its query parameter or `several`."""
     parts = urlsplit(url)
     # Bars of a chart differ only in their times, and filters can be combined, so neither counts as a new kind of page.
     named = {pair.partition("=")[0] for pair in parts.query.split("&")} - {"from", "to", ""}

@@ -30,10 +30,7 @@ def sign_in_where_asked(page: Page, email: str, password: str = PASSWORD) -> Non
 
 
 def allow(page: Page, question: str, *, app: str, gateway: str = "Quickstart", email: str = "") -> str:
-    """Open the authorize page at the URL `question`, and allow the app; return the URL to which the app is sent back.
-
-    If `email` is given, sign in with it first.
-    """
+    """Open the URL `question`, sign in as `email` if given, and allow the app; return the URL that leads back to it."""
     page.goto(question)
     if email:
         sign_in_where_asked(page, email)

@@ -116,10 +116,7 @@ def row(page: Page, *words: str) -> Locator:
 
 
 def refuse_dialogs(page: Page) -> list[str]:
-    """Cancel each native dialog that the page opens from now on; return the list to which their texts are added.
-
-    Our pages should open no native dialog, so the list should stay empty.
-    """
+    """Cancel native dialogs from now on, and return the list of their texts, which should stay empty."""
     said: list[str] = []
 
     def note(dialog: Dialog) -> None:

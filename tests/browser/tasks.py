@@ -126,10 +126,7 @@ class Keys:
 
 @dataclass
 class Stage:
-    """The workspace of one task. The task's agent, token, person and team are all called `name`.
-
-    The name starts with `0`, so that lists sort these rows before others.
-    """
+    """A workspace with the rows of one task. All are called `name`, which lists sort before other names."""
 
     live: Serve
     name: str

@@ -1,7 +1,4 @@
-"""An administrator asks a person to replace a token.
-
-The person collects the new token, which is possible only once and needs no capability.
-"""
+"""An administrator asks for a new token. Its owner, who needs no capability, can collect it only once."""
 
 import pytest
 from playwright.sync_api import Page, expect

@@ -1,7 +1,4 @@
-"""An agent is stopped with two clicks on its own page, or with one click on its Incident page.
-
-A token is regenerated without an outage.
-"""
+"""Two clicks on an agent's page, or one on its Incident page, stop it. A token is regenerated without an outage."""
 
 import pytest
 from playwright.sync_api import Page, expect

@@ -27,10 +27,7 @@ def refused(reason: str) -> Seen:
 
 
 def failing(reason: str, listed: object = WITHOUT) -> Seen:
-    """Return a bot's outcomes if one of the gateway's two servers fails.
-
-    tools/list has the outcome `listed`, the call of github's tool fails, and the call of docs' tool succeeds.
-    """
+    """Return a bot's outcomes of tools/list, a call of github, which fails, and a call of docs, which succeeds."""
     return (listed, (200, reason), 200)
 
 

@@ -48,10 +48,7 @@ def statuses(claude: KeptApp, *tokens: str) -> list[int]:
 
 
 def asked_for_a_link(browser: Page, live: Serve, email: str) -> str:
-    """Return the reset link that the operator's command prints.
-
-    There is no mail server here, so the page tells the person to ask an administrator.
-    """
+    """Return a reset link from the operator's command. Without a mail server, the page says to ask for one."""
     browser.goto(f"{live.url}/accounts/login/")
     browser.get_by_role("link", name="Forgot your password?").click()
     expect(browser.get_by_text("Ask an administrator for a reset link")).to_be_visible()

@@ -1,7 +1,4 @@
-"""Before a change is made, the page shows the calls of the last week that the change would have refused.
-
-The changes are disabling an agent and limiting a gateway's reach to teams.
-"""
+"""Before an agent is disabled or a gateway limited to teams, the page shows which recent calls this would refuse."""
 
 import re
 

@@ -1,7 +1,4 @@
-"""Eight tasks take at most 29 clicks and 5 fields together, and all tasks can be done by keyboard.
-
-The pytest option `-rP` prints the clicks and fields of each task.
-"""
+"""Eight tasks take at most 29 clicks and 5 fields together, and work by keyboard. `-rP` prints the counts."""
 
 import json
 import sys

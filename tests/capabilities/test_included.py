@@ -1,7 +1,4 @@
-"""A capability to change something includes the capability to view it.
-
-Some actions need several capabilities; the role editor lists these actions.
-"""
+"""A capability to change includes that to view. The role editor lists actions that need several capabilities."""
 
 import pytest
 
@@ -19,10 +16,7 @@ pytestmark = pytest.mark.django_db
 
 
 def test_what_takes_several_capabilities_is_named_beside_one_of_them() -> None:
-    """The role editor names every set of capabilities that a page or an operation requires together.
-
-    It also names two sets that only parts of pages require.
-    """
+    """The role editor names every set of capabilities that a page or an operation requires, and two more sets."""
     needed = {door.rule for door in DOORS if isinstance(door.rule, frozenset)}
     pages = [door for doors in PAGES.values() for door in doors]
     needed |= {frozenset().union(*page.wanted) for page in pages if all(len(one) == 1 for one in page.wanted)}

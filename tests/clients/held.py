@@ -1,7 +1,4 @@
-"""A Python client with its default time-outs makes one tool call: `python held.py NAME URL TOKEN TOOL [MODE]`.
-
-NAME is `fastmcp` or `openai-agents`. MODE is passed to fastmcp only. The program prints the text of the call's result.
-"""
+"""Call a tool with a client's default time-outs, and print the text: `python held.py NAME URL TOKEN TOOL [MODE]`."""
 # mypy: ignore-errors
 
 import asyncio

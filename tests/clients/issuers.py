@@ -104,9 +104,7 @@ class RealIssuer:
 
 @contextmanager
 def running(name: str, npm: Npm, comes_back: Callable[[str], str], port: int = 0) -> Iterator[RealIssuer]:
-    """Run the authorization server `name`, at which the client `entered` is registered from the start.
-
-    `comes_back` gets the server's issuer identifier, and returns the redirect URIs of the client `entered`.
+    """Run the authorization server `name`; `comes_back` maps its issuer to the redirect URIs of its client `entered`.
 
     The authorization server keeps its data in memory: after a restart on the same port, it has no accounts or tokens.
     """
@@ -156,10 +154,7 @@ class Visitor:
         self.http.close()
 
     def comes_back(self, url: str, to: str = "/upstream-oauth/") -> str:
-        """Answer the issuer's pages, and return the path and query of the URL that leads back to the client.
-
-        A URL leads back if it contains `to`; it is not requested. Raise NoWayBack if no page leads back.
-        """
+        """Answer pages until a URL contains `to`; return its path and query without requesting it. Raises NoWayBack."""
         response = self.http.get(url)
         for _ in range(20):
             if response.is_redirect:

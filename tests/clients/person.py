@@ -34,10 +34,7 @@ class Person:
         return self.http.post(page.url, data={"csrfmiddlewaretoken": token[1], **fields})
 
     def decide(self, question: str, decision: str = "allow") -> str:
-        """Choose the first gateway and the decision on the pages that an app opened.
-
-        Return the URL that leads back to the app with the decision.
-        """
+        """Choose the first gateway and the decision on an app's pages; return the URL that leads back to the app."""
         page = self.http.get(question)
         offered = OFFERED.findall(page.text)
         assert offered, f"no gateway offered on {page.url} ({page.status_code}): {page.text[:2000]}"

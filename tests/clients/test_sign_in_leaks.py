@@ -48,10 +48,7 @@ class Life:
         self.noted: set[str] = {self.told["token"]}
 
     def note(self, secret: str) -> None:
-        """Add a secret to those that must not leak.
-
-        This test searches the rows and the log for these secrets; the fixture `live` also searches the pages.
-        """
+        """Add a secret. This test searches rows and the log for it; the fixture `live` also searches the pages."""
         self.noted.add(secrecy.note(secret))
 
     def begin(self, path: str = "") -> str:
@@ -91,10 +88,7 @@ class Life:
                 self.note(form["code_verifier"])
 
     def enter_client(self, redirect_uri: str) -> None:
-        """Enter the id and secret of a client that the owner registered at the issuer by hand.
-
-        Check that the page refuses another issuer, and never shows the secret.
-        """
+        """Enter a client registered by hand; the page refuses another issuer, and never shows the secret."""
         secret = f"entered-{token_urlsafe(24)}"
         self.note(secret)
         known = {"client_id": "entered", "client_secret": secret, "redirect_uris": [redirect_uri]}

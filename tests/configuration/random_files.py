@@ -94,9 +94,9 @@ def _assignment(random: Random, server: dict[str, Any], *, is_sole: bool) -> dic
 
 
 def _keep_aliases(gateway: dict[str, Any]) -> None:
-    """Set the aliases of the gateway's servers, which depend only on the slugs of the gateway and the server.
+    """Give each server of the gateway an alias that is the same in all random files.
 
-    So all files give a server the same alias on this gateway. A changed alias would be refused without `moved`.
+    A file that changes an alias would also need `moved`.
     """
     for one in gateway["servers"]:
         one["alias"] = one["server"] + "-x" * (len(gateway["slug"] + one["server"]) % 2)

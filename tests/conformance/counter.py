@@ -40,10 +40,7 @@ TOOLS = [
 
 
 def is_for_lists(params: Json) -> bool:
-    """Return True if these are the `initialize` params of a session that the gateway opens to read lists.
-
-    In such a session, the gateway declares all client capabilities of MCP, including the extension for MCP Apps.
-    """
+    """Return True if the gateway opened this session to read lists, for which it declares all client capabilities."""
     return "io.modelcontextprotocol/ui" in params.get("capabilities", {}).get("extensions", {})
 
 

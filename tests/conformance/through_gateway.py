@@ -17,10 +17,9 @@ from tests.workspace import ROOT, Serve, free_port
 def gateway_before(
     servers: dict[str, str], directory: Path, *, workers: int = 2, replicas: int = 1
 ) -> Iterator[dict[str, str]]:
-    """Put each server behind its own gateway, and yield the addresses of the gateways by the names of the servers.
+    """Put each server (address by name) behind its own gateway and a HeaderProxy; yield the proxies' URLs by name.
 
-    `servers` has the servers' addresses by name. Needs the PostgreSQL of tests.cluster. If there are several replicas,
-    nginx distributes the requests to them in turn.
+    Needs the PostgreSQL of tests.cluster. Nginx distributes the requests to several replicas in turn.
     """
     proxies = {name: HeaderProxy() for name in servers}
     origins = ",".join(proxy.origin for proxy in proxies.values())

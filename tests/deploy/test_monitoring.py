@@ -118,7 +118,7 @@ def test_each_alert_has_a_test_of_when_it_fires_and_when_not() -> None:
 
 
 def test_series_of_immediate_alerts_exist_before_the_first_fault() -> None:
-    """The first fault must raise an alert, but Prometheus sees no increase in a series that does not start at 0."""
+    """Without an earlier 0, the first fault raises no alert: Prometheus sees no increase when a series begins at 1."""
     program = "import proxy.metrics, prometheus_client as p; print(p.generate_latest().decode())"
     fresh = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     at_once = [part for alert in ALERTS if "increase(" in alert["expr"] for part in parts(alert["expr"])]

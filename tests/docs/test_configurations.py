@@ -46,7 +46,7 @@ class Site(NamedTuple):
     metrics_token: str
 
     def client(self, address: str = "127.0.0.1") -> httpx.Client:
-        """Return a client with this source address, which resolves the printed host name to the local nginx."""
+        """Return a client with this source address, for which the configured host name is the local nginx."""
         trust = ssl.create_default_context(cafile=str(self.certificate))
         transport = httpx.HTTPTransport(verify=trust, local_address=address)
         return httpx.Client(base_url=f"https://127.0.0.1:{self.port}", transport=transport, headers={"Host": NAME})

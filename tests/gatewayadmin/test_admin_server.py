@@ -87,7 +87,7 @@ def desk(start: Start, sign_in: SignIn, owner: User) -> Iterator[Desk]:
 
 
 def refused_call(person: User, **fields: Any) -> Call:
-    """Return a logged call that was refused because the agent, which belongs to `person`, is disabled."""
+    """Return a logged call that was refused because the agent of `person` is disabled."""
     host = make.agent(by=person, name=make.unique("bot"))
     gateway = make.gateway(slug=make.unique("work"))
     connection = make.connection(host, gateway, person)

@@ -1,4 +1,4 @@
-"""All outbound connections of Django use the proxy. Their addresses are checked, and their errors are clear."""
+"""All outbound HTTP requests of Django use the proxy. Their addresses are checked, and their errors are clear."""
 
 import json
 from base64 import b64encode

@@ -240,10 +240,7 @@ def _asked_kind(ask: Ask) -> str:
 
 
 def _usable(ask: Ask, kind: str, **of: Any) -> int:
-    """Count the features that clients see.
-
-    Feature, assignment and server are enabled, a definition is approved, and the policy is not BLOCK_ALL.
-    """
+    """Count the features that clients see: approved, enabled with assignment and server, and not under BLOCK_ALL."""
     rows = _features(ask, missing_since=None, enabled=True, state__in=("approved", "held"), **of)
     rows = rows.filter(assignment__enabled=True, assignment__server__enabled=True)
     rows = rows.exclude(assignment__tool_policy=ToolPolicy.BLOCK_ALL)

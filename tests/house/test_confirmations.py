@@ -93,10 +93,7 @@ TYPED = {  # Irreversible for many objects at once, or for an object that everyb
 
 
 class Question(HTMLParser):
-    """The confirmation on a page. `asks` is False if the page has none, and `kind` is the `data-kind` of its button.
-
-    `typed` is True if a text must be typed.
-    """
+    """A page's confirmation: if there is one (`asks`), its button's `data-kind`, and if a text must be typed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -250,7 +250,7 @@ class Walk:
         return door.is_for_owners or all(self.held & one_of for one_of in door.wanted)
 
     def addresses(self, door: Door, *, every: bool = False) -> Iterator[str]:
-        """Yield one address of this page for each object to visit: the first one or two objects, or all if `every`."""
+        """Yield this page's addresses for its first one or two objects, or for all objects if `every` or in OF_ALL."""
         start = next((start for start in PLACES if door.path.startswith(start)), "")
         kind = INSTEAD.get(door.name, "")
         things = self.things.get(kind) or self.things[PLACES[start]] if start and "<" in door.path else [None]

@@ -1,4 +1,4 @@
-"""REST and the Django admin show an object's state as pages do, and a connection's reason is that of its refusals.
+"""REST and the Django admin show the same states as pages, and blocked connections show why calls are refused.
 
 test_counts.py compares the numbers and states on pages with the database.
 """

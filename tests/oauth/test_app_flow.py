@@ -157,7 +157,7 @@ def test_a_refresh_token_that_returns_late_ends_its_family(app: App, member: Use
 def test_a_refresh_outlives_switches_and_a_new_key_but_neither_deactivation_nor_a_month_of_silence(
     app: App, member: User, gateway: Gateway
 ) -> None:
-    """A disabled object stops calls, not refreshes: after a failed refresh, an app would open a browser."""
+    """A disabled object stops calls, but not refreshes, because an app opens a browser after a failed refresh."""
     make.user(Capability.PEOPLE_MANAGE)
     refresh = connect(app, member, gateway)["refresh_token"]
     connection = Connection.objects.get()

@@ -190,7 +190,7 @@ def sql(statement: str, *parameters: Any) -> None:
 def eventually_unused(table: str, age: str, fact: Callable[[], object]) -> None:
     """Set the last use of all rows of `table` to `age` ago, again and again until `fact` is true.
 
-    Once is not enough: the gateway may record the use by a call after it has answered the call.
+    Once is not enough, because the gateway may record the use by a call after it has answered the call.
     """
 
     def is_true() -> object:

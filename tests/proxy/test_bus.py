@@ -49,7 +49,7 @@ def run(work: Callable[[], Awaitable[None]]) -> None:
 def end_bus_connections(number: int) -> None:
     """Wait until the buses have `number` database connections, then kill these connections.
 
-    On a busy machine, a connection may be missing: the bus closes it after a timeout, and opens another.
+    On a busy machine, a connection may be missing, because the bus closes it after a timeout and opens another.
     """
 
     def ended() -> bool:

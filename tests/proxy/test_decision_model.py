@@ -500,8 +500,8 @@ class Plain:
     def is_given(self, link: Connection, number: int | None, identity: str) -> bool:
         """Return True if the person has this tool and the agent may use it.
 
-        For a tool without a row, `number` is None. Then return True in two cases: its server can be asked for its
-        tools (`identity`, the reason against it, is empty), or the gateway gives all tools and the agent has no limit.
+        For a tool without a row (`number` is None), return True if its server can be asked (`identity`, the reason why
+        not, is empty), or if the gateway gives all tools and the agent has no limit.
         """
         limit = self.at_gateway(link)["limit"] if link.gateway == self.rows["Gateway"][0] else None
         if number is None:

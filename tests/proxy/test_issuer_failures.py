@@ -1,6 +1,6 @@
 """Failures of issuers: the person's page, the agent's error, and the log.
 
-Clients of real servers have reported these failures. The real issuers in other tests do not fail in these ways, so
+These failures were reported for clients of real servers. The real issuers in other tests do not fail in these ways, so
 these tests use a scripted issuer.
 """
 

@@ -366,7 +366,7 @@ def test_the_most_recently_used_sessions_are_listened_to(work: StandingWork, mon
     def used_again() -> list[str]:
         """Call in the last two sessions, and return all sessions with an open stream.
 
-        The test repeats this, because a stream is not closed to make room for another while it is still opening.
+        The calls are repeated, because a stream that is still opening is not closed to make room for another.
         """
         assert all("result" in person.call("docs__quick") for person in people[2:])
         return sorted(work.server.open)

@@ -88,10 +88,7 @@ def huge(arguments):
 
 
 def look(arguments):
-    """Try to read other processes' environments and the given files.
-
-    Return the sizes of those that could be read, and the rights of this program.
-    """
+    """Return the sizes of other processes' environments and of the given files, if readable, and our own rights."""
     seen = {}
     for folder in Path("/proc").glob("[0-9]*"):
         if folder.name != str(os.getpid()):

@@ -88,10 +88,7 @@ def _at(port: int, url: str) -> str:
 
 @contextmanager
 def standby(binaries: Path, url: str, server: str) -> Iterator[Standby]:
-    """Yield a streaming replica of the server at the superuser URL `server`.
-
-    The replica's URL has the database and the role of `url`.
-    """
+    """Yield a replica of the server at the superuser URL `server`. The replica's URL has database and role of `url`."""
     folder, port = Path(tempfile.mkdtemp(prefix="gateway-admin-standby-")), free_port()
     shutil.chown(folder, as_account().get("user", os.geteuid()))
     here, operator = _at(port, url), _at(port, urlunsplit(urlsplit(server)._replace(path=urlsplit(url).path)))

@@ -1,4 +1,4 @@
-"""When more clients listen than files may be open, calls still work and excess streams get an error."""
+"""Calls still work if more clients listen than files may be open. The excess streams get an error."""
 
 import asyncio
 import json

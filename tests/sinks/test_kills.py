@@ -126,9 +126,7 @@ def test_killed_senders_leave_out_no_row(
 
 
 def kill_senders(name: str, deliveries: Callable[[], int], arrived: Callable[[], list[str]]) -> str:
-    """Kill several senders, check that a last sender sends the remaining rows, and return a summary.
-
-    Each sender is killed soon after its first deliveries.
+    """Kill several senders after a few deliveries each, check that a last one sends all other rows; return a summary.
 
     `deliveries` returns the number of deliveries, and `arrived` the ids of the rows received, including repeats.
     """

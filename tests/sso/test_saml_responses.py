@@ -48,7 +48,7 @@ def answer(saml: Provider, saml_organisation: SamlOrganisation) -> Answer:
 
 
 def tried(answer: Answer, build: Build) -> SamlVisit:
-    """Start a request, send the response that `build` makes of `answer`, and return the outcome."""
+    """Start a request, call `build(answer)`, send the response that it returns, and return the outcome."""
     client = Client()
     answer.answers = query_id(asks(client))
     return brings(client, build(answer))

@@ -1,7 +1,4 @@
-"""Exported lists have the filtered rows in the list's order, and all columns but no secrets.
-
-Each export is an admin event. The number of rows is limited.
-"""
+"""Exported lists have the filtered rows in the list's order, and all columns but no secrets; each is recorded."""
 
 import html
 import re

@@ -38,10 +38,7 @@ def logged(log: pytest.LogCaptureFixture, name: str) -> list[tuple[str, bool]]:
 
 
 class Rounds:
-    """The work of a loop. Each round raises the next of `errors`; when none is left, rounds succeed.
-
-    At its start, each round adds the result of background.faults() to `faults`.
-    """
+    """The work of a loop. Each round adds background.faults() to `faults`, then raises the next of `errors`, if any."""
 
     def __init__(self, *errors: BaseException) -> None:
         self.errors = [*errors]

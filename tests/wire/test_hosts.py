@@ -1,4 +1,4 @@
-"""All code that compares host names or addresses treats different spellings of one name or address as equal."""
+"""Different spellings of one host name or address are compared as equal."""
 
 from oauth.client_metadata import same_resource
 from proxy.request import Origins

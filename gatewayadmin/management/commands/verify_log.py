@@ -85,10 +85,7 @@ def _summary(report: Report, received: Received | None) -> Iterator[str]:
 
 
 def _received(path: Path, until: datetime | None) -> Received:
-    """Read a file of JSON lines that a sink received.
-
-    Raises CommandError with exit code 2 if the file is unreadable or has no checkpoint.
-    """
+    """Read a sink's file. Raises CommandError with exit code 2 if the file is unreadable or has no checkpoint."""
     try:
         with path.open() as lines:
             received = Received.read(lines, until)

@@ -108,7 +108,7 @@ def answer(entry: Json, arguments: Json, answers: str = "") -> Json:
 async def ask_on_stream(entry: Json, arguments: Json, call: Call) -> Json:
     """Send the entry's requests to the client during the call (session era), and return the result of the call.
 
-    Also sends requests for which the client declared no capability: tests check how these are refused.
+    The client also gets requests for which it declared no capability, because tests check how it refuses them.
     """
     answers = []
     for questions in entry["asks"]:
