@@ -17,10 +17,7 @@ from wire import jsonrpc
 
 
 class TryLater(Exception):
-    """The request is refused for now and changed nothing.
-
-    People see the message. `seconds` is the value of Retry-After.
-    """
+    """The request is refused for now and changed nothing. People see the message; `seconds` is for Retry-After."""
 
     def __init__(self, sentence: str, seconds: int) -> None:
         super().__init__(sentence)

@@ -52,10 +52,7 @@ class Limit(serializers.IntegerField):
 
 @dataclass(frozen=True, slots=True)
 class FilterMenu:
-    """A filter that is shown as a menu of inputs.
-
-    `kind` is the type of the inputs: "checkbox" or "radio". Each option is a tuple (value, label, chosen).
-    """
+    """A filter shown as a menu of inputs of type `kind`: "checkbox" or "radio". Options are (value, label, chosen)."""
 
     name: str
     kind: str

@@ -294,7 +294,7 @@ def page_of[M: Model](
     """Return the page requested by `?page=`, or the nearest one.
 
     `detail` adds joins and counts to a queryset; it is applied only to the rows of the page. `count` is the number of
-    all rows, if known. Use `at_once` if the query of `rows` is slow: then it runs once instead of twice.
+    all rows, if known. Use `at_once` if the query of `rows` is slow, so that it runs once instead of twice.
     """
     keys = rows if detail is None else rows.values_list("pk", flat=True)
     # Usually, one query counts the rows, and another gets the keys of the page.

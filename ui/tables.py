@@ -316,10 +316,7 @@ def table_view(request: HttpRequest, key: str) -> TableView:
 
 
 def show_list(request: AppRequest, template: str, context: dict[str, Any]) -> HttpResponse:
-    """Render the list whose `TableView` is `context["table"]`.
-
-    Also store the requested columns in a cookie and, for htmx, shorten the URL in the browser.
-    """
+    """Render the list of the `TableView` in `context["table"]`, store its columns in a cookie and shorten its URL."""
     view: TableView = context["table"]
     short = _short(request.GET, view)
     is_long = short != request.GET.urlencode()

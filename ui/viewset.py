@@ -259,8 +259,7 @@ def switch_picked(
 ) -> HttpResponse:
     """Enable the selected rows if the form field `act` is `enable`, otherwise disable them.
 
-    Before rows are disabled, the person must confirm. The confirmation contains the consequences, which `cuts` returns
-    as text.
+    Before rows are disabled, the person must confirm. `cuts` returns the text about the consequences.
     """
     request, on = picked.request, picked.request.POST.get("act") == "enable"
     state = "enabled" if on else "disabled"

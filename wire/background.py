@@ -46,7 +46,7 @@ class Deadline:
         return left
 
     def check(self) -> None:
-        """Raise httpx.ReadTimeout when no time is left. Call this while data that was already read is processed."""
+        """Raise httpx.ReadTimeout when no time is left. Call this while processing data that was already read."""
         if time.monotonic() >= self._at:
             raise httpx.ReadTimeout("the deadline has passed")
 

@@ -86,13 +86,13 @@ class Spoken(NamedTuple):
         """Return the eras to store. `known` contains the eras stored until now; it is empty if none are stored.
 
         Usually, these are the eras just found (`eras`). But if the probe was not certain and other eras are stored,
-        return BOTH: the server may still speak the stored eras.
+        return BOTH, because the server may still speak the stored eras.
         """
         return self.eras if self.is_certain or known in ("", self.eras) else BOTH
 
 
 class Beside(Protocol):
-    """Receives the messages about a request that the server sends on another stream of the session."""
+    """Receives messages that a server sends during a request, but on another stream of the session."""
 
     async def begin(
         self, session: SessionHandle, on_notification: OnNotification, on_request: OnRequest | None

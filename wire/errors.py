@@ -284,7 +284,7 @@ class CredentialRenewed(AccessRefused):
 
 
 class SecretRefused(UpstreamError):
-    """The server is a program of the runner, which refused the gateway's secret (401). The program got no request."""
+    """The runner of this program refused the gateway's secret (401), so the program got no request."""
 
     sentence = (
         'The runner of server "{server}" refused the gateway\'s secret. An administrator of the gateway can correct it.'

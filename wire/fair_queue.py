@@ -54,10 +54,7 @@ class HeldBytes:
 
 
 class Claim(NamedTuple):
-    """A call or answer that has waited for room since `began`.
-
-    `counted` maps accounts to the number of bytes that the answer needs. A call needs 0 bytes.
-    """
+    """A call or answer that has waited since `began`. `counted` maps accounts to an answer's bytes, 0 for a call."""
 
     counted: dict[Account, int]
     began: float

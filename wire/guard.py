@@ -213,8 +213,8 @@ class Guard:
     def way_by_name(self, host: str) -> OutboundProxy | None:
         """Return the proxy if the proxy resolves this host name, otherwise None.
 
-        If the proxy resolves the name, the gateway checks no address. So call this only for connections with TLS:
-        the certificate proves that the machine belongs to the name.
+        If the proxy resolves the name, the gateway checks no address. So call this only for connections with
+        TLS, in which a certificate proves that the machine belongs to the name.
         """
         return self.proxy if self.proxy is not None and self.proxy.resolves(host) else None
 

@@ -202,7 +202,7 @@ def with_members(
 ) -> bytes:
     """Return the answer `text` with a new id. Its result loses the members in `drop` and gets those in `add`.
 
-    No other value changes. If the answer is small, their JSON text does not change either.
+    No other value changes. In a small answer, the JSON text of the other values does not change either.
     """
     changed = {key: value for key, value in document["result"].items() if key not in drop} | dict(add)
     if len(text) > LARGE:  # Parsing it twice is too slow.
@@ -289,10 +289,7 @@ def has_more_values(text: bytes, most: int) -> bool:
 
 
 def may_have_more_values(text: bytes, most: int) -> bool:
-    """Return whether the text may have more than `most` values.
-
-    False is always right. True may be wrong, because commas and brackets in strings are counted, too.
-    """
+    """Return whether the text may have more than `most` values. True may be wrong because of text in strings."""
     return _structure(text) > most
 
 

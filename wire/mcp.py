@@ -146,7 +146,7 @@ def extensions_in(capabilities: object) -> Object:
 def tasks_in(capabilities: Object) -> Object:
     """Return the part of the `tasks` capability that the gateway serves in the session era.
 
-    This part is tool calls as tasks, and the cancelling of tasks. Return {} if `tasks` has no tool calls.
+    The gateway serves tool calls as tasks, and requests to cancel tasks. Return {} if `tasks` has no tool calls.
     """
     declared = capabilities.get("tasks")
     requests = declared.get("requests") if isinstance(declared, dict) else None
@@ -559,7 +559,7 @@ def _routing(method: str, params: Object) -> dict[str, str]:
 
 
 async def discover_server(transport: Transport, target: Target) -> ServerDescription | BadAnswer:
-    """Return the server's ServerDescription, or a BadAnswer if the server does not speak MCP 2026-07-28.
+    """Return the server's ServerDescription, or a BadAnswer if it does not answer as MCP 2026-07-28 requires.
 
     Raises UnknownVersion if the server names only versions we do not know. Raises another UpstreamError, such as
     Unreachable or AccessRefused, if the request fails.
@@ -592,7 +592,7 @@ def _check_versions(target: Target, error: Object | None) -> None:
 
 
 def encoded_value(value: str) -> str:
-    """Return `value` for a header: unchanged if a header can carry it, otherwise in base64."""
+    """Return `value` for a header: unchanged if that is safe, otherwise in base64."""
     if _SAFE(value) and value == value.strip() and not _SENTINEL(value):
         return value
     return f"=?base64?{base64.b64encode(value.encode(errors='replace')).decode()}?="

@@ -101,7 +101,7 @@ def open_session(row: Any, cipher: Cipher) -> SessionHandle:
 
 
 class SessionLost(Exception):
-    """The server seems to have lost the session: it refused a GET because of the session, or a POST with 404."""
+    """The server seems to have lost the session: it refused a GET because of it, or a POST got 404 without JSON-RPC."""
 
 
 class SessionStore(Protocol):
