@@ -262,7 +262,7 @@ def _detailed(rows: ConnectionQuerySet) -> Any:
 def _order(first: str) -> list[Any]:
     """Return the sort order of the page: the connection with the id `first` at the top, then the newest first.
 
-    `first` comes from the URL. Errors that calls get link to this page with the id of their connection.
+    `first` comes from the URL. The error of a refused call has a link to this page, with the id of the connection.
     """
     try:
         named = [Case(When(pk=UUID(first), then=Value(0)), default=Value(1))]

@@ -99,7 +99,7 @@ def begin() -> None:
 
 @contextmanager
 def run_of_ones_own() -> Iterator[None]:
-    """Give a program other than pytest a test run: the current run, or a new run that ends with the block."""
+    """Let a program other than pytest use the cluster of the current test run, or else one that ends with the block."""
     if HOME in os.environ:
         yield
         return

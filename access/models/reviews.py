@@ -204,7 +204,7 @@ class Review(Versioned, models.Model):
 
             def why_not(line: ReviewLine) -> str:
                 if line.answer:
-                    return "The line is answered already."
+                    return "This line of the review has an answer already."
                 if not is_manager and line.reviewer_id != by.pk:
                     return "The line has another reviewer."
                 return (

@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
 
 
 def _build_services(images: Images) -> int:
-    """Build the images of the Compose file, because Compose would need a build daemon."""
+    """Build the images that the Compose file names. Compose itself could not build them without a daemon."""
     said = subprocess.run([os.environ["COMPOSE"], "config", "--format", "json"], check=True, capture_output=True)
     services = json.loads(said.stdout)["services"]
     for service in services.values():  # Sorted by name, so a service of another one comes after it.

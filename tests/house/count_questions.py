@@ -776,7 +776,7 @@ def _act_effect(ask: Ask) -> tuple[float, ...]:
 
 
 def _of_day(ask: Ask) -> "QuerySet[Call]":
-    """Return the calls of the incident's object since the start of the hour 24 hours ago."""
+    """Return the calls of the incident's object in the last 24 hours, including the whole first hour."""
     since = timezone.now().replace(minute=0, second=0, microsecond=0) - DAY
     return Call.objects.filter(**{_stopped_column(ask): ask.path[2]}, created_at__gte=since)
 

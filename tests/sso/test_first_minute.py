@@ -20,7 +20,7 @@ pytestmark = pytest.mark.full
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Serve]:
-    """A separate workspace, because other tests sign in with passwords."""
+    """A workspace of its own, because the test enforces sign-in at the organisation."""
     served = new(tmp_path, "enforced")
     try:
         yield served.start(workers=1)
