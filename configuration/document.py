@@ -220,7 +220,7 @@ class _NodeReader:
     def _scalar(self, node: yaml.Node) -> Any:
         text = self._text(node)
         if node.tag.removeprefix(TAG) not in ("str", "int", "float", "bool", "null", "timestamp", "value", "merge"):
-            self._mistake(node, f"The tag {node.tag.replace(TAG, '!!')} is not read. Remove it.")
+            self._mistake(node, f"The tag {node.tag.replace(TAG, '!!')} is not supported. Remove it.")
         if getattr(node, "style", None) is not None:
             return text
         if text in WORDS:
@@ -238,7 +238,7 @@ class _NodeReader:
 
     def _must_be_plain(self, node: yaml.Node, tag: str) -> None:
         if node.tag != tag:
-            self._mistake(node, f"The tag {node.tag.replace(TAG, '!!')} is not read. Remove it.")
+            self._mistake(node, f"The tag {node.tag.replace(TAG, '!!')} is not supported. Remove it.")
 
     def _at(self, node: yaml.Node) -> Mark:
         mark = node.start_mark

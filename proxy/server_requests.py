@@ -443,7 +443,7 @@ class BadState(UpstreamError):
 
 
 class CallLost(UpstreamError):
-    """The worker that ran the call has died, or the input for the call could not be sent to the server."""
+    """The worker that ran the call has stopped, or the input for the call could not be sent to the server."""
 
     reason = "call_lost"
     sentence = 'The call to server "{server}" was lost while it waited for input; the server may have executed it.'
