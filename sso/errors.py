@@ -119,8 +119,8 @@ FAILED = Advice(
     "of this workspace."
 )
 AGAIN = Advice(
-    "This sign-in cannot be completed. Perhaps it took too long, was started in another browser, or was completed "
-    "before. The sign-in settings may also have changed in the meantime. Go back and sign in again."
+    "The sign-in took too long, was started in another browser, or was already used. Or the settings changed "
+    "meanwhile. Go back and sign in again."
 )
 HERE_FIRST = Advice(
     "Start signing in here, not on the page of your organisation. Go back and press the sign-in button."

@@ -351,8 +351,8 @@ def issuer_metadata(http: Http, issuer: str, *, like: str = "", expected: str = 
         if document.get("issuer") != (expected or issuer):
             said = printable(str(document.get("issuer")))[:200]
             fault = (
-                f"{address} does not have the metadata of {expected or issuer}, but of another issuer: {said}. If the "
-                f"issuer in the metadata is right, an administrator can enter it in the settings of the server."
+                f"{address} has metadata of another issuer than {expected or issuer}: {said}. If the issuer in "
+                f"the metadata is right, an administrator can enter it in the settings of the server."
             )
             continue
         return replace(_metadata(document, issuer, like), private=http.private, name=expected or issuer)

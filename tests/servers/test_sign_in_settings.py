@@ -101,7 +101,7 @@ def test_an_issuer_that_names_itself_otherwise_is_refused_and_what_it_says_is_to
 
     assert (refused.status_code, unnamed.status_code) == (422, 422)
     for told in (own, words(refused)):
-        assert f"does not have the metadata of {github.origin}, but of another issuer: {KNOWN_AS}." in told
+        assert f"has metadata of another issuer than {github.origin}: {KNOWN_AS}." in told
     assert 'value="service"' in words(refused)
     assert "This field is required." in words(unnamed)
     assert not SignIn.objects.exists()
