@@ -140,8 +140,8 @@ SUBJECTS: Mapping[str, ScopeRows] = {
 }
 EXPLAINED = {
     Unanswered.LIST: "The access in unanswered lines stays. The result of the review lists these lines.",
-    Unanswered.END: "The access in each unanswered line ends a day after the due date. If you lack the permission to "
-    "end it on that day, the access stays. The result of the review then lists the line.",
+    Unanswered.END: "The access in each unanswered line ends a day after the due date. If you have no permission to "
+    "end this access then, it stays. The result of the review lists such lines.",
 }
 
 

@@ -218,7 +218,7 @@ def discover_features(
 ) -> Discovered:
     """Ask `server` for all features of these kinds, in the newest era that it speaks.
 
-    Raises DiscoveryFailed if the server does not list the first kind. Any other kind that the server does not list is
+    Raises DiscoveryFailed if the features of the first kind cannot be listed. Other kinds that cannot be listed are
     missing from the result.
     """
     started = time.monotonic()

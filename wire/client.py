@@ -468,7 +468,7 @@ def discover_blocking(
     """Find out which eras a server speaks and which features it lists, within `seconds`. Closes `transport`.
 
     Call this only in a thread without a running event loop. Raises an UpstreamError if the server speaks neither era,
-    if its eras cannot be determined, or if it does not list the first kind.
+    if its eras cannot be determined, or if the features of the first kind cannot be listed.
     """
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         return runner.run(_discover(target, transport, seconds, kinds))

@@ -95,8 +95,8 @@ class Received:
     def may_come(self, row: Mapping[str, Any]) -> bool:
         """Return True if the sink may still receive this row, because the row is a long call that ended recently.
 
-        A call is long if it took more than NEAR. A call ended recently if it ended after the time `newest() - LATE`, or
-        if the file has no checkpoint.
+        A call is long if it took more than NEAR. It ended recently if it ended less than LATE before the file's last
+        checkpoint, or later. In a file without a checkpoint, every call counts as recent.
         """
         ended = row.get("recorded_at")
         if ended is None or ended - row["created_at"] <= NEAR:

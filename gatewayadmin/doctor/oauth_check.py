@@ -56,7 +56,7 @@ def newest_registration() -> int:
 
 
 def registered(client_id: str, *, name: str, redirect: str, after: int) -> Application | None:
-    """Return the application `client_id` if it registered itself with this name and redirect, otherwise None.
+    """Return the application with this client ID, name and redirect URI if it registered itself; otherwise None.
 
     The application's primary key must be above `after` (see `newest_registration`).
     """

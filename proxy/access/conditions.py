@@ -108,9 +108,9 @@ class Conditions:
 
     @cached_property
     def _for_all(self) -> tuple[Any, Size] | None:
-        """The values that all conditions together can read, and the size of the arguments among these values.
+        """The values that any of the conditions can read, and the size of their arguments.
 
-        None if these arguments are too large, or if CEL cannot represent one of them.
+        None if the arguments are too large, or if CEL cannot represent one of them.
         """
         try:
             return self._values(self._names)

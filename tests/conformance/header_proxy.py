@@ -1,8 +1,8 @@
 """A loopback proxy that adds a bearer token, for programs that cannot send one.
 
 The proxy does not parse messages, but copies bytes. Host, Origin and repeated headers keep their spelling and white
-space, and each byte of an answer is passed on when it arrives. The proxy adds the header Authorization and sends
-`Connection: close`. So each TCP connection has only one request, and the proxy changes only its first headers.
+space, and each byte of an answer is passed on when it arrives. The proxy adds the header Authorization to the first
+request of a TCP connection. It also sends `Connection: close`, so that there is no second request.
 """
 
 import asyncio
