@@ -69,7 +69,7 @@ class BeyondYours(PeopleError):
 
 
 class Outranked(BeyondYours):
-    """You need at least the capabilities of the person or object you change."""
+    """You need all capabilities of the person, role, team or API key that you change."""
 
 
 class InvitesOthers(BeyondYours):

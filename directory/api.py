@@ -57,7 +57,7 @@ class DirectoryAddressQuery(ListQuery):
 
     q = serializers.CharField(
         required=False,
-        help_text="Text contained in the team's name. The address for everyone is found as `Everyone`.",
+        help_text="Text contained in the team's name. To find the address for all people, use `Everyone`.",
     )
     enabled = serializers.BooleanField(
         required=False, help_text="`true` for only enabled addresses, `false` for only disabled ones."

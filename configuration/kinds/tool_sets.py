@@ -27,8 +27,8 @@ INSTEAD = f"Write a list of at most {MOST_PATTERNS} patterns, such as ['github__
 class ToolSetKind(Kind):
     parent, name, noun, lookup = "gateways", "tool_sets", "tool set", "gateway__slug"
     about = (
-        "The tool sets of a gateway. A set that is not in the list is archived, and the set's grants to teams and to "
-        "everybody end. If a person has such a set, or it limits an app or agent, the file is refused instead."
+        "The tool sets of a gateway. A set that is not in the list is archived: its grants to teams and to everybody "
+        "end. But if a person has the set, or if it limits an app or agent, the file is refused."
     )
     sees = frozenset({Capability.GATEWAYS_READ})
     manages = Capability.GATEWAYS_MANAGE

@@ -1,8 +1,8 @@
 """Rate limits at /mcp, which all workers enforce together; used only if a limit is set.
 
-For each limit, the database counts the calls leased in the current minute, never more than the limit. A worker leases
-several calls at once, and lets at most as many through. When the minute ends, unused calls of a lease are lost: at most
-about 1 % of the limit in each worker.
+Before a worker lets calls through, it leases them from the database, several at once. In each minute, the database
+leases at most as many calls for a limit as the limit allows. When the minute ends, unused calls of a lease are lost: at
+most about 1 % of the limit in each worker.
 """
 
 import time

@@ -538,7 +538,7 @@ def test_nobody_sees_the_link_of_who_may_do_more_than_they(chief: User, clerk: U
 
     response = confirmed(sign_in(clerk)).post(f"/people/{bo.pk}/invite/", {"epoch": "0"}, follow=True)
 
-    assert "You need at least the capabilities of the person or object you change." in text(response)
+    assert "You need all capabilities of the person, role, team or API key that you change." in text(response)
     assert "invitation-link" not in text(response)
     assert not mail.outbox
 
@@ -570,7 +570,7 @@ def test_nobody_lifts_another_above_themselves_nor_edits_who_may_do_more(
     assert lifted.status_code == 422
     assert "You lack: View and export logs." in text(lifted)
     assert User.objects.get(pk=bo.pk).role == bo.role
-    assert "You need at least the capabilities of the person or object you change." in text(edited)
+    assert "You need all capabilities of the person, role, team or API key that you change." in text(edited)
     assert User.objects.get(pk=chief.pk).email == "chief@example.com"
 
 

@@ -1,4 +1,4 @@
-"""Every path, method and header under /api/ gets a JSON answer."""
+"""Every request to a path under /api/ gets a JSON answer, whatever its path, method and headers are."""
 
 import json
 import socket

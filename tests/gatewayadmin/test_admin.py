@@ -390,7 +390,7 @@ def test_teams_of_who_holds_more_are_refused_in_words(boss: Client) -> None:
 
     for path, values in acts:
         refused = client.post(path, values, follow=True)
-        assert "You need at least the capabilities of the person or object you change." in refused.text, path
+        assert "You need all capabilities of the person, role, team or API key that you change." in refused.text, path
 
     assert {team.name: team.emails() for team in Team.objects.all()} == {"Peers": [], "Mixed": [officer.email]}
     client.post(reverse("admin:accounts_team_change", args=[peers.pk]), {"name": "Peers", "users": [str(clerk.pk)]})

@@ -1,4 +1,4 @@
-"""Excess requests of one sender wait for each other, and do not delay other senders' requests."""
+"""If one sender sends too many requests at once, the excess ones wait, without delaying other senders' requests."""
 
 import asyncio
 import re

@@ -120,7 +120,7 @@ class SamlOrganisation:
 
 @contextmanager
 def saml_provider_of(npm: Npm, acs_url: str, audience: str) -> Iterator[SamlOrganisation]:
-    """Run an organisation's provider, which responds to this address, until the block ends."""
+    """Run an organisation's provider, which sends its responses to `acs_url`, until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         port = free_port()
         organisation = SamlOrganisation(f"http://127.0.0.1:{port}", Path(folder))

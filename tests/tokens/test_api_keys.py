@@ -414,7 +414,7 @@ def test_people_managers_see_and_end_everybodys_keys(eve: User) -> None:
     boss.post(f"/settings/api-keys/{key.pk}/revoke")
 
     key.refresh_from_db()
-    assert "You need at least the capabilities of the person or object you change." in refused
+    assert "You need all capabilities of the person, role, team or API key that you change." in refused
     assert eve.email in listed
     assert [one["id"] for one in found["results"]] == [str(key.pk)]
     assert "Revoke this API key?" in asked
