@@ -88,7 +88,7 @@ def test_two_roles_as_printed(database: tuple[str, str], tmp_path: Path) -> None
                 netloc=f"{role}:{password}@{place.netloc.rpartition('@')[2]}", path=f"/gateway_{suffix}"
             ).geturl()
             text = text.replace(printed, own.replace(f"{role}:", f"{role}_{suffix}:"))
-        return re.sub(r"\b(ROLE|DATABASE|OWNER|grant) (gateway(?:_run)?)\b", rf"\1 \2_{suffix}", text)
+        return re.sub(r"\b(ROLE|DATABASE|OWNER|GRANT|grant) (gateway(?:_run)?)\b", rf"\1 \2_{suffix}", text)
 
     with psycopg.connect(address, autocommit=True) as admin:
         for beginning in ("CREATE ROLE gateway ", "CREATE ROLE gateway_run"):
