@@ -25,14 +25,15 @@ SEVERAL = {
     *(Action.FEATURE_CHANGED, Action.FEATURE_EFFECT_SAID, Action.SIGN_IN_REFUSED, Action.USER_BREAK_GLASS_CHANGED),
     *(Action.USER_STAFF_CHANGED, Action.WORKSPACE_MAIL_TESTED),
 }
-HELP = CALL_HELP | EVENT_HELP | {"uid": "Id of the row.", "created_at": "When it happened (UTC)."}
+CALLS = CALL_HELP | {"uid": "Id of the row.", "created_at": "When the gateway received the request (UTC)."}
+EVENTS = EVENT_HELP | {"uid": "Id of the row.", "created_at": "When it happened (UTC)."}
 
 
 def page() -> str:
     """Return the page as Markdown."""
     calls, events = (
-        _table("field", ((name, HELP[column]) for name, column in columns.items()))
-        for columns in (EXPORT_COLUMNS, EVENT_EXPORT_COLUMNS)
+        _table("field", ((name, help_texts[column]) for name, column in columns.items()))
+        for columns, help_texts in ((EXPORT_COLUMNS, CALLS), (EVENT_EXPORT_COLUMNS, EVENTS))
     )
     actions = _table("action", sorted((action.value, _meaning(action)) for action in Action))
     return f"""{BEGIN}

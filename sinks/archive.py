@@ -6,7 +6,8 @@ dropped. The archive can be searched without the database.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
 from hashlib import sha256
@@ -107,6 +108,20 @@ def open_archive() -> Objects:
     return S3(place, settings.ARCHIVE_KEYS, upstream_guard(), REQUEST_S)
 
 
+@contextmanager
+def _reading() -> Iterator[Objects]:
+    """Open the archive for reading. Raises UnreadableArchive, also if the archive cannot be reached."""
+    if find_spec("pyarrow") is None:
+        raise UnreadableArchive(f"The archive {NEEDS_EXTRA}")
+    try:
+        with open_archive() as store:
+            yield store
+    except NoAnswer as error:
+        raise UnreadableArchive(f"The archive {error}.") from error
+    except OSError as error:
+        raise UnreadableArchive(f"The archive cannot be read ({type(error).__name__}).") from error
+
+
 def archive_before(limit: date) -> int:
     """Archive the partitions in which all rows are older than `limit`. Return how many were archived now.
 
@@ -178,8 +193,9 @@ def archive(name: str, span: PartitionDays) -> bool:
         raise NotArchived(f"The archive cannot be written: {error.strerror or type(error).__name__}.") from error
     except Error as error:
         raise NotArchived(f"The rows of the partition could not be read ({type(error).__name__}).") from error
-    digest = sha256("".join(one.digest for one in manifests).encode()).hexdigest()
-    _note(name, span, rows=rows, digest=digest, archived_at=timezone.now(), last_error="", failed_at=None)
+    _note(
+        name, span, rows=rows, digest=_digest_of(manifests), archived_at=timezone.now(), last_error="", failed_at=None
+    )
     return True
 
 
@@ -303,9 +319,7 @@ def search_archive(
 
     If the archive has no data for a day, the day is added to `absent`. Raises UnreadableArchive.
     """
-    if find_spec("pyarrow") is None:
-        raise UnreadableArchive(f"The archive {NEEDS_EXTRA}")
-    with open_archive() as store:
+    with _reading() as store:
         day = since.date()
         while day < until.date() + DAY:
             seen, manifests = set[str](), [*_manifests(store, day)]
@@ -317,6 +331,41 @@ def search_archive(
                         seen.add(row["uid"])
                         yield row
             day += DAY
+
+
+def compare_archive(begin: date, end: date, digest: str) -> int:
+    """Compare the archived calls of these days (without `end`) with `digest`, and return their number.
+
+    `digest` is the one that was recorded when their partition was archived. Raises UnreadableArchive at the first day
+    that is missing or differs.
+    """
+    manifests = []
+    with _reading() as store:
+        day = begin
+        while day < end:
+            manifest = next(_manifests(store, day), None)
+            if manifest is None:
+                raise UnreadableArchive(f"The archive lacks {day}.")
+            try:
+                _compare(store, manifest)
+            except NotArchived as reason:
+                raise UnreadableArchive(str(reason)) from reason
+            manifests.append(manifest)
+            day += DAY
+    if _digest_of(manifests) != digest:
+        raise UnreadableArchive(f"The archive has other calls from {begin} to before {end} than were archived.")
+    return sum(one.rows for one in manifests)
+
+
+def digest_archived(name: str) -> str | None:
+    """Return the digest of the calls of a partition that is archived; None if it is not."""
+    archived = ArchivedPartition.objects.filter(pk=name).exclude(archived_at=None)
+    digest: str | None = archived.values_list("digest", flat=True).first()
+    return digest
+
+
+def _digest_of(manifests: Iterable[Manifest]) -> str:
+    return sha256("".join(one.digest for one in manifests).encode()).hexdigest()
 
 
 def _manifests(store: Objects, day: date) -> Iterator[Manifest]:

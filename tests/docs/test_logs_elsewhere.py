@@ -61,7 +61,8 @@ def test_a_sink_of_each_kind_is_made_as_printed(live: Serve, tmp_path: Path) -> 
 
 
 def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
-    keep, verify, compare = map(with_this_python, re.findall(r"```bash\n([^\n]*verify_log.*?)```", AUDITOR, re.DOTALL))
+    printed_scripts = re.findall(r"```bash\n([^\n]*verify_log.*?)```", AUDITOR, re.DOTALL)
+    keep, verify, compare, archived = map(with_this_python, printed_scripts)
     today = datetime.now(UTC).date()
     printed = {"2026-11-01": today - timedelta(days=1), "2026-12-01": today + timedelta(days=1)}
     for day, other in printed.items():
@@ -76,8 +77,9 @@ def test_the_log_is_verified_as_printed(live: Serve, tmp_path: Path) -> None:
     received.write_text(live.manage("shell", "--no-imports", "--verbosity", "0", "-c", CHECKPOINTS))
     compare = compare.replace("received.jsonl", str(received))
 
-    scripts = (keep, verify, compare)
-    said = [shell(script.replace("checkpoint-key.pem", key), ROOT, **live.environment()) for script in scripts]
+    scripts = (keep, verify, compare, archived)
+    environment = live.environment() | {"GATEWAY_ARCHIVE": str(tmp_path / "archive")}
+    said = [shell(script.replace("checkpoint-key.pem", key), ROOT, **environment) for script in scripts]
 
     assert Path(key).read_text().startswith("-----BEGIN PUBLIC KEY-----")
     assert said[0] == ""

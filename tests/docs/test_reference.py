@@ -16,6 +16,7 @@ from gatewayadmin.serving import health, housekeeping
 from proxy import app, metrics
 from proxy.access.decision import DENIALS
 from proxy.access.features import Refusal
+from sinks import archive
 from sinks.receivers import KINDS
 from tests.docs.pages import ROOT, first_column
 from wire import background, jsonrpc, token_text
@@ -67,7 +68,7 @@ def test_every_kind_of_log_sink_is_documented() -> None:
 def test_the_lines_of_the_verifiers_are_documented_as_they_are_printed() -> None:
     text = (REFERENCE / "commands.md").read_text().split("### Lines of the verifiers")[1].split("\n## ")[0]
     told = [code for row in text.splitlines() if row.startswith("| `") for code in re.findall("`([^`]+)`", row[:-1])]
-    sources = "".join(map(getsource, (verify_export, verifying, verify_log)))
+    sources = "".join(map(getsource, (verify_export, verifying, verify_log, archive)))
     printed = re.findall(r'(?:found\(|add\("\w+", |said = |return )\s*f?"([^"]+[.…])"', sources)
 
     assert len(printed) > 20

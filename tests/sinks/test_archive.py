@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from datetime import timezone as tzinfo
 from pathlib import Path
@@ -104,6 +105,7 @@ def test_old_calls_are_archived_then_dropped_and_found_again(bucket: Bucket, set
     assert (done["partitions_archived"], done["partitions_dropped"]) == (2, 2)
     assert list(Call.objects.values_list("uid", flat=True)) == [kept.uid]
     assert verify().findings == []
+    assert sum(line.startswith("The archive matches: ") for line in verified(matches=True)) == 2
     found = search("--from", searched_from(OLD + 1), "--to", searched_from(OLD - 1))
     assert {row["uid"] for row in found} == {str(one.uid) for one in made}
     [row] = [row for row in found if row["uid"] == str(made[0].uid)]
@@ -137,6 +139,61 @@ def test_rows_read_from_the_archive_have_the_digests_that_were_sealed(folder: Pa
     sealed = {leaf for one in Checkpoint.objects.exclude(leaves=b"") for leaf in unpacked(bytes(one.leaves or b""))}
     assert leaves == sealed
     assert len(leaves) == 4
+
+
+def verified(*words: str, matches: bool) -> list[str]:
+    """Run `verify_log --archive`, assert whether everything matches, and return the printed lines."""
+    out = io.StringIO()
+    with nullcontext() if matches else pytest.raises(CommandError, match="does not match"):
+        call_command("verify_log", "--archive", *words, stdout=out)
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.full
+def test_forged_archive_differs_from_the_sealed_event_of_its_partition(folder: Path, settings: LazySettings) -> None:
+    sealing.keep_up()
+    settings.ARCHIVE = ""
+    with pytest.raises(CommandError, match="GATEWAY_ARCHIVE"):
+        call_command("verify_log", "--archive")
+    old(OLD + 2)
+    chores()  # Drops a partition without archiving it.
+    settings.ARCHIVE = str(folder)
+    for _ in range(3):
+        old(feature_name="send_money")
+    day = (timezone.now() - OLD * DAY).date()
+    span = next(span for span in Call.partitions.spans() if span.start == day)
+    [name] = [name for name, one in Call.partitions.expired(span.end) if one == span]
+    chores()
+    sealing.keep_up()
+
+    lines = verified(matches=True)
+    assert lines[0] == f"The archive matches: 3 calls from {day} to before {day + DAY}."
+    assert "Not compared: 1 dropped partition whose admin event has no digest." in lines
+    lines = verified("--from", str(day + DAY), matches=True)
+    assert not [line for line in lines if "archive" in line or "Not compared" in line]
+
+    # A forger replaces files and manifest by ones that match each other.
+    (folder / "calls").rename(folder / "true")
+    ArchivedPartition.objects.all().delete()
+    for _ in range(3):
+        old(feature_name="read_page")
+    archive.archive(name, span)
+    Call.partitions.drop_before(span.end)
+    assert len(search("--from", str(day), "--tool", "read_page")) == 3
+    lines = verified(matches=False)
+    assert f"The archive has other calls from {day} to before {day + DAY} than were archived." in lines
+    assert any(line.startswith(f"Unproved: from {day}") for line in lines)
+
+    [file] = (folder / "calls").rglob("manifest-1.json")
+    file.write_bytes(b"{}")
+    assert "A manifest of the archive is invalid." in verified(matches=False)
+    file.unlink()
+    assert f"The archive lacks {day}." in verified(matches=False)
+    [file] = (folder / "true").rglob("*.parquet")
+    file.write_bytes(b"")
+    (folder / "calls").rename(folder / "forged")
+    (folder / "true").rename(folder / "calls")
+    assert any(line.endswith(" was changed in the archive.") for line in verified(matches=False))
 
 
 @pytest.mark.full

@@ -12,7 +12,6 @@ from auditlog.partitions import DAY
 from gatewayadmin.management.base import moment
 from sinks import archive
 from sinks.archive import UnreadableArchive
-from wire.outbound import NoAnswer
 
 # The column that each option is compared with.
 COLUMN_OF_OPTION = {
@@ -56,10 +55,6 @@ class Command(BaseCommand):
                 found += 1
         except UnreadableArchive as reason:
             raise CommandError(str(reason)) from reason
-        except NoAnswer as error:
-            raise CommandError(f"The archive {error}.") from error
-        except OSError as error:
-            raise CommandError(f"The archive cannot be read ({type(error).__name__}).") from error
         sys.stdout.flush()
         if absent:
             days = ", ".join(map(str, absent[:MOST_DAYS_NAMED])) + (", ..." if absent[MOST_DAYS_NAMED:] else "")

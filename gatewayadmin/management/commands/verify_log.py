@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,17 @@ from django.core.management.base import CommandError
 from django.db import transaction
 from django.template.defaultfilters import pluralize
 
+from auditlog.actions import Action
 from auditlog.checkpoints import sealing, verifying
 from auditlog.checkpoints.received import Received
-from auditlog.checkpoints.verify_export import NOUNS, in_words, late_lines
+from auditlog.checkpoints.sealing import END
+from auditlog.checkpoints.verify_export import BEGINNING, NOUNS, LogPeriod, in_words, late_lines
 from auditlog.checkpoints.verifying import Report
+from auditlog.models import Event
+from auditlog.partitions import midnight
 from gatewayadmin.management.base import WorkspaceCommand, moment
+from sinks import archive
+from sinks.archive import UnreadableArchive
 
 
 class Command(WorkspaceCommand):
@@ -37,6 +43,9 @@ class Command(WorkspaceCommand):
             type=Path,
             help="a file of JSON lines that a sink received; checkpoints and rows in it must match the database",
         )
+        parser.add_argument(
+            "--archive", action="store_true", help="also compare archived calls with the events of their retention"
+        )
         parser.add_argument("--print-key", action="store_true", help="print the public key as PEM, and nothing else")
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -47,7 +56,11 @@ class Command(WorkspaceCommand):
             return
         keys = [_public(path) for path in options["keys"]] if options["keys"] else None
         received = _received(options["received"], options["until"]) if options["received"] else None
+        if options["archive"] and not archive.archive_enabled():
+            raise CommandError("Set GATEWAY_ARCHIVE to the folder or bucket of the archive.", returncode=2)
         report = verifying.verify(keys, options["since"], options["until"], received)
+        if options["archive"]:
+            self._compare_archive(report, LogPeriod(options["since"] or BEGINNING, options["until"] or END))
         for finding in report.findings:
             self.stdout.write(finding.sentence)
         for line in _summary(report, received):
@@ -60,6 +73,28 @@ class Command(WorkspaceCommand):
         if report.findings:
             number = len(report.findings)
             raise CommandError(f"The log does not match its checkpoints: {number} finding{pluralize(number)}.")
+
+    def _compare_archive(self, report: Report, asked: LogPeriod) -> None:
+        """Add a finding for each partition in the period whose archived calls differ from its admin event."""
+        unknown = 0
+        for event in Event.objects.filter(action=Action.CALLS_DROPPED).order_by("pk"):
+            begin, end = (date.fromisoformat(event.changes[name]) for name in ("from", "before"))
+            span = LogPeriod(midnight(begin), midnight(end))
+            if span.until <= asked.since or span.since >= asked.until:
+                continue
+            if (digest := event.changes.get("archive_digest")) is None:
+                unknown += 1
+                continue
+            try:
+                calls = archive.compare_archive(begin, end, digest)
+            except UnreadableArchive as reason:
+                report.add("archive", str(reason), span)
+            else:
+                self.stdout.write(f"The archive matches: {calls} call{pluralize(calls)} from {begin} to before {end}.")
+        if unknown:
+            self.stdout.write(
+                f"Not compared: {unknown} dropped partition{pluralize(unknown)} whose admin event has no digest."
+            )
 
 
 def _summary(report: Report, received: Received | None) -> Iterator[str]:
