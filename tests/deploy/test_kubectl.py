@@ -1,8 +1,9 @@
-"""The commands of docs/how-to/kubernetes.md, upgrade.md and back-up.md, run by kubectl on a cluster without nodes.
+"""The commands about Kubernetes in docs/, run by kubectl on a cluster without nodes.
 
 The tests check the resulting objects and the order of changes, as recorded by kubernetes_api.py.
 """
 
+import base64
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from wire.versions import VERSION
 pytestmark = pytest.mark.full
 
 PAGE = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+MANIFESTS = (ROOT / "docs" / "reference" / "kubernetes.md").read_text()
 ROTATE = (ROOT / "docs" / "how-to" / "back-up.md").read_text()
 OWNER, RUNNER = "postgresql://gateway:s@192.0.2.10/gateway", "postgresql://gateway_run:s@192.0.2.10/gateway"
 
@@ -165,6 +167,51 @@ def test_production_is_installed_and_upgraded_as_printed(cluster: Kubernetes, re
     (look,) = re.findall(r"`(kubectl --namespace nginx-ingress get pods --output wide)`", PAGE)
     assert "restarted" in reader.run(restart)
     assert "No resources found in nginx-ingress namespace" in reader.run(look)
+
+
+def test_an_overlay_is_changed_as_printed(cluster: Kubernetes, reader: Reader) -> None:
+    reader.run(block(PAGE, "kubectl create namespace gateway-admin\n"))
+    for name in ("email_url", "direct_url"):
+        (reader.folder / name).write_text(f"smtp+tls://it's:a%20secret@{name}.example.com:587\n")
+    place = reader.folder / "deploy/kubernetes/overlays/production/kustomization.yaml"
+    patches = re.findall(r"```yaml\n(.*?)```", MANIFESTS, re.DOTALL)
+    place.write_text(place.read_text() + "".join(patches))
+
+    reader.run(block(MANIFESTS, "kubectl --namespace gateway-admin patch secret"))
+    reader.run("kubectl apply --kustomize deploy/kubernetes/overlays/production")
+
+    found = has_what_its_pods_read(cluster, "gateway-admin")
+    assert len([pod for pod in found if "/run/secrets/keys" in pod.secrets.values()]) == 3
+    keys = cluster.secret("gateway-admin", "gateway-admin-keys")
+    assert keys["email_url"] == "smtp+tls://it's:a%20secret@email_url.example.com:587\n"
+    assert len(base64.b64decode(keys["checkpoint_key"])) == 32
+    assert keys.keys() >= {"secret_key", "token_keys", "encryption_keys"}
+    run = cluster.secret("gateway-admin", "gateway-admin-run")
+    assert run.keys() == {"url", "direct_url"}
+    manifests = {(one["kind"], one["metadata"]["name"]): one for one in cluster.all("gateway-admin")}
+    settings = manifests["ConfigMap", "gateway-admin"]["data"]
+    assert settings["GATEWAY_EMAIL_URL_FILE"] == "/run/secrets/keys/email_url"
+    assert settings["GATEWAY_CHECKPOINT_KEY_FILE"] == "/run/secrets/keys/checkpoint_key"
+    [container] = manifests["Deployment", "gateway-admin"]["spec"]["template"]["spec"]["containers"]
+    assert {one["name"]: one.get("value") for one in container["env"]} == {
+        "GATEWAY_METRICS_TOKEN": None,
+        "GATEWAY_DIRECT_DATABASE_URL_FILE": "/run/secrets/database/direct_url",
+    }
+    policy = manifests["NetworkPolicy", "gateway-admin"]["spec"]
+    [rule] = [one for one in policy["egress"] if {"port": 5432, "protocol": "TCP"} in one["ports"]]
+    assert [one["ipBlock"]["cidr"] for one in rule["to"]] == ["10.1.0.0/24", "10.1.1.0/24"]
+    assert policy["egress"][-1]["to"][0]["podSelector"] == {"matchLabels": {"app": "wiki"}}
+    [namespaces] = policy["ingress"][0]["from"][0]["namespaceSelector"]["matchExpressions"]
+    assert namespaces["values"] == ["nginx-ingress", "monitoring", "datadog"]
+
+    before = len(cluster.said)
+    reader.run(block(MANIFESTS, "kubectl --namespace gateway-admin create job"))
+
+    assert [one for one in cluster.said[before:] if one[1] == "Job"] == [
+        ("create", "Job", "by-hand"),
+        ("complete", "Job", "by-hand"),
+        ("delete", "Job", "by-hand"),
+    ]
 
 
 def test_a_migration_that_has_not_ended_is_waited_for(cluster: Kubernetes, reader: Reader) -> None:

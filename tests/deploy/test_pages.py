@@ -1,4 +1,4 @@
-"""docs/how-to/deploy.md and kubernetes.md name existing files, services, secrets and arguments."""
+"""The pages about deploying name existing files, services, secrets and arguments."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ from tests.docs.pages import ROOT
 from tests.docs.test_blocks import BLOCKS
 from wire.versions import VERSION
 
-DEPLOYMENT = ("docs/how-to/deploy.md", "docs/how-to/kubernetes.md")
+DEPLOYMENT = ("docs/how-to/deploy.md", "docs/how-to/kubernetes.md", "docs/reference/kubernetes.md")
 SCRIPTS = [block.text.replace("\\\n", " ") for block in BLOCKS if block.page in DEPLOYMENT]
 LINES = [line for text in SCRIPTS for line in text.splitlines()]
 PROSE = "\n".join((ROOT / page).read_text() for page in DEPLOYMENT)

@@ -212,6 +212,14 @@ RUN_BY = (
         (page, "kubectl", "deploy/test_kubectl.py::test_production_is_installed_and_upgraded_as_printed")
         for page in ("docs/how-to/kubernetes.md", "docs/how-to/upgrade.md")
     ),
+    *(
+        (
+            "docs/reference/kubernetes.md",
+            begin,
+            "deploy/test_kubectl.py::test_an_overlay_is_changed_as_printed",
+        )
+        for begin in ("kubectl", "- target")
+    ),
     (
         "docs/how-to/kubernetes.md",
         "deploy/compose/make-secrets\ncd",
