@@ -606,6 +606,11 @@ class Action(StrEnum):
         "{actor} sent a test mail to {to}{sent}.",
         "{actor} tried to send a test mail, which failed.",
     )
+    CALLS_ARCHIVED = (
+        "workspace.calls_archived",
+        "{calls} calls of {day} were archived.",
+        "Calls of a day were archived.",
+    )
     CALLS_DROPPED = (
         "workspace.calls_dropped",
         "Retention deleted the partition {partition}, which had {calls} calls.",

@@ -6,7 +6,7 @@ dropped. The archive can be searched without the database.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -25,8 +25,10 @@ from django.utils import timezone
 from prometheus_client import Gauge
 from psycopg import sql
 
+from accounts.models import WorkspaceSettings
+from auditlog.actions import Action
 from auditlog.checkpoints.sealing import CANONICAL, NEWEST, columns_of, leaf_of
-from auditlog.models import Call
+from auditlog.models import Call, Event
 from auditlog.partitions import DAY, PartitionDays, midnight
 from servers.upstream_guard import upstream_guard
 from sinks.models import LONGEST_ERROR, ArchivedPartition
@@ -110,9 +112,7 @@ def open_archive() -> Objects:
 
 @contextmanager
 def _reading() -> Iterator[Objects]:
-    """Open the archive for reading. Raises UnreadableArchive, also if the archive cannot be reached."""
-    if find_spec("pyarrow") is None:
-        raise UnreadableArchive(f"The archive {NEEDS_EXTRA}")
+    """Open the archive for reading. Raises UnreadableArchive if it cannot be reached."""
     try:
         with open_archive() as store:
             yield store
@@ -193,9 +193,8 @@ def archive(name: str, span: PartitionDays) -> bool:
         raise NotArchived(f"The archive cannot be written: {error.strerror or type(error).__name__}.") from error
     except Error as error:
         raise NotArchived(f"The rows of the partition could not be read ({type(error).__name__}).") from error
-    _note(
-        name, span, rows=rows, digest=_digest_of(manifests), archived_at=timezone.now(), last_error="", failed_at=None
-    )
+    digest = sha256("".join(one.digest for one in manifests).encode()).hexdigest()
+    _note(name, span, rows=rows, digest=digest, archived_at=timezone.now(), last_error="", failed_at=None)
     return True
 
 
@@ -223,22 +222,28 @@ def _archive_day(store: Objects, partition: str, day: date) -> Manifest:
     made = _written(store, partition, day)
     _compare(store, made)
     for number in count(1):
-        name = _manifest_name(day, number)
-        if store.put(name, made.written()):
+        name, text = _manifest_name(day, number), made.written()
+        if store.put(name, text):
+            _record(name, text, made)
             return made
         # The manifest of an earlier attempt. If rows were committed since, the day gets another manifest.
-        there = _read(store, name)
+        text = store.get(name) or b""
+        try:
+            there = Manifest.read(text)
+        except UnreadableArchive as reason:
+            raise NotArchived(str(reason)) from reason
         if (there.rows, there.digest) == (made.rows, made.digest):
             _compare(store, there)
+            _record(name, text, there)
             return there
     raise AssertionError  # Unreachable: count() is infinite.
 
 
-def _read(store: Objects, name: str) -> Manifest:
-    try:
-        return Manifest.read(store.get(name) or b"")
-    except UnreadableArchive as reason:
-        raise NotArchived(str(reason)) from reason
+def _record(name: str, text: bytes, manifest: Manifest) -> None:
+    """Record the manifest as an admin event, once. `verify_log --archive` compares the archive with these events."""
+    told = {"day": manifest.day, "calls": manifest.rows, "manifest": name, "sha256": sha256(text).hexdigest()}
+    if not Event.objects.filter(action=Action.CALLS_ARCHIVED, changes=told).exists():
+        Event.objects.record(Action.CALLS_ARCHIVED, WorkspaceSettings.load(), by=None, changes=told)
 
 
 def _written(store: Objects, partition: str, day: date) -> Manifest:
@@ -304,12 +309,7 @@ def archived_rows(store: Objects, manifest: Manifest, equal: dict[str, Any] | No
     """
     parquet = import_module("sinks.parquet")
     for part in manifest.parts:
-        data = store.get(part.name)
-        if data is None:
-            raise UnreadableArchive(f"{part.name} is missing in the archive.")
-        if sha256(data).hexdigest() != part.sha256:
-            raise UnreadableArchive(f"{part.name} was changed in the archive.")
-        yield from parquet.parquet_rows(data, equal)
+        yield from parquet.parquet_rows(_read_part(store, part), equal)
 
 
 def search_archive(
@@ -319,6 +319,8 @@ def search_archive(
 
     If the archive has no data for a day, the day is added to `absent`. Raises UnreadableArchive.
     """
+    if find_spec("pyarrow") is None:
+        raise UnreadableArchive(f"The archive {NEEDS_EXTRA}")
     with _reading() as store:
         day = since.date()
         while day < until.date() + DAY:
@@ -333,47 +335,57 @@ def search_archive(
             day += DAY
 
 
-def compare_archive(begin: date, end: date, digest: str) -> int:
-    """Compare the archived calls of these days (without `end`) with `digest`, and return their number.
+def verify_archive(named: Mapping[str, str], days: Iterable[date]) -> Iterator[tuple[date, str]]:
+    """Compare archived days with `named`: the SHA-256 of each manifest that an admin event names.
 
-    `digest` is the one that was recorded when their partition was archived. Raises UnreadableArchive at the first day
-    that is missing or differs.
+    Yields each day that has manifests or should have some, with what differs; "" if nothing does. Raises
+    UnreadableArchive if the archive cannot be reached.
     """
-    manifests = []
     with _reading() as store:
-        day = begin
-        while day < end:
-            manifest = next(_manifests(store, day), None)
-            if manifest is None:
-                raise UnreadableArchive(f"The archive lacks {day}.")
-            try:
-                _compare(store, manifest)
-            except NotArchived as reason:
-                raise UnreadableArchive(str(reason)) from reason
-            manifests.append(manifest)
-            day += DAY
-    if _digest_of(manifests) != digest:
-        raise UnreadableArchive(f"The archive has other calls from {begin} to before {end} than were archived.")
-    return sum(one.rows for one in manifests)
+        for day in days:
+            there = dict(_manifest_files(store, day))
+            expected = {name for name in named if name.startswith(f"{_folder(day)}/")}
+            if there or expected:
+                yield day, _difference(store, there, {name: named[name] for name in expected})
 
 
-def digest_archived(name: str) -> str | None:
-    """Return the digest of the calls of a partition that is archived; None if it is not."""
-    archived = ArchivedPartition.objects.filter(pk=name).exclude(archived_at=None)
-    digest: str | None = archived.values_list("digest", flat=True).first()
-    return digest
+def _difference(store: Objects, there: Mapping[str, bytes], named: Mapping[str, str]) -> str:
+    """Return what differs between the manifests `there`, the admin events that name them, and their files."""
+    for name in sorted({*there, *named}):
+        if name not in there:
+            return f"{name} is missing in the archive."
+        if name not in named:
+            return f"{name} was added to the archive: no admin event names it."
+        if sha256(there[name]).hexdigest() != named[name]:
+            return f"{name} was changed in the archive."
+        try:
+            for part in Manifest.read(there[name]).parts:
+                _read_part(store, part)
+        except UnreadableArchive as reason:
+            return str(reason)
+    return ""
 
 
-def _digest_of(manifests: Iterable[Manifest]) -> str:
-    return sha256("".join(one.digest for one in manifests).encode()).hexdigest()
+def _read_part(store: Objects, part: ArchiveFile) -> bytes:
+    """Return the bytes of a file. Raises UnreadableArchive if the file is missing or was changed."""
+    data = store.get(part.name)
+    if data is None:
+        raise UnreadableArchive(f"{part.name} is missing in the archive.")
+    if sha256(data).hexdigest() != part.sha256:
+        raise UnreadableArchive(f"{part.name} was changed in the archive.")
+    return data
+
+
+def _manifest_files(store: Objects, day: date) -> Iterator[tuple[str, bytes]]:
+    """Yield the names and texts of the manifests of a day, oldest first."""
+    for number in count(1):
+        name = _manifest_name(day, number)
+        text = store.get(name)
+        if text is None:
+            return
+        yield name, text
 
 
 def _manifests(store: Objects, day: date) -> Iterator[Manifest]:
     """Yield the manifests of a day, newest first. The newest manifest covers all rows of the earlier ones."""
-    found: list[Manifest] = []
-    for number in count(1):
-        text = store.get(_manifest_name(day, number))
-        if text is None:
-            break
-        found.append(Manifest.read(text))
-    yield from reversed(found)
+    yield from reversed([Manifest.read(text) for _, text in _manifest_files(store, day)])

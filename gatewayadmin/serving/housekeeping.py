@@ -232,8 +232,6 @@ def _archive_partitions(now: datetime) -> int:
 def _note_dropped(name: str, span: PartitionDays, rows: int) -> None:
     """Record that retention drops a partition of the log, in the transaction that drops it."""
     about = {"partition": name, "from": span.start.isoformat(), "before": span.end.isoformat(), "calls": rows}
-    if digest := archive.digest_archived(name):
-        about["archive_digest"] = digest  # `verify_log --archive` compares the archive with it.
     Event.objects.record(Action.CALLS_DROPPED, WorkspaceSettings.load(), by=None, changes=about)
 
 

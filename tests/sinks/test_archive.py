@@ -9,6 +9,7 @@ import sys
 from contextlib import nullcontext
 from datetime import timedelta
 from datetime import timezone as tzinfo
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -105,7 +106,7 @@ def test_old_calls_are_archived_then_dropped_and_found_again(bucket: Bucket, set
     assert (done["partitions_archived"], done["partitions_dropped"]) == (2, 2)
     assert list(Call.objects.values_list("uid", flat=True)) == [kept.uid]
     assert verify().findings == []
-    assert sum(line.startswith("The archive matches: ") for line in verified(matches=True)) == 2
+    assert any(line.startswith("The archive of 2 days ") for line in verified(matches=True))
     found = search("--from", searched_from(OLD + 1), "--to", searched_from(OLD - 1))
     assert {row["uid"] for row in found} == {str(one.uid) for one in made}
     [row] = [row for row in found if row["uid"] == str(made[0].uid)]
@@ -150,50 +151,61 @@ def verified(*words: str, matches: bool) -> list[str]:
 
 
 @pytest.mark.full
-def test_forged_archive_differs_from_the_sealed_event_of_its_partition(folder: Path, settings: LazySettings) -> None:
+def test_forged_archive_differs_from_the_sealed_events(folder: Path, settings: LazySettings) -> None:
     sealing.keep_up()
     settings.ARCHIVE = ""
     with pytest.raises(CommandError, match="GATEWAY_ARCHIVE"):
         call_command("verify_log", "--archive")
-    old(OLD + 2)
-    chores()  # Drops a partition without archiving it.
     settings.ARCHIVE = str(folder)
-    for _ in range(3):
-        old(feature_name="send_money")
-    day = (timezone.now() - OLD * DAY).date()
-    span = next(span for span in Call.partitions.spans() if span.start == day)
-    [name] = [name for name, one in Call.partitions.expired(span.end) if one == span]
+    assert "The archive is not compared: no admin event names archived calls." in verified(matches=True)
+    for days in (OLD, OLD, OLD + 1):
+        old(days, feature_name="send_money")
     chores()
     sealing.keep_up()
+    day = (timezone.now() - OLD * DAY).date()
+    assert f"The archive of 2 days from {day - DAY} to {day} matches." in verified(matches=True)
+    assert f"The archive of 1 day from {day} to {day} matches." in verified("--from", str(day), matches=True)
+    place = folder / "calls" / f"{day:%Y/%m/%d}"
+    [file], manifest = place.glob("*.parquet"), place / "manifest-1.json"
 
-    lines = verified(matches=True)
-    assert lines[0] == f"The archive matches: 3 calls from {day} to before {day + DAY}."
-    assert "Not compared: 1 dropped partition whose admin event has no digest." in lines
-    lines = verified("--from", str(day + DAY), matches=True)
-    assert not [line for line in lines if "archive" in line or "Not compared" in line]
+    def found() -> list[str]:
+        lines = verified(matches=False)
+        assert f"The archive of 1 day from {day - DAY} to {day} matches." in lines
+        assert any(line.startswith(f"Unproved: from {day}") for line in lines)
+        return [line.removeprefix(f"calls/{day:%Y/%m/%d}/") for line in lines]
 
-    # A forger replaces files and manifest by ones that match each other.
-    (folder / "calls").rename(folder / "true")
-    ArchivedPartition.objects.all().delete()
-    for _ in range(3):
-        old(feature_name="read_page")
-    archive.archive(name, span)
-    Call.partitions.drop_before(span.end)
-    assert len(search("--from", str(day), "--tool", "read_page")) == 3
-    lines = verified(matches=False)
-    assert f"The archive has other calls from {day} to before {day + DAY} than were archived." in lines
-    assert any(line.startswith(f"Unproved: from {day}") for line in lines)
-
-    [file] = (folder / "calls").rglob("manifest-1.json")
-    file.write_bytes(b"{}")
-    assert "A manifest of the archive is invalid." in verified(matches=False)
+    # A forger replaces the files of a day by ones that match each other, or adds a manifest.
+    true, told = file.read_bytes(), json.loads(manifest.read_bytes())
+    forged = parquet.Writer(parquet.schema_of(sealing.NEWEST)).close()
+    part = {"name": told["parts"][0]["name"], "rows": 0, "sha256": sha256(forged).hexdigest()}
+    other = json.dumps(told | {"rows": 0, "digest": sha256().hexdigest(), "parts": [part]})
+    kept = manifest.read_bytes()
+    file.write_bytes(forged)
+    assert f"{file.name} was changed in the archive." in found()
+    manifest.write_text(other)
+    assert search("--from", str(day), "--tool", "send_money") == []
+    assert "manifest-1.json was changed in the archive." in found()
+    file.write_bytes(true)
+    manifest.unlink()
+    assert "manifest-1.json is missing in the archive." in found()
+    manifest.write_bytes(kept)
+    (place / "manifest-2.json").write_text(other)
+    assert "manifest-2.json was added to the archive: no admin event names it." in found()
+    (place / "manifest-2.json").unlink()
     file.unlink()
-    assert f"The archive lacks {day}." in verified(matches=False)
-    [file] = (folder / "true").rglob("*.parquet")
-    file.write_bytes(b"")
-    (folder / "calls").rename(folder / "forged")
-    (folder / "true").rename(folder / "calls")
-    assert any(line.endswith(" was changed in the archive.") for line in verified(matches=False))
+    assert f"{file.name} is missing in the archive." in found()
+
+    # Days that were archived by a version without these events are counted.
+    file.write_bytes(true)
+    before = folder / "calls" / f"{day - 5 * DAY:%Y/%m/%d}"
+    before.mkdir(parents=True)
+    (before / "manifest-1.json").write_bytes(kept)
+    lines = verified("--from", str(day - 9 * DAY), matches=True)
+    assert f"Not compared: 1 archived day before {day - DAY}." in lines
+    (folder / "calls").rename(folder / "elsewhere")
+    (folder / "calls").write_text("a file where a folder has to be")
+    with pytest.raises(CommandError, match="cannot be read"):
+        call_command("verify_log", "--archive", stdout=io.StringIO())
 
 
 @pytest.mark.full

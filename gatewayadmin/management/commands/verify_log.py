@@ -19,7 +19,7 @@ from auditlog.checkpoints.sealing import END
 from auditlog.checkpoints.verify_export import BEGINNING, NOUNS, LogPeriod, in_words, late_lines
 from auditlog.checkpoints.verifying import Report
 from auditlog.models import Event
-from auditlog.partitions import midnight
+from auditlog.partitions import DAY, midnight
 from gatewayadmin.management.base import WorkspaceCommand, moment
 from sinks import archive
 from sinks.archive import UnreadableArchive
@@ -44,7 +44,7 @@ class Command(WorkspaceCommand):
             help="a file of JSON lines that a sink received; checkpoints and rows in it must match the database",
         )
         parser.add_argument(
-            "--archive", action="store_true", help="also compare archived calls with the events of their retention"
+            "--archive", action="store_true", help="also compare archived calls with the admin events that name them"
         )
         parser.add_argument("--print-key", action="store_true", help="print the public key as PEM, and nothing else")
 
@@ -75,26 +75,36 @@ class Command(WorkspaceCommand):
             raise CommandError(f"The log does not match its checkpoints: {number} finding{pluralize(number)}.")
 
     def _compare_archive(self, report: Report, asked: LogPeriod) -> None:
-        """Add a finding for each partition in the period whose archived calls differ from its admin event."""
-        unknown = 0
-        for event in Event.objects.filter(action=Action.CALLS_DROPPED).order_by("pk"):
-            begin, end = (date.fromisoformat(event.changes[name]) for name in ("from", "before"))
-            span = LogPeriod(midnight(begin), midnight(end))
-            if span.until <= asked.since or span.since >= asked.until:
-                continue
-            if (digest := event.changes.get("archive_digest")) is None:
-                unknown += 1
-                continue
-            try:
-                calls = archive.compare_archive(begin, end, digest)
-            except UnreadableArchive as reason:
-                report.add("archive", str(reason), span)
-            else:
-                self.stdout.write(f"The archive matches: {calls} call{pluralize(calls)} from {begin} to before {end}.")
+        """Add a finding for each day in the period whose archived calls differ from the admin events."""
+        named: dict[str, str] = {}
+        days = set[date]()
+        for event in Event.objects.filter(action=Action.CALLS_ARCHIVED).order_by("pk"):
+            named.setdefault(event.changes["manifest"], event.changes["sha256"])
+            days.add(date.fromisoformat(event.changes["day"]))
+        if not days:
+            self.stdout.write("The archive is not compared: no admin event names archived calls.")
+            return
+        first = min(days) if asked.since == BEGINNING else asked.since.date()
+        last = min(max(days), asked.until.date())
+        matching = unknown = 0
+        try:
+            for day, difference in archive.verify_archive(named, _days(first, last)):
+                if difference and day < min(days):
+                    unknown += 1
+                elif difference:
+                    report.add("archive", difference, LogPeriod(midnight(day), midnight(day + DAY)))
+                else:
+                    matching += 1
+        except UnreadableArchive as reason:
+            raise CommandError(str(reason), returncode=2) from reason
+        self.stdout.write(f"The archive of {matching} day{pluralize(matching)} from {first} to {last} matches.")
         if unknown:
-            self.stdout.write(
-                f"Not compared: {unknown} dropped partition{pluralize(unknown)} whose admin event has no digest."
-            )
+            self.stdout.write(f"Not compared: {unknown} archived day{pluralize(unknown)} before {min(days)}.")
+
+
+def _days(first: date, last: date) -> Iterator[date]:
+    for number in range((last - first).days + 1):
+        yield first + number * DAY
 
 
 def _summary(report: Report, received: Received | None) -> Iterator[str]:
