@@ -163,14 +163,16 @@ def test_forged_archive_differs_from_the_sealed_events(folder: Path, settings: L
     chores()
     sealing.keep_up()
     day = (timezone.now() - OLD * DAY).date()
-    assert f"The archive of 2 days from {day - DAY} to {day} matches." in verified(matches=True)
+    before = day - DAY
+    assert f"The archive of 2 days from {before} to {day} matches." in verified(matches=True)
     assert f"The archive of 1 day from {day} to {day} matches." in verified("--from", str(day), matches=True)
+    assert f"The archive of 1 day from {before} to {before} matches." in verified("--to", str(day), matches=True)
     place = folder / "calls" / f"{day:%Y/%m/%d}"
     [file], manifest = place.glob("*.parquet"), place / "manifest-1.json"
 
     def found() -> list[str]:
         lines = verified(matches=False)
-        assert f"The archive of 1 day from {day - DAY} to {day} matches." in lines
+        assert f"The archive of 1 day from {before} to {day} matches." in lines
         assert any(line.startswith(f"Unproved: from {day}") for line in lines)
         return [line.removeprefix(f"calls/{day:%Y/%m/%d}/") for line in lines]
 
@@ -197,11 +199,11 @@ def test_forged_archive_differs_from_the_sealed_events(folder: Path, settings: L
 
     # Days that were archived by a version without these events are counted.
     file.write_bytes(true)
-    before = folder / "calls" / f"{day - 5 * DAY:%Y/%m/%d}"
-    before.mkdir(parents=True)
-    (before / "manifest-1.json").write_bytes(kept)
+    older = folder / "calls" / f"{day - 5 * DAY:%Y/%m/%d}"
+    older.mkdir(parents=True)
+    (older / "manifest-1.json").write_bytes(kept)
     lines = verified("--from", str(day - 9 * DAY), matches=True)
-    assert f"Not compared: 1 archived day before {day - DAY}." in lines
+    assert f"Not compared: 1 archived day before {before}." in lines
     (folder / "calls").rename(folder / "elsewhere")
     (folder / "calls").write_text("a file where a folder has to be")
     with pytest.raises(CommandError, match="cannot be read"):

@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Iterator
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +59,11 @@ class Command(WorkspaceCommand):
         if options["archive"] and not archive.archive_enabled():
             raise CommandError("Set GATEWAY_ARCHIVE to the folder or bucket of the archive.", returncode=2)
         report = verifying.verify(keys, options["since"], options["until"], received)
-        if options["archive"]:
-            self._compare_archive(report, LogPeriod(options["since"] or BEGINNING, options["until"] or END))
+        asked = LogPeriod(options["since"] or BEGINNING, options["until"] or END)
+        archived = [*_compare_archive(report, asked)] if options["archive"] else []
         for finding in report.findings:
             self.stdout.write(finding.sentence)
-        for line in _summary(report, received):
+        for line in (*_summary(report, received), *archived):
             self.stdout.write(line)
         if keys is None:
             self.stdout.write(
@@ -74,32 +74,33 @@ class Command(WorkspaceCommand):
             number = len(report.findings)
             raise CommandError(f"The log does not match its checkpoints: {number} finding{pluralize(number)}.")
 
-    def _compare_archive(self, report: Report, asked: LogPeriod) -> None:
-        """Add a finding for each day in the period whose archived calls differ from the admin events."""
-        named: dict[str, str] = {}
-        days = set[date]()
-        for event in Event.objects.filter(action=Action.CALLS_ARCHIVED).order_by("pk"):
-            named.setdefault(event.changes["manifest"], event.changes["sha256"])
-            days.add(date.fromisoformat(event.changes["day"]))
-        if not days:
-            self.stdout.write("The archive is not compared: no admin event names archived calls.")
-            return
-        first = min(days) if asked.since == BEGINNING else asked.since.date()
-        last = min(max(days), asked.until.date())
-        matching = unknown = 0
-        try:
-            for day, difference in archive.verify_archive(named, _days(first, last)):
-                if difference and day < min(days):
-                    unknown += 1
-                elif difference:
-                    report.add("archive", difference, LogPeriod(midnight(day), midnight(day + DAY)))
-                else:
-                    matching += 1
-        except UnreadableArchive as reason:
-            raise CommandError(str(reason), returncode=2) from reason
-        self.stdout.write(f"The archive of {matching} day{pluralize(matching)} from {first} to {last} matches.")
-        if unknown:
-            self.stdout.write(f"Not compared: {unknown} archived day{pluralize(unknown)} before {min(days)}.")
+
+def _compare_archive(report: Report, asked: LogPeriod) -> Iterator[str]:
+    """Add a finding for each day in the period whose archived calls differ from the admin events, and yield lines."""
+    named: dict[str, str] = {}
+    days = set[date]()
+    for event in Event.objects.filter(action=Action.CALLS_ARCHIVED).order_by("pk"):
+        named.setdefault(event.changes["manifest"], event.changes["sha256"])
+        days.add(date.fromisoformat(event.changes["day"]))
+    if not days:
+        yield "The archive is not compared: no admin event names archived calls."
+        return
+    first = min(days) if asked.since == BEGINNING else asked.since.date()
+    last = min(max(days), (asked.until - timedelta(microseconds=1)).date())
+    matching = unknown = 0
+    try:
+        for day, difference in archive.verify_archive(named, _days(first, last)):
+            if difference and day < min(days):
+                unknown += 1
+            elif difference:
+                report.add("archive", difference, LogPeriod(midnight(day), midnight(day + DAY)))
+            else:
+                matching += 1
+    except UnreadableArchive as reason:
+        raise CommandError(str(reason), returncode=2) from reason
+    yield f"The archive of {matching} day{pluralize(matching)} from {first} to {last} matches."
+    if unknown:
+        yield f"Not compared: {unknown} archived day{pluralize(unknown)} before {min(days)}."
 
 
 def _days(first: date, last: date) -> Iterator[date]:
