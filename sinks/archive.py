@@ -155,6 +155,13 @@ def keep_from(limit: date) -> date:
     return min((span.start for name, span in Call.partitions.expired(limit) if name not in archived), default=limit)
 
 
+def must_have_archived(name: str, rows: int) -> None:
+    """Raise NotArchived unless exactly `rows` calls of the partition are archived, or the archive is disabled."""
+    archived = ArchivedPartition.objects.filter(pk=name, rows=rows).exclude(archived_at=None)
+    if archive_enabled() and not archived.exists():
+        raise NotArchived(f"The partition has {rows} rows. Some of them are not archived yet.")
+
+
 def note_waiting() -> int:
     """Update the metric of partitions that could not be archived, and return their number."""
     number: int = waiting().count()

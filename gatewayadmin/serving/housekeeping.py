@@ -230,7 +230,11 @@ def _archive_partitions(now: datetime) -> int:
 
 
 def _note_dropped(name: str, span: PartitionDays, rows: int) -> None:
-    """Record that retention drops a partition of the log, in the transaction that drops it."""
+    """Record that retention drops a partition of the log, in the transaction that drops it.
+
+    Raises NotArchived if the partition got rows after it was archived.
+    """
+    archive.must_have_archived(name, rows)
     about = {"partition": name, "from": span.start.isoformat(), "before": span.end.isoformat(), "calls": rows}
     Event.objects.record(Action.CALLS_DROPPED, WorkspaceSettings.load(), by=None, changes=about)
 

@@ -22,10 +22,11 @@ from django.db import connection
 from django.utils import timezone
 
 from accounts.models import WorkspaceSettings
+from auditlog.actions import Action
 from auditlog.checkpoints import sealing
 from auditlog.checkpoints.sealing import leaf_of, unpacked
 from auditlog.checkpoints.verifying import verify
-from auditlog.models import Call, Checkpoint
+from auditlog.models import Call, Checkpoint, Event
 from capabilities import Capability
 from gatewayadmin.serving import housekeeping
 from sinks import archive, parquet
@@ -197,17 +198,28 @@ def test_forged_archive_differs_from_the_sealed_events(folder: Path, settings: L
     file.unlink()
     assert f"{file.name} is missing in the archive." in found()
 
-    # Days that were archived by a version without these events are counted.
-    file.write_bytes(true)
+
+@pytest.mark.full
+def test_archived_days_without_an_event_are_counted_and_an_unreadable_archive_is_no_finding(folder: Path) -> None:
+    sealing.keep_up()
+    old()
+    chores()
+    sealing.keep_up()
+    day = (timezone.now() - OLD * DAY).date()
+    kept = (folder / "calls" / f"{day:%Y/%m/%d}" / "manifest-1.json").read_bytes()
     older = folder / "calls" / f"{day - 5 * DAY:%Y/%m/%d}"
     older.mkdir(parents=True)
     (older / "manifest-1.json").write_bytes(kept)
     lines = verified("--from", str(day - 9 * DAY), matches=True)
-    assert f"Not compared: 1 archived day before {before}." in lines
+    assert f"Not compared: 1 archived day before {day}." in lines
     (folder / "calls").rename(folder / "elsewhere")
     (folder / "calls").write_text("a file where a folder has to be")
-    with pytest.raises(CommandError, match="cannot be read"):
-        call_command("verify_log", "--archive", stdout=io.StringIO())
+    with pytest.raises(CommandError, match="cannot be read") as unread:
+        call_command("verify_log", "--archive", stdout=(out := io.StringIO()))
+    assert unread.value.returncode == 2
+    assert out.getvalue().startswith("OK: ")
+    made_up = Event.objects.record(Action.CALLS_ARCHIVED, WorkspaceSettings.load(), by=None, changes={"day": "none"})
+    assert f"Admin event {made_up.uid} about archived calls is invalid." in verified(matches=False)
 
 
 @pytest.mark.full
@@ -261,6 +273,11 @@ def test_partition_that_got_a_row_since_is_archived_again(folder: Path) -> None:
 
     found = search("--from", searched_from(OLD))
     assert sorted(row["uid"] for row in found) == sorted([str(first.uid), str(late.uid)])
+    later = old()
+    with pytest.raises(archive.NotArchived, match="not archived yet"):
+        housekeeping.CHORES["partitions_dropped"](timezone.now())
+    assert chores()["partitions_dropped"] == 1
+    assert str(later.uid) in {row["uid"] for row in search("--from", searched_from(OLD))}
 
 
 @pytest.mark.full

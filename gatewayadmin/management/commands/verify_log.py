@@ -60,7 +60,7 @@ class Command(WorkspaceCommand):
             raise CommandError("Set GATEWAY_ARCHIVE to the folder or bucket of the archive.", returncode=2)
         report = verifying.verify(keys, options["since"], options["until"], received)
         asked = LogPeriod(options["since"] or BEGINNING, options["until"] or END)
-        archived = [*_compare_archive(report, asked)] if options["archive"] else []
+        archived, unread = _compare_archive(report, asked) if options["archive"] else ([], "")
         for finding in report.findings:
             self.stdout.write(finding.sentence)
         for line in (*_summary(report, received), *archived):
@@ -72,19 +72,19 @@ class Command(WorkspaceCommand):
             )
         if report.findings:
             number = len(report.findings)
-            raise CommandError(f"The log does not match its checkpoints: {number} finding{pluralize(number)}.")
+            raise CommandError(f"The log does not match its checkpoints: {number} finding{pluralize(number)}. {unread}")
+        if unread:
+            raise CommandError(unread, returncode=2)
 
 
-def _compare_archive(report: Report, asked: LogPeriod) -> Iterator[str]:
-    """Add a finding for each day in the period whose archived calls differ from the admin events, and yield lines."""
-    named: dict[str, str] = {}
-    days = set[date]()
-    for event in Event.objects.filter(action=Action.CALLS_ARCHIVED).order_by("pk"):
-        named.setdefault(event.changes["manifest"], event.changes["sha256"])
-        days.add(date.fromisoformat(event.changes["day"]))
+def _compare_archive(report: Report, asked: LogPeriod) -> tuple[list[str], str]:
+    """Add a finding for each day in the period whose archived calls differ from the admin events.
+
+    Returns the lines to print, and why the archive cannot be read; "" if it can.
+    """
+    named, days = _archived(report)
     if not days:
-        yield "The archive is not compared: no admin event names archived calls."
-        return
+        return ["The archive is not compared: no admin event names archived calls."], ""
     first = min(days) if asked.since == BEGINNING else asked.since.date()
     last = min(max(days), (asked.until - timedelta(microseconds=1)).date())
     matching = unknown = 0
@@ -97,10 +97,26 @@ def _compare_archive(report: Report, asked: LogPeriod) -> Iterator[str]:
             else:
                 matching += 1
     except UnreadableArchive as reason:
-        raise CommandError(str(reason), returncode=2) from reason
-    yield f"The archive of {matching} day{pluralize(matching)} from {first} to {last} matches."
+        return [], str(reason)
+    lines = [f"The archive of {matching} day{pluralize(matching)} from {first} to {last} matches."]
     if unknown:
-        yield f"Not compared: {unknown} archived day{pluralize(unknown)} before {min(days)}."
+        lines.append(f"Not compared: {unknown} archived day{pluralize(unknown)} before {min(days)}.")
+    return lines, ""
+
+
+def _archived(report: Report) -> tuple[dict[str, str], set[date]]:
+    """Return the SHA-256 of each manifest that admin events name, and the days that they name."""
+    named, days = dict[str, str](), set[date]()
+    for event in Event.objects.filter(action=Action.CALLS_ARCHIVED).order_by("pk"):
+        try:
+            day, manifest, digest = (str(event.changes[name]) for name in ("day", "manifest", "sha256"))
+            days.add(date.fromisoformat(day))
+        except (KeyError, TypeError, ValueError):
+            said = f"Admin event {event.uid} about archived calls is invalid."
+            report.add("archive", said, LogPeriod(event.created_at, event.created_at))
+        else:
+            named.setdefault(manifest, digest)
+    return named, days
 
 
 def _days(first: date, last: date) -> Iterator[date]:
